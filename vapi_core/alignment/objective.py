@@ -1,0 +1,47 @@
+"""The policy objective of VA-π (paper, §1 items 5 and 6): group advantages, clipped ratios, regularizers.
+
+All G sequences of a group are rolled out from one teacher-forced forward, so one logits tensor [B, T, V] gives the
+log-probabilities of all of them and the prior loss. Shapes: B images, G rollouts an image, T tokens, V codes.
+"""
+
+import torch
+from torch import Tensor
+
+
+def group_advantages(rewards: Tensor, clamp: float) -> Tensor:
+    """Advantages [B, G] of rewards [B, G] within each group: (R - mean) / (std + 1e-8), unbiased std, clamped to ±clamp.
+
+    In float64: the float32 mean of equal rewards can be off by a rounding unit, which the division blows up to
+    advantages near 1 (reference `vapi/advantages`, `equal_reward_hazard`). Here they are exactly 0.
+    """
+    wide = rewards.double()
+    advantages = (wide - wide.mean(1, keepdim=True)) / (wide.std(1, keepdim=True) + 1e-8)
+    return advantages.clamp(-clamp, clamp).to(rewards.dtype)
+
+
+def log_normalizer(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log of the softmax's denominator, [B, T, 1]; shared by everything that needs log-probabilities of `logits`."""
+    return (logits if temperature == 1.0 else logits / temperature).logsumexp(-1, keepdim=True)
+
+
+def token_log_probabilities(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probabilities [B, G, T] of tokens [B, G, T] under logits [B, T, V], without a second tensor of V columns."""
+    chosen = logits.gather(-1, tokens.transpose(1, 2)) / temperature  # [B, T, G]
+    return (chosen - log_normalizer(logits, temperature)).transpose(1, 2)
+
+
+def prior_loss(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Cross-entropy of noisy-prefix logits [B, T, V] against the reference tokens [B, T]: the paper's L_prior."""
+    return -token_log_probabilities(logits, tokens[:, None]).mean()
+
+
+def clipped_policy_loss(ratio: Tensor, advantages: Tensor, epsilon: float) -> Tensor:
+    """Per-token loss [B, G, T]: -min(ratio * A, clip(ratio, 1 - epsilon, 1 + epsilon) * A), advantages [B, G]."""
+    a = advantages[..., None]
+    return -torch.minimum(ratio * a, ratio.clamp(1 - epsilon, 1 + epsilon) * a)
+
+
+def kl_estimate(log_probabilities: Tensor, base_log_probabilities: Tensor) -> Tensor:
+    """Per-token k3 estimate of the KL to the base model on sampled tokens: exp(q - p) - (q - p) - 1, q the base."""
+    difference = base_log_probabilities - log_probabilities
+    return difference.exp() - difference - 1

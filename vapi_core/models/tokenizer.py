@@ -1,0 +1,298 @@
+"""The VQ tokenizer: images to a grid of codebook tokens and back.
+
+LlamaGen's architecture (official `tokenizer/tokenizer_image/vq_model.py`, a VQGAN with an l2-normalised codebook), with
+width, depth and channel multipliers as options: the same class is VQ-8, VQ-16 at full size, and a digit tokenizer.
+Tensor names and shapes equal the official state dict.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+OFFICIAL_USAGE_BUFFER = 65536  # the official quantizer carries a buffer of this length; it must be in a checkpoint
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Shape of a tokenizer. The defaults are VQ-16; an image side is divided by 2 per multiplier but the first."""
+
+    codebook_size: int = 16384
+    codebook_dim: int = 8
+    l2_norm: bool = True
+    base_channels: int = 128
+    encoder_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    decoder_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    res_blocks: int = 2
+    z_channels: int = 256
+    dropout: float = 0.0
+    commitment_weight: float = 0.25
+    entropy_weight: float = 0.0
+
+    @property
+    def downsample(self) -> int:
+        """Pixels of an image side per token of a grid side."""
+        return 2 ** (len(self.encoder_multipliers) - 1)
+
+
+OFFICIAL_TOKENIZERS = {
+    "VQ-16": TokenizerConfig(),
+    "VQ-8": TokenizerConfig(encoder_multipliers=(1, 2, 2, 4), decoder_multipliers=(1, 2, 2, 4)),
+}
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(num_groups=32, num_channels=channels, eps=1e-6)
+
+
+class _ResBlock(nn.Module):
+    def __init__(self, channels_in: int, channels_out: int, dropout: float):
+        super().__init__()
+        self.norm1 = _norm(channels_in)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.norm2 = _norm(channels_out)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return self.nin_shortcut(x) + h
+
+
+class _AttentionBlock(nn.Module):
+    """Single-head self-attention over all positions of a feature map."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = _norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (layer(h).flatten(2).transpose(1, 2) for layer in (self.q, self.k, self.v))  # [B, HW, C]
+        h = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
+        return x + self.proj_out(h.transpose(1, 2).reshape(x.shape))
+
+
+class _Downsample(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class _Upsample(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class _Level(nn.Module):
+    """One resolution: residual blocks, attention at the coarsest, then a change of resolution (or none)."""
+
+    def __init__(self, channels: list[int], dropout: float, attention: bool):
+        super().__init__()
+        self.res = nn.ModuleList(_ResBlock(i, o, dropout) for i, o in zip(channels, channels[1:], strict=False))
+        self.attn = nn.ModuleList(_AttentionBlock(c) for c in channels[1:] if attention)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, block in enumerate(self.res):
+            x = block(x)
+            if len(self.attn):
+                x = self.attn[i](x)
+        return x
+
+
+def _middle(channels: int, dropout: float) -> nn.ModuleList:
+    return nn.ModuleList(
+        [_ResBlock(channels, channels, dropout), _AttentionBlock(channels), _ResBlock(channels, channels, dropout)]
+    )
+
+
+class Encoder(nn.Module):
+    """[B, 3, H, W] in [-1, 1] to [B, z_channels, H / downsample, W / downsample]."""
+
+    def __init__(self, config: TokenizerConfig):
+        super().__init__()
+        widths = [config.base_channels * m for m in config.encoder_multipliers]
+        self.conv_in = nn.Conv2d(3, config.base_channels, 3, padding=1)
+        self.conv_blocks = nn.ModuleList()
+        previous = config.base_channels
+        for i, width in enumerate(widths):
+            coarsest = i == len(widths) - 1
+            level = _Level([previous] + [width] * config.res_blocks, config.dropout, attention=coarsest)
+            if not coarsest:
+                level.downsample = _Downsample(width)
+            self.conv_blocks.append(level)
+            previous = width
+        self.mid = _middle(previous, config.dropout)
+        self.norm_out = _norm(previous)
+        self.conv_out = nn.Conv2d(previous, config.z_channels, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        h = self.conv_in(images)
+        for level in self.conv_blocks:
+            h = level(h)
+            if hasattr(level, "downsample"):
+                h = level.downsample(h)
+        for block in self.mid:
+            h = block(h)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+class Decoder(nn.Module):
+    """[B, z_channels, h, w] to [B, 3, h * downsample, w * downsample], about [-1, 1] but not clamped."""
+
+    def __init__(self, config: TokenizerConfig):
+        super().__init__()
+        widths = [config.base_channels * m for m in reversed(config.decoder_multipliers)]
+        previous = widths[0]
+        self.conv_in = nn.Conv2d(config.z_channels, previous, 3, padding=1)
+        self.mid = _middle(previous, config.dropout)
+        self.conv_blocks = nn.ModuleList()
+        for i, width in enumerate(widths):
+            level = _Level([previous] + [width] * (config.res_blocks + 1), config.dropout, attention=i == 0)
+            if i < len(widths) - 1:
+                level.upsample = _Upsample(width)
+            self.conv_blocks.append(level)
+            previous = width
+        self.norm_out = _norm(previous)
+        self.conv_out = nn.Conv2d(previous, 3, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = self.conv_in(z)
+        for block in self.mid:
+            h = block(h)
+        for level in self.conv_blocks:
+            h = level(h)
+            if hasattr(level, "upsample"):
+                h = level.upsample(h)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+class Quantized(NamedTuple):
+    """What the quantizer makes of encoder outputs."""
+
+    codes: Tensor  # [B, D, h, w] codebook entries; the gradient passes straight through to the encoder
+    tokens: Tensor  # [B, h * w] row-major
+    codebook_loss: Tensor  # scalar: moves codebook entries towards encoder outputs
+    commitment_loss: Tensor  # scalar: moves encoder outputs towards codebook entries, weighted
+    entropy_loss: Tensor  # scalar: per-sample entropy minus entropy of the mean, weighted
+
+
+class VectorQuantizer(nn.Module):
+    """Nearest codebook entry, on the unit sphere if `l2_norm`."""
+
+    codebook_used: Tensor
+
+    def __init__(self, config: TokenizerConfig):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.codebook_size, config.codebook_dim)
+        nn.init.uniform_(self.embedding.weight, -1 / config.codebook_size, 1 / config.codebook_size)
+        if config.l2_norm:
+            self.embedding.weight.data = F.normalize(self.embedding.weight.data, dim=-1)
+        self.register_buffer("codebook_used", torch.zeros(OFFICIAL_USAGE_BUFFER))
+
+    @property
+    def codebook(self) -> Tensor:
+        """The entries that decoding uses, [K, D]; normalised if `l2_norm`."""
+        weight = self.embedding.weight
+        return F.normalize(weight, dim=-1) if self.config.l2_norm else weight
+
+    def look_up(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Codebook entries of tokens [B, h * w] as a feature map [B, D, h, w]."""
+        return self.codebook[tokens].unflatten(1, grid).permute(0, 3, 1, 2)
+
+    def _distances(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Encoder outputs as rows [N, D] (normalised if `l2_norm`) and squared distances to all entries [N, K]."""
+        rows = z.permute(0, 2, 3, 1).flatten(0, 2)
+        if self.config.l2_norm:
+            rows = F.normalize(rows, dim=-1)
+        codebook = self.codebook
+        squares = rows.square().sum(1, keepdim=True) + codebook.square().sum(1)
+        return rows, torch.addmm(squares, rows, codebook.T, alpha=-2)
+
+    def nearest(self, z: Tensor) -> Tensor:
+        """Tokens [B, h * w] of encoder outputs [B, D, h, w]."""
+        return self._distances(z)[1].argmin(1).unflatten(0, (z.shape[0], -1))
+
+    def forward(self, z: Tensor) -> Quantized:
+        rows, distances = self._distances(z)  # [N, D], [N, K]
+        tokens = distances.argmin(1)
+        codes = self.codebook[tokens]
+        codebook_loss = F.mse_loss(codes, rows.detach())
+        commitment_loss = self.config.commitment_weight * F.mse_loss(rows, codes.detach())
+        entropy_loss = self.config.entropy_weight * assignment_entropy(-distances) if self.config.entropy_weight else 0.0
+        straight_through = rows + (codes - rows).detach()
+        b, _, h, w = z.shape
+        return Quantized(
+            straight_through.unflatten(0, (b, h, w)).permute(0, 3, 1, 2),
+            tokens.unflatten(0, (b, -1)),
+            codebook_loss,
+            commitment_loss,
+            torch.as_tensor(entropy_loss, device=z.device),
+        )
+
+
+def assignment_entropy(affinities: Tensor, temperature: float = 0.01) -> Tensor:
+    """Mean entropy of soft assignments [N, K] minus the entropy of their mean: low when sure and evenly used.
+
+    Official `compute_entropy_loss`, softmax form, with its 1e-5 terms.
+    """
+    affinities = affinities / temperature
+    p = affinities.softmax(-1)
+    per_sample = -(p * (affinities + 1e-5).log_softmax(-1)).sum(-1).mean()
+    mean_p = p.mean(0)
+    of_mean = -(mean_p * (mean_p + 1e-5).log()).sum()
+    return per_sample - of_mean
+
+
+class Tokenizer(nn.Module):
+    """Encoder E, quantizer Q and decoder D of the paper. Images are [B, 3, H, W] in [-1, 1]."""
+
+    def __init__(self, config: TokenizerConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quantize = VectorQuantizer(config)
+        self.quant_conv = nn.Conv2d(config.z_channels, config.codebook_dim, 1)
+        self.post_quant_conv = nn.Conv2d(config.codebook_dim, config.z_channels, 1)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Encoder outputs before quantization, [B, D, h, w]."""
+        return self.quant_conv(self.encoder(images))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Tokens [B, h * w] of images."""
+        return self.quantize.nearest(self.embed(images))
+
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """Images of code vectors [B, D, h, w]; about [-1, 1], not clamped."""
+        return self.decoder(self.post_quant_conv(codes))
+
+    def decode(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Images [B, 3, H, W] of tokens [B, h * w]; the grid is square unless given."""
+        if grid is None:
+            side = int(tokens.shape[1] ** 0.5)
+            assert side * side == tokens.shape[1], f"{tokens.shape[1]} tokens are no square grid"
+            grid = (side, side)
+        return self.decode_codes(self.quantize.look_up(tokens, grid))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:
+        """Reconstruction of images and what the quantizer did, for training."""
+        quantized = self.quantize(self.embed(images))
+        return self.decode_codes(quantized.codes), quantized

@@ -1,0 +1,123 @@
+"""Sampling: from logits to tokens, and from a generator to sequences of tokens.
+
+A token is drawn by inverting the cumulative distribution at one uniform number, so a sequence of T tokens needs T
+numbers. They come from the image's own random stream: image i is the same whatever the batch size or the number of
+processes (up to rounding of the logits, which can differ between batch shapes in the last bit).
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vapi_core.models.generator import Generator, KVCache
+from vapi_core.randomness import stream
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How sequences are drawn. Guidance 1 is none; `top_k` 0 and `top_p` 1 keep the whole distribution."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    guidance_scale: float = 1.0
+    guidance_interval: int = -1  # guide no token after this many decode steps; -1: guide all
+    guidance_power: float | None = None  # not None: power-cosine schedule of VA-π's generate()
+
+
+def guidance_scales(length: int, config: SamplingConfig) -> list[float]:
+    """Guidance scale of each of `length` tokens; 1 means the conditional logits alone.
+
+    Token 0 comes from the prefill and always has the full scale. Decode step i makes token i + 1. The interval is
+    LlamaGen's `cfg_interval`; the power-cosine schedule is the one of VA-π's fork of `generate.py`:
+    1 + (1 - cos(pi * (i / (length - 1)) ** power)) / 2 * (scale - 1).
+    """
+    scale = config.guidance_scale
+    scales = [scale]
+    for i in range(length - 1):
+        if -1 < config.guidance_interval < i:
+            scales.append(1.0)
+        elif config.guidance_power is not None:
+            progress = (i / (length - 1)) ** config.guidance_power
+            scales.append(1 + (1 - math.cos(math.pi * progress)) / 2 * (scale - 1))
+        else:
+            scales.append(scale)
+    return scales
+
+
+def filtered_probabilities(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """Probabilities [..., V] of logits after temperature, then top-k, then top-p.
+
+    As the official `generate.py`: all tokens that tie with the k-th are kept, and the most likely token always is.
+    """
+    logits = logits / max(temperature, 1e-5)
+    if top_k > 0:
+        kth = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < kth, -math.inf)
+    if top_p < 1.0:
+        descending, order = logits.sort(dim=-1, descending=True)
+        mass_before = descending.softmax(-1).cumsum(-1).roll(1, -1)
+        mass_before[..., 0] = 0.0
+        drop = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, mass_before > top_p)
+        drop.scatter_(-1, order[..., :1], False)
+        logits = logits.masked_fill(drop, -math.inf)
+    return logits.softmax(-1)
+
+
+def invert_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
+    """Tokens [..., n] at which the cumulative distribution of probabilities [..., V] passes uniforms [..., n] in [0, 1)."""
+    cdf = probabilities.cumsum(-1)
+    total = cdf[..., -1:]
+    # a product that rounds up to the total would fall behind the last possible token
+    target = torch.minimum(uniforms.to(cdf.dtype) * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cdf, target, right=True)
+
+
+def sampling_uniforms(seed: int, images: range | np.ndarray, length: int) -> Tensor:
+    """Uniform numbers [len(images), length] of the sampling streams of these image indices."""
+    rows = [stream(seed, "sample", int(i)).random(length, dtype=np.float32) for i in images]
+    return torch.from_numpy(np.stack(rows))
+
+
+@torch.inference_mode()
+def generate(
+    generator: Generator,
+    class_ids: Tensor,
+    uniforms: Tensor,
+    config: SamplingConfig,
+    cache: KVCache | None = None,
+) -> Tensor:
+    """Samples tokens [B, T] of classes [B] with uniforms [B, T].
+
+    With guidance, the conditional and the unconditional sequence run in one batch of 2B. `cache` must have that batch
+    size; give it to reuse its memory over batches.
+    """
+    scales = guidance_scales(generator.config.length, config)
+    guided = any(scale != 1.0 for scale in scales)
+    batch = len(class_ids)
+    if guided:
+        class_ids = torch.cat([class_ids, torch.full_like(class_ids, generator.null_class)])
+    if cache is None:
+        weight = generator.output.weight
+        cache = KVCache(generator.config, len(class_ids), weight.device, weight.dtype)
+    uniforms = uniforms.to(class_ids.device)
+    tokens = torch.empty(batch, generator.config.length, dtype=torch.long, device=class_ids.device)
+    logits = generator.prefill(class_ids, cache)
+    for position, scale in enumerate(scales):
+        if position > 0:
+            previous = tokens[:, position - 1]
+            logits = generator.decode_step(previous.repeat(2) if guided else previous, position, cache)
+        probabilities = filtered_probabilities(guide(logits, scale, batch), config.temperature, config.top_k, config.top_p)
+        tokens[:, position] = invert_cdf(probabilities, uniforms[:, position, None])[:, 0]
+    return tokens
+
+
+def guide(logits: Tensor, scale: float, batch: int) -> Tensor:
+    """Guided logits [B, V] from conditional logits [B, V], followed by unconditional ones if there is guidance."""
+    conditional, unconditional = logits[:batch], logits[batch:]
+    if scale == 1.0 or not len(unconditional):
+        return conditional
+    return unconditional + (conditional - unconditional) * scale
