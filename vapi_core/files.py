@@ -36,7 +36,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 def write_json(path: Path | str, value: Any) -> None:
     """Writes `value` as indented JSON, atomically; key order is kept, so equal values give equal bytes."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path | str, remedy: str = "") -> Any:
@@ -47,7 +47,7 @@ def read_json(path: Path | str, remedy: str = "") -> Any:
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileError(path, "the file is missing.", remedy) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -110,7 +110,9 @@ def generate(
         if position > 0:
             previous = tokens[:, position - 1]
             logits = generator.decode_step(previous.repeat(2) if guided else previous, position, cache)
-        probabilities = filtered_probabilities(guide(logits, scale, batch), config.temperature, config.top_k, config.top_p)
+        probabilities = filtered_probabilities(
+            guide(logits, scale, batch), config.temperature, config.top_k, config.top_p
+        )
         tokens[:, position] = invert_cdf(probabilities, uniforms[:, position, None])[:, 0]
     return tokens
 

@@ -235,7 +235,9 @@ class VectorQuantizer(nn.Module):
         codes = self.codebook[tokens]
         codebook_loss = F.mse_loss(codes, rows.detach())
         commitment_loss = self.config.commitment_weight * F.mse_loss(rows, codes.detach())
-        entropy_loss = self.config.entropy_weight * assignment_entropy(-distances) if self.config.entropy_weight else 0.0
+        entropy_loss = (
+            self.config.entropy_weight * assignment_entropy(-distances) if self.config.entropy_weight else 0.0
+        )
         straight_through = rows + (codes - rows).detach()
         b, _, h, w = z.shape
         return Quantized(

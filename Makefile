@@ -1,0 +1,46 @@
+# The two commands are `make repro` and `make test`; the rest is for people who change things.
+PYTHON ?= python3
+UV := uv==0.13.9
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+export DO_NOT_TRACK := true
+
+.PHONY: repro test lint parity profile lock help
+
+help:
+	@grep -E '^[a-z-]+:.*#' Makefile | sed 's/:.*#/ -/'
+
+.venv/installed: requirements.lock
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; name one with PYTHON=..." if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(UV)"
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes --allow-empty-requirements requirements.lock
+	touch $@
+
+repro: .venv/installed # the whole experiment, then where the report and the tracked runs are
+	dvc repro
+	@echo
+	@echo "The report:      reports/report.md"
+	@echo "The tracked runs: make mlflow, then open http://127.0.0.1:5000"
+
+mlflow: .venv/installed # the MLflow UI over what was tracked
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port 5000 --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}
+
+test: .venv/installed # the whole test suite
+	pytest
+
+lint: .venv/installed # style and types
+	ruff check .
+	ruff format --check .
+	mypy
+
+parity: .venv/installed # checks against the official numbers: make parity REFERENCE=DIR
+	python -m tests.parity $(or $(REFERENCE),../shared/reference)
+
+profile: .venv/installed # makes a profile the one that runs: make profile NAME=mnist
+	@test -f profiles/$(NAME).yaml || { echo "error: no profile '$(NAME)'; there are: $(basename $(notdir $(wildcard profiles/*.yaml)))"; exit 1; }
+	cp profiles/$(NAME).yaml params.yaml
+
+lock: # the lock file anew from pyproject.toml
+	uv pip compile --universal --generate-hashes --python-version 3.11 --extra dev --quiet pyproject.toml -o requirements.lock

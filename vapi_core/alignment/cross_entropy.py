@@ -1,0 +1,24 @@
+"""The control that the paper lacks: the base model trained further with plain cross-entropy.
+
+The same steps on the same images as VA-π, clean prefixes, no dropout, so that what is left of the difference is the
+reward's doing.
+"""
+
+from torch import Tensor
+
+from vapi_core.alignment.data import AlignmentData
+from vapi_core.alignment.objective import prior_loss
+from vapi_core.models.generator import Generator
+from vapi_core.training import Slots
+
+
+class CrossEntropy:
+    """Next-token prediction of the reference tokens, for `vapi_core.training.train`."""
+
+    def __init__(self, generator: Generator, data: AlignmentData):
+        self.generator, self.data = generator.eval(), data
+
+    def __call__(self, slots: Slots) -> tuple[Tensor, dict[str, Tensor]]:
+        tokens, class_ids = self.data.batch(slots.items)
+        ce = prior_loss(self.generator(class_ids, tokens[:, :-1]), tokens)
+        return ce, {"ce": ce.detach()}

@@ -1,0 +1,122 @@
+"""VA-π: teacher-forced rollouts rewarded by reconstruction, regularized by noisy next-token prediction (paper, §1).
+
+One forward per image serves its G rollouts, the policy loss and the prior loss. The policy is on-policy and runs
+without dropout, so the old log-probabilities are the new ones detached: the ratio is exactly 1 in value, its gradient
+is not 0. Departures from the authors' trainer, which repeats each context G times, updates with dropout on (so its
+ratio differs from 1) and always runs a frozen base model: the gradient here is that of the same objective with dropout
+off, and the base model runs only for the KL regularizer or to log the KL.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vapi_core.alignment.data import AlignmentData
+from vapi_core.alignment.noise import Kernel, corrupt_prefix, draw_noise
+from vapi_core.alignment.objective import (
+    clipped_policy_loss,
+    group_advantages,
+    kl_estimate,
+    log_normalizer,
+    prior_loss,
+    token_log_probabilities,
+)
+from vapi_core.alignment.reward import ReconstructionReward, RewardWeights
+from vapi_core.models.generator import Generator
+from vapi_core.randomness import stream
+from vapi_core.sampling import invert_cdf
+from vapi_core.training import Slots
+
+
+@dataclass(frozen=True)
+class VaPiConfig:
+    """Hyper-parameters of the method; the defaults are the paper's for class-to-image (table 7 and launch scripts)."""
+
+    group_size: int = 8  # G, rollouts of an image
+    noise_ratio: float = 0.0  # ξ, share of prefix tokens replaced
+    noise_kernel: Kernel = "uniform"
+    regularizer: Literal["ce", "kl", "none"] = "ce"
+    regularizer_weight: float = 0.1  # β
+    clip_epsilon: float = 0.2  # ε
+    advantage_clamp: float = 5.0
+    reward: RewardWeights = field(default_factory=RewardWeights)
+    log_kl_every: int = 0  # steps between logged KLs to the base model; 0: never, and no base model is held for it
+
+
+class VaPi:
+    """The objective of VA-π, for `vapi_core.training.train`."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        reward: ReconstructionReward,
+        data: AlignmentData,
+        config: VaPiConfig,
+        seed: int,
+        base: Generator | None = None,
+    ):
+        assert base is not None or (config.regularizer != "kl" and not config.log_kl_every)
+        self.generator, self.reward, self.data = generator.eval(), reward, data
+        self.config, self.seed, self.base = config, seed, base
+
+    def __call__(self, slots: Slots) -> tuple[Tensor, dict[str, Tensor]]:
+        config = self.config
+        tokens, class_ids = self.data.batch(slots.items)  # [B, T], [B]
+        prefix = self._noisy_prefix(tokens, slots)  # [B, T-1]
+        logits = self.generator(class_ids, prefix)  # [B, T, V]
+        rollouts = self._roll_out(logits.detach(), slots)  # [B, G, T]
+        rewards, terms = self.reward(rollouts, self.data.reference_images(slots.items))  # [B, G]
+        advantages = group_advantages(rewards, config.advantage_clamp)
+
+        log_p = token_log_probabilities(logits, rollouts)  # [B, G, T]
+        ratio = (log_p - log_p.detach()).exp()
+        loss = clipped_policy_loss(ratio, advantages, config.clip_epsilon).mean()
+        ce = prior_loss(logits, tokens)
+        metrics = {
+            "reward": rewards.mean(),
+            **{f"reward_{name}": value.mean() for name, value in terms.items()},
+            "reward_spread": rewards.std(1).mean(),
+            "advantage_magnitude": advantages.abs().mean(),
+            "ratio": ratio.detach().mean(),
+            "clip_fraction": ((ratio.detach() - 1).abs() > config.clip_epsilon).float().mean(),
+            "ce": ce.detach(),
+            "entropy": _entropy(logits.detach()),
+        }
+        if config.regularizer == "ce":
+            loss = loss + config.regularizer_weight * ce
+        if config.regularizer == "kl" or (config.log_kl_every and slots.step % config.log_kl_every == 0):
+            assert self.base is not None
+            with torch.no_grad():
+                base_log_p = token_log_probabilities(self.base(class_ids, prefix), rollouts)
+            kl = kl_estimate(log_p, base_log_p).mean()
+            metrics["kl"] = kl.detach()
+            if config.regularizer == "kl":
+                loss = loss + config.regularizer_weight * kl
+        return loss, metrics
+
+    def _noisy_prefix(self, tokens: Tensor, slots: Slots) -> Tensor:
+        if self.config.noise_ratio == 0:
+            return tokens[:, :-1]
+        codebook_size, kernel = self.generator.config.codebook_size, self.config.noise_kernel
+        prefix = tokens[:, :-1]
+        uniforms, replacements = (
+            t.to(tokens.device)
+            for t in draw_noise(self.seed, slots.step, slots.positions, prefix.shape[1], codebook_size, kernel)
+        )
+        return corrupt_prefix(prefix, self.config.noise_ratio, uniforms, replacements, codebook_size, kernel)
+
+    def _roll_out(self, logits: Tensor, slots: Slots) -> Tensor:
+        """G sequences [B, G, T] from logits [B, T, V]: temperature 1, no top-k, no top-p, no guidance."""
+        shape = (logits.shape[1], self.config.group_size)
+        rows = [stream(self.seed, "rollout", slots.step, p).random(shape, dtype=np.float32) for p in slots.positions]
+        uniforms = torch.from_numpy(np.stack(rows)).to(logits.device)  # [B, T, G]
+        return invert_cdf(logits.softmax(-1), uniforms).transpose(1, 2)
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    """Mean entropy, in nats, of next-token distributions [B, T, V]."""
+    normalizer = log_normalizer(logits)
+    return (normalizer[..., 0] - (logits.softmax(-1) * logits).sum(-1)).mean()

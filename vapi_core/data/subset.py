@@ -1,0 +1,251 @@
+"""A fixed subset of an image source: planned from the labels alone, written as arrays, read memory-mapped.
+
+A subset is a directory of `images.npy` (uint8 [N, S, S, 3]), `labels.npy` (int64 [N]) and `manifest.json` (where each
+image comes from). Every split is one contiguous range of it. The array files of the token cache are handled here too.
+"""
+
+import hashlib
+import tokenize
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vapi_core.data.sources import ImageSource
+from vapi_core.errors import FileError, ParameterError
+from vapi_core.files import atomic_path, read_json, sha256_file, write_json
+from vapi_core.randomness import stream
+
+REMEDY = "To make it anew, run `dvc repro subset`."
+
+
+@dataclass(frozen=True)
+class SubsetPlan:
+    """Which images of a source go where, as indices into the source."""
+
+    seed: int
+    chosen: dict[str, list[int]]  # split -> images in the order in which they are stored
+    spare: list[list[int]]  # per class, the images in no split: they replace pictures that turn out to be doubles
+
+
+def plan_subset(labels: np.ndarray, classes: Sequence[str], splits: Mapping[str, int], seed: int) -> SubsetPlan:
+    """Chooses the images of every split, disjoint, with as many of each class as the counts allow.
+
+    Where a count does not divide by the number of classes, the extra images go to classes in a seeded order that goes
+    on from split to split, so that the sum over all splits is balanced too. The images of a split are in random order.
+    A split's images depend on the splits before it, not on those after it.
+
+    Args:
+        labels: int [N], the class of every image of the source.
+        splits: number of images by name of the split, each at least 1.
+
+    Raises:
+        ParameterError: a split takes more images of a class than there are left.
+    """
+    sizes = np.bincount(labels, minlength=len(classes))  # [C]
+    by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[:-1])
+    queues = [stream(seed, "subset images", label).permutation(members) for label, members in enumerate(by_class)]
+    class_order = stream(seed, "subset classes").permutation(len(classes))
+    taken = np.zeros(len(classes), dtype=np.int64)  # [C]
+    chosen: dict[str, list[int]] = {}
+    dealt = 0  # extra images handed out so far
+    for number, (name, count) in enumerate(splits.items()):
+        share, extra = np.full(len(classes), count // len(classes)), count % len(classes)
+        share[class_order.take(range(dealt, dealt + extra), mode="wrap")] += 1
+        dealt += extra
+        short = np.flatnonzero(taken + share > sizes)
+        if short.size:
+            label = short[0]
+            raise ParameterError(
+                f"subset.splits.{name}",
+                f"{count} images are {share[label]} of class '{classes[label]}', but the source has {sizes[label]} of "
+                f"them and the splits before take {taken[label]}. Ask for fewer images.",
+            )
+        members = np.concatenate([queue[t : t + s] for queue, t, s in zip(queues, taken, share, strict=True)])
+        chosen[name] = stream(seed, "subset order", number).permutation(members).tolist()
+        taken += share
+    return SubsetPlan(seed, chosen, [queue[t:].tolist() for queue, t in zip(queues, taken, strict=True)])
+
+
+def write_subset(source: ImageSource, plan: SubsetPlan, directory: Path | str) -> None:
+    """Loads the planned images one by one and writes the subset; memory does not grow with their number.
+
+    Two splits never hold the same pixels: an image already seen in an earlier split gives way to a spare of its class.
+
+    Raises:
+        ParameterError: no spare is left for such an image.
+        FileError: an image of the source cannot be read.
+    """
+    count, size = sum(map(len, plan.chosen.values())), source.image_size
+    items: list[dict[str, str]] = []
+    labels: list[int] = []
+    splits: dict[str, list[int]] = {}
+    spare = [iter(indices) for indices in plan.spare]
+    split_of: dict[str, str] = {}  # sha256 of the pixels -> the split that holds them
+    with atomic_path(directory) as temporary:
+        temporary.mkdir(exist_ok=True)  # a killed process of the same id may have left one
+        with array_writer(temporary / "images.npy", (count, size, size, 3), np.uint8) as append:
+            for split, indices in plan.chosen.items():
+                for index in indices:
+                    index, image, sha256 = _load_new(source, index, spare, split, split_of)
+                    append(image[None])
+                    label = int(source.labels[index])
+                    labels.append(label)
+                    items.append(
+                        {"id": source.ids[index], "class": source.classes[label], "split": split, "sha256": sha256}
+                    )
+                splits[split] = [len(items) - len(indices), len(items)]
+        np.save(temporary / "labels.npy", np.array(labels, dtype=np.int64))
+        manifest = {
+            "kind": "subset",
+            "source": source.name,
+            "seed": plan.seed,
+            "image_size": size,
+            "classes": list(source.classes),
+            "splits": splits,
+            "count": count,
+            "items": items,
+        }
+        write_json(temporary / "manifest.json", manifest)
+
+
+def _load_new(
+    source: ImageSource, index: int, spare: list[Iterator[int]], split: str, split_of: dict[str, str]
+) -> tuple[int, np.ndarray, str]:
+    """The image, or the first spare of its class whose pixels are in no other split: (index, image, sha256)."""
+    planned = index
+    while True:
+        image = source.load(index)
+        sha256 = hashlib.sha256(image.tobytes()).hexdigest()
+        if split_of.setdefault(sha256, split) == split:
+            return index, image, sha256
+        replacement = next(spare[source.labels[planned]], None)
+        if replacement is None:
+            raise ParameterError(
+                f"subset.splits.{split}",
+                f"the image {source.ids[planned]} is also in split '{split_of[sha256]}' under another name, and class "
+                f"'{source.classes[source.labels[planned]]}' has no other image left. Remove it or ask for fewer.",
+            )
+        index = replacement
+
+
+@dataclass(frozen=True)
+class Subset:
+    """A subset on disk. `images` is a read-only memory map: copy the batch that is needed."""
+
+    directory: Path
+    images: np.ndarray  # uint8 [N, S, S, 3], RGB
+    labels: np.ndarray  # int64 [N]
+    classes: tuple[str, ...]
+    image_size: int
+    splits: dict[str, tuple[int, int]]  # name -> first image, one past the last
+
+    @classmethod
+    def open(cls, directory: Path | str) -> "Subset":
+        """Opens what `write_subset` wrote. Pixels are not hashed again: that would read the whole array.
+
+        Raises:
+            FileError: a file is missing or damaged, or the files do not belong together.
+        """
+        directory = Path(directory)
+        path = directory / "manifest.json"
+        manifest = read_manifest(path, "subset", REMEDY)
+        try:
+            count, size, classes = manifest["count"], manifest["image_size"], tuple(manifest["classes"])
+            splits = read_splits(manifest)
+            expected = [classes.index(item["class"]) for item in manifest["items"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileError(path, f"the manifest is damaged ({error!r}).", REMEDY) from None
+        images = open_array(directory / "images.npy", (count, size, size, 3), np.uint8, REMEDY)
+        labels = np.array(open_array(directory / "labels.npy", (count,), np.int64, REMEDY))
+        if labels.tolist() != expected:
+            raise FileError(directory / "labels.npy", "the labels are not those of the manifest.", REMEDY)
+        return cls(directory, images, labels, classes, size, splits)
+
+    def split(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Views of one split: images uint8 [n, S, S, 3] and labels int64 [n].
+
+        Raises:
+            FileError: the subset has no such split.
+        """
+        part = find_split(self.directory, self.splits, name)
+        return self.images[part], self.labels[part]
+
+
+def subset_hash(directory: Path | str) -> str:
+    """Hex sha256 of the manifest, which holds the hash of every image: equal for equal subsets.
+
+    Raises:
+        FileError: the manifest is missing.
+    """
+    path = Path(directory) / "manifest.json"
+    if not path.is_file():
+        raise FileError(path, "the file is missing.", REMEDY)
+    return sha256_file(path)
+
+
+def read_manifest(path: Path, kind: str, remedy: str) -> dict[str, Any]:
+    """Reads a manifest of this kind. Raises FileError where it is missing, damaged or of another kind."""
+    manifest = read_json(path, remedy)
+    if not isinstance(manifest, dict) or manifest.get("kind") != kind:
+        raise FileError(path, f'this is not a manifest of kind "{kind}".', remedy)
+    return manifest
+
+
+def read_splits(manifest: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """The table of splits of a manifest. Raises KeyError, TypeError or ValueError where it is damaged."""
+    splits = {name: (start, stop) for name, (start, stop) in manifest["splits"].items()}
+    if not all(0 <= start < stop <= manifest["count"] for start, stop in splits.values()):
+        raise ValueError("a split lies outside the array")
+    return splits
+
+
+def find_split(directory: Path, splits: Mapping[str, tuple[int, int]], name: str) -> slice:
+    """The range of a split. Raises FileError, naming the splits there are, where there is none of that name."""
+    if name not in splits:
+        problem = f"there is no split '{name}' in it, only {', '.join(splits)}."
+        raise FileError(directory, problem, "See subset.splits in params.yaml.")
+    return slice(*splits[name])
+
+
+@contextmanager
+def array_writer(path: Path, shape: tuple[int, ...], dtype: type[np.number]) -> Iterator[Callable[[np.ndarray], None]]:
+    """Yields a function that appends rows [n, *shape[1:]] to a new .npy file; shape[0] rows must come in all.
+
+    The bytes are those of `np.save`. The file is written in order and not through a memory map: pages of a map count
+    as memory of the process until the kernel takes them back, and a full disk would kill the process with SIGBUS.
+    """
+    written = 0
+    with open(path, "wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+
+        def append(rows: np.ndarray) -> None:
+            nonlocal written
+            assert (rows.dtype, rows.shape[1:]) == (dtype, shape[1:]), f"{rows.dtype} {rows.shape} into {dtype} {shape}"
+            file.write(np.ascontiguousarray(rows).data)
+            written += len(rows)
+
+        yield append
+    assert written == shape[0], f"{written} rows came for an array of {shape}"
+
+
+def open_array(path: Path, shape: tuple[int, ...], dtype: type[np.number], remedy: str) -> np.ndarray:
+    """Memory-maps a .npy file, read-only.
+
+    Raises:
+        FileError: the file is missing, damaged or cut off, or holds something else than the manifest says.
+    """
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except FileNotFoundError:
+        raise FileError(path, "the file is missing.", remedy) from None
+    except (OSError, EOFError, ValueError, tokenize.TokenError) as error:  # the header is Python source
+        raise FileError(path, f"the file is damaged ({error}).", remedy) from None
+    if array.shape != shape or array.dtype != dtype:
+        expected = f"{np.dtype(dtype)} {list(shape)}"
+        raise FileError(path, f"holds {array.dtype} {list(array.shape)}, the manifest says {expected}.", remedy)
+    return array

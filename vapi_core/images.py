@@ -1,0 +1,17 @@
+"""Two forms of images: uint8 arrays [N, H, W, 3] at rest, float tensors [N, 3, H, W] in [-1, 1] in the networks."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def to_tensor(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """uint8 [N, H, W, 3] to float32 [N, 3, H, W] in [-1, 1]."""
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+    return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """Float [N, 3, H, W], clamped to [-1, 1], to uint8 [N, H, W, 3]; rounded to nearest."""
+    pixels = images.float().clamp(-1, 1).add(1).mul(127.5).round()
+    return pixels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

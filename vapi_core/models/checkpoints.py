@@ -1,0 +1,132 @@
+"""Model files: safetensors plus a JSON file that says what the weights are, and LlamaGen's official `.pt` files.
+
+Everything is loaded strictly: the official scripts load with strict=False, so that a wrong wrapper silently loads
+nothing (reference `checkpoint_layouts/checkpoint_formats.json`).
+"""
+
+import dataclasses
+import pickle
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vapi_core.errors import FileError
+from vapi_core.files import atomic_path, read_json, sha256_file, write_json
+from vapi_core.models.generator import Generator, GeneratorConfig
+from vapi_core.models.tokenizer import Tokenizer, TokenizerConfig
+
+WRAPPERS = ("model", "module", "state_dict")  # DDP training, DeepSpeed, Lightning; the first that is there is unwrapped
+
+Model = TypeVar("Model", Tokenizer, Generator)
+KINDS: dict[str, tuple[type, type]] = {
+    "tokenizer": (Tokenizer, TokenizerConfig),
+    "generator": (Generator, GeneratorConfig),
+}
+
+
+def save_model(directory: Path | str, kind: str, model: nn.Module, **facts: Any) -> str:
+    """Writes `KIND.safetensors` and `KIND.json` into `directory`; returns the sha256 of the weights.
+
+    Args:
+        kind: "tokenizer" or "generator".
+        facts: what else the JSON should say, e.g. the sha256 of the tokens the model was trained on.
+    """
+    directory = Path(directory)
+    weights = directory / f"{kind}.safetensors"
+    with atomic_path(weights) as temporary:
+        save_file({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}, temporary)
+    sha256 = sha256_file(weights)
+    config = dataclasses.asdict(model.config)  # type: ignore[call-overload]
+    write_json(directory / f"{kind}.json", {"kind": kind, "config": config, "sha256": sha256, **facts})
+    return sha256
+
+
+def load_model(directory: Path | str, kind: str, remedy: str = "") -> Any:
+    """Loads what `save_model` wrote, in eval mode; returns the Tokenizer or Generator.
+
+    Raises:
+        FileError: a file is missing or damaged, or the weights are not those that the JSON describes.
+    """
+    directory = Path(directory)
+    description = read_json(directory / f"{kind}.json", remedy)
+    weights = directory / f"{kind}.safetensors"
+    if not weights.is_file():
+        raise FileError(weights, "the file is missing.", remedy)
+    if sha256_file(weights) != description["sha256"]:
+        raise FileError(weights, f"the weights are not those that {kind}.json describes.", remedy)
+    model_class, config_class = KINDS[kind]
+    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in description["config"].items()}
+    model = model_class(config_class(**fields))
+    load_strictly(model, read_state_dict(weights), weights)
+    return model.eval()
+
+
+def model_hash(directory: Path | str, kind: str, remedy: str = "") -> str:
+    """Sha256 of a saved model's weights, from its JSON."""
+    return read_json(Path(directory) / f"{kind}.json", remedy)["sha256"]
+
+
+def import_model(path: Path | str, model: Model) -> Model:
+    """Fills `model` from an official `.pt` file (bare or wrapped) or a safetensors file, strictly.
+
+    Raises:
+        FileError: names the file, and the first tensors that are missing, unexpected or of another shape.
+    """
+    path = Path(path)
+    load_strictly(model, read_state_dict(path), path)
+    return model
+
+
+def export_official(path: Path | str, model: nn.Module) -> None:
+    """Writes the official `.pt` layout, {"model": state dict}, that LlamaGen's own scripts load."""
+    with atomic_path(path) as temporary:
+        torch.save({"model": {name: t.detach().cpu() for name, t in model.state_dict().items()}}, temporary)
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `.safetensors` file or of a `.pt` file, unwrapped; never runs code from the file.
+
+    Raises:
+        FileError: the file is missing, truncated, would execute code, or holds no state dict.
+    """
+    if not path.is_file():
+        raise FileError(path, "the file is missing.")
+    try:
+        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise FileError(path, f"the file holds more than tensors and was not loaded ({reason})") from None
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise FileError(path, f"the file is damaged or truncated ({error}).") from None
+    for wrapper in WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+            break
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        found = list(content)[:5] if isinstance(content, dict) else type(content).__name__
+        raise FileError(path, f"no state dict here, nor under {', '.join(WRAPPERS)}; found {found}.")
+    return content
+
+
+def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Copies `state` into `model`; every tensor must be there, with its shape, and no other.
+
+    Raises:
+        FileError: names the file and the tensors.
+    """
+    own = model.state_dict()
+    problems = [f"{name} is missing" for name in own if name not in state]
+    problems += [f"{name} is unexpected" for name in state if name not in own]
+    problems += [
+        f"{name} has shape {list(state[name].shape)}, not {list(t.shape)}"
+        for name, t in own.items()
+        if name in state and state[name].shape != t.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise FileError(path, "the weights do not fit the model: " + "; ".join(problems[:3]) + more + ".")
+    model.load_state_dict(state)

@@ -1,0 +1,72 @@
+"""How the tokenizer and the base generator come to be, where no official checkpoint is imported.
+
+Both are objectives for `vapi_core.training.train`. The tokenizer minimises MSE, L1 and the quantizer's losses. Departure:
+no discriminator and no LPIPS, unlike LlamaGen's; L1 does for digits what these do for photographs, it keeps flat areas
+flat. The generator minimises next-token cross-entropy with LlamaGen's dropouts.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vapi_core.alignment.data import AlignmentData
+from vapi_core.alignment.objective import prior_loss
+from vapi_core.images import to_tensor
+from vapi_core.models.generator import Generator
+from vapi_core.models.tokenizer import Tokenizer
+from vapi_core.training import Slots
+
+
+class TokenizerObjective:
+    """Reconstruction of images [N, H, W, 3] uint8."""
+
+    def __init__(self, tokenizer: Tokenizer, images: np.ndarray, device: torch.device, l1_weight: float = 0.0):
+        self.tokenizer, self.images, self.device = tokenizer.train(), images, device
+        self.l1_weight = l1_weight
+
+    def __call__(self, slots: Slots) -> tuple[Tensor, dict[str, Tensor]]:
+        images = to_tensor(self.images[slots.items], self.device)
+        reconstruction, quantized = self.tokenizer(images)
+        difference = reconstruction - images
+        mse, l1 = difference.square().mean(), difference.abs().mean()
+        loss = mse + self.l1_weight * l1 + quantized.codebook_loss + quantized.commitment_loss + quantized.entropy_loss
+        return loss, {"mse": mse.detach(), "l1": l1.detach(), "commitment": quantized.commitment_loss.detach()}
+
+
+class GeneratorObjective:
+    """Next-token prediction with dropout, the class dropped now and then so that guidance has a null class."""
+
+    def __init__(self, generator: Generator, data: AlignmentData):
+        self.generator, self.data = generator.train(), data
+
+    def __call__(self, slots: Slots) -> tuple[Tensor, dict[str, Tensor]]:
+        tokens, class_ids = self.data.batch(slots.items)
+        return prior_loss(self.generator(class_ids, tokens[:, :-1]), tokens), {}
+
+
+@torch.no_grad()
+def held_out_cross_entropy(generator: Generator, data: AlignmentData, batch_size: int = 256) -> float:
+    """Mean next-token cross-entropy, nats a token, of a generator in eval mode."""
+    generator.eval()
+    total = 0.0
+    for start in range(0, len(data), batch_size):
+        tokens, class_ids = data.batch(np.arange(start, min(start + batch_size, len(data))))
+        total += float(prior_loss(generator(class_ids, tokens[:, :-1]), tokens)) * len(tokens)
+    return total / len(data)
+
+
+@torch.inference_mode()
+def encode_images(tokenizer: Tokenizer, images: np.ndarray, device: torch.device, batch_size: int) -> np.ndarray:
+    """Tokens [B, T] of uint8 images [B, H, W, 3], computed in batches."""
+    parts = [
+        tokenizer.encode(to_tensor(images[start : start + batch_size], device)).cpu().numpy()
+        for start in range(0, len(images), batch_size)
+    ]
+    return np.concatenate(parts)
+
+
+def codebook_use(tokens: np.ndarray, codebook_size: int) -> tuple[float, float]:
+    """Share of the codebook that occurs in `tokens`, and the perplexity of its use."""
+    counts = np.bincount(tokens.ravel(), minlength=codebook_size)
+    p = counts[counts > 0] / counts.sum()
+    return float((counts > 0).mean()), float(np.exp(-(p * np.log(p)).sum()))
