@@ -1,16 +1,20 @@
-"""What several stages read: tokens with their images, and the networks that reward and score."""
+"""What several stages read: tokens with their images, the generators, and the network that rewards."""
 
 from pathlib import Path
 
 import torch
 
-from pipelines.paths import SUBSET, TOKENIZER, TOKENS
+from pipelines.params import AlignParams
+from pipelines.paths import CLASSIFIERS, SUBSET, TOKENIZER, TOKENS
 from vapi_core.alignment.data import AlignmentData
+from vapi_core.alignment.reward import PerceptualDistance
 from vapi_core.data.cache import TokenCache
 from vapi_core.data.subset import Subset, subset_hash
 from vapi_core.models.checkpoints import load_model, model_hash
 from vapi_core.models.generator import Generator
+from vapi_core.models.perceptual import FeatureDistance, load_lpips
 from vapi_core.models.tokenizer import Tokenizer
+from vapi_core.scoring.classifier import load_classifier
 
 
 def open_split(name: str, device: torch.device) -> AlignmentData:

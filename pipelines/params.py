@@ -58,6 +58,7 @@ class SubsetParams(Section):
 class ClassifierParams(Section):
     split: str
     epochs: PositiveInt
+    batch_size: PositiveInt
     seed: int
 
 

@@ -83,7 +83,7 @@ def findings(summary: pd.DataFrame, comparisons: pd.DataFrame, params: Params) -
         )
         controls = part[(part["against"] == "base") & (part["temperature"] != params.sample.temperature)]
         if len(controls):
-            best = controls.loc[controls["fid"].idxmin()]
+            best = controls.sort_values("fid").iloc[0]
             lines.append(
                 f"{extractor}: the base's best other temperature, {best['temperature']}, has FID {best['fid']:.4g}; "
                 f"VA-π {verdict_of(best)} (difference {interval(best)})."
@@ -126,12 +126,12 @@ def score_table(part: pd.DataFrame) -> str:
     shown = {name: title for name, title in names.items() if name in part and part[name].notna().any()}
     rows = [
         [row["model"], row["temperature"], row["guidance_scale"], *(plus_minus(row, name) for name in shown)]
-        for row in part.to_dict("records")
+        for _, row in part.iterrows()
     ]
     return markdown_table(["model", "temperature", "guidance", *shown.values()], rows)
 
 
-def plus_minus(row: dict[str, Any], name: str) -> str:
+def plus_minus(row: pd.Series, name: str) -> str:
     error = row[f"{name}_se"]
     return f"{row[name]:.4g}" if np.isnan(error) else f"{row[name]:.4g} ± {error:.2g}"
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines import tracking
 from pipelines.params import Params, load_params
 from pipelines.paths import CURVES, RUN_FILE, STAGE_METRICS, WORK
 from pipelines.progress import progress
+from pipelines.tracking import StageRun, stage_key, stage_run
 from vapi_core.errors import FileError, VapiError
 from vapi_core.files import atomic_path, read_json, write_json
 
@@ -30,6 +30,7 @@ class StagePlan:
     output: Path | None  # directory the stage writes, whose run.json names the run; None: nothing builds on it
     params: dict[str, Any]  # all parameters that determine the result
     upstream: tuple[Path, ...] = ()  # output directories of the stages it builds on
+    parent: str | None = "pipeline"  # MLflow run under which this one stands; None: at the top, beside what it competes with
 
 
 @dataclass
@@ -39,9 +40,15 @@ class Stage:
     plan: StagePlan
     params: Params
     device: Any  # torch.device
-    run: Any  # pipelines.tracking run
+    run: StageRun
     key: str
     metrics: Metrics = field(default_factory=dict)
+
+    @property
+    def output(self) -> Path:
+        """Directory the stage writes."""
+        assert self.plan.output is not None
+        return self.plan.output
 
     @property
     def checkpoint(self) -> Path:
@@ -110,15 +117,15 @@ def run_stage(
 
 def _execute(plan: StagePlan, work: Any, params: Params, arguments: argparse.Namespace) -> None:
     started = time.monotonic()
-    key = tracking.stage_key(plan.name, plan.params, upstream_keys(plan))
+    key = stage_key(plan.name, plan.params, upstream_keys(plan))
     device = _prepare_torch(params)
-    with tracking.stage_run(
+    with stage_run(
         experiment=params.profile,
         name=plan.name,
         key=key,
         params=plan.params,
         tags={"stage": plan.name.partition("@")[0], "profile": params.profile},
-        directory=WORK / "tracking",
+        parent=plan.parent,
     ) as run:
         stage = Stage(plan, params, device, run, key)
         work(stage, arguments)

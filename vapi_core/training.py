@@ -128,9 +128,9 @@ def train(
         totals: dict[str, Any] = {}
         for slots in micro_batches(seed, step, config, count):
             share = len(slots.items) / config.batch_size
-            loss, metrics = objective(slots)
+            loss, means = objective(slots)
             (loss * share).backward()
-            for name, value in {"loss": loss.detach(), **metrics}.items():
+            for name, value in [("loss", loss.detach()), *means.items()]:
                 totals[name] = totals.get(name, 0.0) + value * share
         gradient_norm = nn.utils.clip_grad_norm_(trained, config.gradient_norm)
         optimizer.step()

@@ -18,6 +18,7 @@ def plan(params, arguments) -> StagePlan:
         aligned(arguments.method, arguments.seed),
         params.align.model_dump(exclude={"methods", "seeds"}) | {"method": arguments.method, "seed": arguments.seed},
         (GENERATOR, TOKENS, TOKENIZER, CLASSIFIERS / "reward"),
+        parent=None,
     )
 
 
@@ -46,7 +47,7 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
             checkpoint=stage.checkpoint,
             fingerprint=stage.key,
         )
-    save_model(stage.plan.output, "generator", generator, base_sha256=model_hash(GENERATOR, "generator"))
+    save_model(stage.output, "generator", generator, base_sha256=model_hash(GENERATOR, "generator"))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ import math
 from pipelines.paths import CLASSIFIERS, SUBSET
 from pipelines.stage import Stage, StagePlan, run_stage
 from vapi_core.data.subset import Subset, subset_hash
-from vapi_core.scoring.classifier import BATCH_SIZE, accuracy, save_classifier, train_classifier
-from vapi_core.scoring.features import PixelScaling, extract_with
+from vapi_core.scoring.classifier import accuracy, save_classifier, train_classifier
+from vapi_core.scoring.features import extract, load_extractor
 
 
 def plan(params, arguments) -> StagePlan:
@@ -19,22 +19,23 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
     params = getattr(stage.params.classifiers, arguments.role)
     subset = Subset.open(SUBSET)
     images, labels = subset.split(params.split)
-    steps = math.ceil(params.epochs * len(images) / BATCH_SIZE)
-    with stage.training_log(steps, BATCH_SIZE) as log:
+    steps = math.ceil(params.epochs * len(images) / params.batch_size)
+    with stage.training_log(steps, params.batch_size) as log:
         classifier = train_classifier(
             images,
             labels,
             architecture=arguments.role,
             num_classes=len(subset.classes),
             epochs=params.epochs,
+            batch_size=params.batch_size,
             seed=params.seed,
             device=stage.device,
             log=log,
         )
     held_out, held_out_labels = subset.split(stage.params.score.reference_splits[0])
-    extracted = extract_with(PixelScaling(classifier), held_out, device=stage.device)
-    stage.metrics["held_out_accuracy"] = accuracy(extracted["logits"], held_out_labels)
-    save_classifier(classifier, stage.plan.output, {"subset_sha256": subset_hash(SUBSET), **params.model_dump()})
+    save_classifier(classifier, stage.output, {"subset_sha256": subset_hash(SUBSET), **params.model_dump()})
+    logits = extract(held_out, load_extractor("classifier", weights=stage.output), device=stage.device)["logits"]
+    stage.metrics["held_out_accuracy"] = accuracy(logits, held_out_labels)
 
 
 if __name__ == "__main__":

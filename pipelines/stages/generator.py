@@ -15,7 +15,7 @@ from vapi_core.training import train
 
 
 def plan(params, arguments) -> StagePlan:
-    return StagePlan("generator", GENERATOR, params.generator.model_dump(), (SUBSET, TOKENS))
+    return StagePlan("generator", GENERATOR, params.generator.model_dump(), (SUBSET, TOKENS), parent=None)
 
 
 def work(stage: Stage, arguments: argparse.Namespace) -> None:

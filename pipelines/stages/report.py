@@ -13,14 +13,13 @@ from pipelines.paths import CURVES, REPORTS, SCORES, STAGE_METRICS
 from pipelines.report_text import write_report
 from pipelines.stage import Stage, StagePlan, run_stage
 from pipelines.stages.sample import BASE, SampleSet, plan_sets
-from pipelines.stages.score import TABLE
+from pipelines.stages.score import SCORE_NAMES, TABLE
 from vapi_core.files import atomic_path, write_json
 from vapi_core.scoring.statistics import mean_and_standard_error, paired_difference
 
 FIGURES = REPORTS / "figures"
 TABLES = REPORTS / "tables"
 SETTING = ["model", "temperature", "guidance_scale"]
-SCORE_NAMES = ["fid", "kid_mean", "is_mean", "precision", "recall", "accuracy"]
 CURVE_NAMES = ["reward", "reward_mse", "reward_perceptual", "reward_spread", "ce", "kl", "entropy", "gradient_norm"]
 PICTURE_IMAGES = 100
 
@@ -101,7 +100,7 @@ def headline_metrics(summary: pd.DataFrame, reference: str) -> dict[str, dict[st
 def pictures(stage: Stage, scores: pd.DataFrame) -> None:
     """The figures of the report."""
     params = stage.params
-    sets = {BASE: plan_sets(params, BASE), **{m: plan_sets(params, m) for m in params.align.methods}}
+    sets = {model: plan_sets(params, model) for model in (BASE, *params.align.methods)}
     control = best_control(scores, params.score.extractors[0], params.score.reference_splits[0])
     chosen: dict[str, SampleSet] = {}
     for model, planned in sets.items():
@@ -129,13 +128,13 @@ def best_control(scores: pd.DataFrame, extractor: str, reference: str) -> float 
         & (scores["extractor"] == extractor)
         & (scores["reference"] == reference)
     ]
-    means = base.groupby("temperature")["fid"].mean().drop(index=1.0, errors="ignore")
-    return None if means.empty else float(means.idxmin())
+    means = {float(t): float(group["fid"].mean()) for t, group in base.groupby("temperature") if t != 1.0}
+    return min(means, key=lambda t: means[t]) if means else None
 
 
 def read_curves(path: Path) -> dict[str, np.ndarray]:
     """Metric -> values over steps; NaN where a step did not measure it."""
-    return {name: column.to_numpy() for name, column in pd.read_csv(path).drop(columns="step").items()}
+    return {str(name): column.to_numpy() for name, column in pd.read_csv(path).drop(columns="step").items()}
 
 
 if __name__ == "__main__":

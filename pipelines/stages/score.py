@@ -1,23 +1,28 @@
 """Stage `score`: every image set against every reference, under every extractor, as one tidy table."""
 
 import argparse
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from pipelines.params import Params
-from pipelines.paths import CLASSIFIERS, SAMPLES, SCORES, SUBSET, WORK
+from pipelines.journal import Header
+from pipelines.params import Params, decimal
+from pipelines.paths import CLASSIFIERS, RUN_FILE, SAMPLES, SCORES, SUBSET, WORK
 from pipelines.progress import progress
-from pipelines.stage import Stage, StagePlan
+from pipelines.stage import Stage, StagePlan, run_stage
 from pipelines.stages.sample import BASE, SampleSet, plan_sets
+from pipelines.tracking import add_scores, now
 from vapi_core.data.subset import Subset
-from vapi_core.files import atomic_path
+from vapi_core.files import atomic_path, read_json
 from vapi_core.scoring.classifier import accuracy
-from vapi_core.scoring.features import Extractor, Features, cached_features, load_extractor
+from vapi_core.scoring.features import Extractor, cached_features, load_extractor
 from vapi_core.scoring.fidelity import fidelity
 
 TABLE = SCORES / "scores.csv"
+SCORE_NAMES = ["fid", "kid_mean", "is_mean", "precision", "recall", "accuracy"]
 SEED = 0  # of KID's subsets and the Inception Score's splits: the same for all sets
 
 
@@ -43,13 +48,17 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
     for name in params.extractors:
         extractor = open_extractor(name, stage.params)
 
-        def features(images: np.ndarray) -> Features:
-            return cached_features(WORK / "features", images, extractor, params.batch_size, stage.device)
-
-        references = {split: features(subset.split(split)[0]) for split in params.reference_splits}
+        features = partial(
+            cached_features,
+            WORK / "features",
+            extractor=extractor,
+            batch_size=params.batch_size,
+            device=stage.device,
+        )
+        references = {split: features(images=subset.split(split)[0]) for split in params.reference_splits}
         with progress(f"score, {name}", len(sets), "sets") as advance:
             for sample_set in sets:
-                samples = features(np.load(sample_set.directory / "images.npy", mmap_mode="r"))
+                samples = features(images=np.load(sample_set.directory / "images.npy", mmap_mode="r"))
                 labels = np.load(sample_set.directory / "labels.npy")
                 for split, reference in references.items():
                     scores = fidelity(samples, reference, seed=SEED, inception_splits=params.is_splits)
@@ -60,15 +69,46 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
     table = pd.DataFrame(rows)
     with atomic_path(TABLE) as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
-    log_scores(stage, sets, table)
+    log_scores(sets, table, stage.params)
     stage.metrics["sets"] = len(sets)
+
+
+def log_scores(sets: list[SampleSet], table: pd.DataFrame, params: Params) -> None:
+    """Adds final scores, against the main reference, to the MLflow run of the generator each set was drawn from.
+
+    A score is named score/METRIC EXTRACTOR; settings other than the main one are appended to the name. The base has
+    one run for all its sampling seeds: their mean.
+    """
+    table = table[table["reference"] == params.score.reference_splits[0]]
+    metrics = [name for name in SCORE_NAMES if name in table]
+    scores: dict[str, dict[str, float]] = {}
+    headers: dict[str, Header] = {}
+    for generator, part in table.groupby(table["generator"]):
+        run = read_json(Path(generator) / RUN_FILE)
+        headers[run["key"]] = Header(run["experiment"], run["stage"], run["key"], now())
+        row: dict[str, float] = {}
+        for (temperature, guidance, extractor), group in part.groupby(["temperature", "guidance_scale", "extractor"]):
+            main = temperature == params.sample.temperature and guidance == params.sample.guidance_scales[0]
+            setting = "" if main else f" T{decimal(float(str(temperature)))} g{decimal(float(str(guidance)))}"
+            row |= {
+                f"score/{name} {extractor}{setting}": float(group[name].mean())
+                for name in metrics
+                if group[name].notna().all()
+            }
+        scores[run["key"]] = row
+    add_scores(scores, headers)
 
 
 def identity(sample_set: SampleSet) -> dict[str, Any]:
     """Columns that name a set."""
     return {
         "model": sample_set.model,
+        "generator": str(sample_set.generator),
         "seed": sample_set.seed,
         "temperature": sample_set.config.temperature,
         "guidance_scale": sample_set.config.guidance_scale,
     }
+
+
+if __name__ == "__main__":
+    run_stage(plan, work)

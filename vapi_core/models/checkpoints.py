@@ -1,16 +1,19 @@
 """Model files: safetensors plus a JSON file that says what the weights are, and LlamaGen's official `.pt` files.
 
 Everything is loaded strictly: the official scripts load with strict=False, so that a wrong wrapper silently loads
-nothing (reference `checkpoint_layouts/checkpoint_formats.json`).
+nothing (reference `checkpoint_layouts/checkpoint_formats.json`). So a tokenizer's usage buffer must be there, as the
+official loader has it, while the KV cache that the official `generate()` leaves in a state dict is no weight and is left
+out.
 """
 
+import argparse
 import dataclasses
 import pickle
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -52,7 +55,7 @@ def load_model(directory: Path | str, kind: str, remedy: str = "") -> Any:
         FileError: a file is missing or damaged, or the weights are not those that the JSON describes.
     """
     directory = Path(directory)
-    description = read_json(directory / f"{kind}.json", remedy)
+    description = _read_description(directory / f"{kind}.json", remedy)
     weights = directory / f"{kind}.safetensors"
     if not weights.is_file():
         raise FileError(weights, "the file is missing.", remedy)
@@ -60,14 +63,29 @@ def load_model(directory: Path | str, kind: str, remedy: str = "") -> Any:
         raise FileError(weights, f"the weights are not those that {kind}.json describes.", remedy)
     model_class, config_class = KINDS[kind]
     fields = {name: tuple(v) if isinstance(v, list) else v for name, v in description["config"].items()}
-    model = model_class(config_class(**fields))
+    try:
+        config = config_class(**fields)
+    except TypeError as error:  # written by another version of this class
+        raise FileError(directory / f"{kind}.json", f"no configuration of a {kind} ({error}).", remedy) from None
+    model = model_class(config)
     load_strictly(model, read_state_dict(weights), weights)
     return model.eval()
 
 
 def model_hash(directory: Path | str, kind: str, remedy: str = "") -> str:
-    """Sha256 of a saved model's weights, from its JSON."""
-    return read_json(Path(directory) / f"{kind}.json", remedy)["sha256"]
+    """Sha256 of a saved model's weights, from its JSON.
+
+    Raises:
+        FileError: the JSON is missing or damaged.
+    """
+    return _read_description(Path(directory) / f"{kind}.json", remedy)["sha256"]
+
+
+def _read_description(path: Path, remedy: str) -> dict[str, Any]:
+    description = read_json(path, remedy)
+    if not isinstance(description, dict) or not {"config", "sha256"} <= description.keys():
+        raise FileError(path, "the file does not describe a model.", remedy)
+    return description
 
 
 def import_model(path: Path | str, model: Model) -> Model:
@@ -77,14 +95,16 @@ def import_model(path: Path | str, model: Model) -> Model:
         FileError: names the file, and the first tensors that are missing, unexpected or of another shape.
     """
     path = Path(path)
-    load_strictly(model, read_state_dict(path), path)
+    weights = {name: t for name, t in read_state_dict(path).items() if ".attention.kv_cache." not in name}
+    load_strictly(model, weights, path)
     return model
 
 
 def export_official(path: Path | str, model: nn.Module) -> None:
     """Writes the official `.pt` layout, {"model": state dict}, that LlamaGen's own scripts load."""
-    with atomic_path(path) as temporary:
-        torch.save({"model": {name: t.detach().cpu() for name, t in model.state_dict().items()}}, temporary)
+    # an open file, because torch.save writes the name of a path into the archive: the bytes would differ each time
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        torch.save({"model": {name: t.detach().cpu() for name, t in model.state_dict().items()}}, file)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -96,12 +116,17 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileError(path, "the file is missing.")
     try:
-        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        content = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise FileError(path, f"the file holds more than tensors and was not loaded ({reason})") from None
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise FileError(path, f"the file is damaged or truncated ({error}).") from None
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        problem = (
+            f"the file holds more than tensors ({refused[1]}), which could run code, and was not loaded."
+            if refused
+            else "the file is damaged, or torch.save did not write it."
+        )
+        raise FileError(path, problem) from None
+    except Exception as error:  # a damaged pickle ends in nearly any error: KeyError, EOFError, AssertionError, ...
+        raise FileError(path, f"the file is damaged or truncated ({type(error).__name__}: {error}).") from None
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -110,6 +135,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         found = list(content)[:5] if isinstance(content, dict) else type(content).__name__
         raise FileError(path, f"no state dict here, nor under {', '.join(WRAPPERS)}; found {found}.")
     return content
+
+
+def _unpickle(path: Path) -> Any:
+    # official training checkpoints hold the command line's arguments beside the weights: plain data in a Namespace
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, "cpu", weights_only=True)
 
 
 def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:

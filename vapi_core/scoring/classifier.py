@@ -83,7 +83,6 @@ class PlainClassifier(nn.Module):
         for module in self.convolutions.modules():
             if isinstance(module, nn.Conv2d):  # eight layers without norm need He's variance to train at all
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)
 
     def stages(self, images: Tensor) -> list[Tensor]:
         """Images [N, 3, H, W] in [-1, 1] -> the output of every stage, [N, 16 * 2^s, H / 2^s, W / 2^s] for s = 0..3."""
@@ -110,8 +109,8 @@ def train_classifier(
     num_classes: int,
     epochs: int,
     seed: int,
-    batch_size: int = 64,
-    learning_rate: float = 3e-3,
+    batch_size: int = 32,
+    learning_rate: float = 2e-3,
     device: str | torch.device = "cpu",
     log: Callable[[int, Metrics], None] = lambda step, metrics: None,
 ) -> Classifier:
@@ -131,7 +130,7 @@ def train_classifier(
     """
     _check(images, labels, architecture, num_classes)
     seed_torch(seed, "classifier weights")
-    classifier = ARCHITECTURES[architecture](num_classes).to(device, memory_format=torch.channels_last).train()
+    classifier = ARCHITECTURES[architecture](num_classes).to(device).to(memory_format=torch.channels_last).train()
 
     def objective(slots: Slots) -> tuple[Tensor, dict[str, Tensor]]:
         batch = augment(scale_pixels(images[slots.items]), stream(seed, "classifier augmentation", slots.step))
@@ -156,7 +155,7 @@ def _check(images: np.ndarray, labels: np.ndarray, architecture: str, num_classe
         raise ParameterError("num_classes", f"is {num_classes}, but the labels go {labels.min()}..{labels.max()}.")
     if min(images.shape[1:3]) < MINIMUM_SIZE:
         raise ParameterError(
-            "image_size", f"a classifier needs {MINIMUM_SIZE} pixels or more, not {images.shape[1:3]}."
+            "image_size", f"{images.shape[1:3]} is too small for a classifier; it needs {MINIMUM_SIZE} pixels."
         )
 
 
@@ -218,4 +217,4 @@ def load_classifier(directory: Path | str, device: str | torch.device = "cpu") -
         classifier.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError, KeyError) as error:
         raise FileError(weights, f"the file is damaged ({error}).", REMEDY) from None
-    return classifier.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    return classifier.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)

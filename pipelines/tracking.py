@@ -1,0 +1,285 @@
+"""The only module that talks to MLflow: one live run per key, whatever happened before.
+
+A run's key is a hash of its stage, its parameters and the keys of its upstream; a stage that runs replaces the live run
+of the same key, and a stage that DVC takes from its cache leaves the run that made it in place. Metrics go to a journal
+(see `journal.py`) and from there, in batches and from a thread, to MLflow: importing MLflow takes seconds, which the
+stage's own work hides. Where the server is away the stage goes on; `python -m pipelines.tracking upload` sends the
+journals later.
+
+Default store: `sqlite:///mlflow.db` in the working directory; MLFLOW_TRACKING_URI is honoured.
+"""
+
+import argparse
+import fcntl
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipelines.journal import Entry, Header, Journal, Status, all_journals
+from pipelines.paths import WORK
+
+JOURNALS = WORK / "tracking"
+DEFAULT_URI = "sqlite:///mlflow.db"
+KEY_TAG = "dvc.key"
+FLUSH_SECONDS = 5.0
+BATCH_METRICS, BATCH_PARAMS, LONGEST_PARAM = 1000, 100, 6000  # MLflow's limits of one log_batch
+UPLOAD_COMMAND = "python -m pipelines.tracking upload"
+
+
+def stage_key(stage: str, params: dict[str, Any], upstream: Iterable[str]) -> str:
+    """Identity of a run: hash of its stage, all parameters that determine it, and the keys of what it builds on."""
+    content = json.dumps([stage, params, sorted(upstream)], sort_keys=True, default=list)
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+def parent_key(experiment: str, parent: str) -> str:
+    """Identity of a parent run, which has no result of its own."""
+    return stage_key("parent", {"experiment": experiment, "name": parent}, [])
+
+
+def flatten(params: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested parameters as dotted names and text, as MLflow wants them."""
+    flat: dict[str, str] = {}
+    for name, value in params.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = str(value)[:LONGEST_PARAM]
+    return flat
+
+
+class StageRun:
+    """What a stage reports to, from the process of rank 0."""
+
+    def __init__(self, journal: Journal, header: Header):
+        self._journal = journal
+        self._artifacts: list[str] = []
+        self._lock = threading.Lock()
+        self._pending: list[Entry] = []
+        self._ending = threading.Event()
+        self._problem: Exception | None = None
+        journal.begin(header)
+        self._thread = threading.Thread(target=self._upload, args=(header,), daemon=True)
+        self._thread.start()
+
+    def log(self, metrics: dict[str, float], step: int = 0) -> None:
+        """Reports metrics of one step."""
+        entry = Entry(now(), step, {name: float(value) for name, value in metrics.items()})
+        self._journal.append(entry)
+        with self._lock:
+            self._pending.append(entry)
+
+    def artifact(self, path: Path) -> None:
+        """Attaches a file, sent when the run ends."""
+        self._artifacts.append(str(path))
+        self._journal.update(artifacts=self._artifacts)
+
+    def end(self, status: Status) -> None:
+        """Sends what is left and closes the run."""
+        self._journal.update(status=status, end_time=now())
+        self._ending.set()
+        self._thread.join()
+        if self._problem is None:
+            self._journal.update(uploaded=True)
+        else:
+            reason = str(self._problem).splitlines()[0][:200]
+            print(
+                f"warning: the tracking server is away ({reason}). The metrics are kept in {self._journal.directory}; "
+                f"to send them later: {UPLOAD_COMMAND}",
+                file=sys.stderr,
+            )
+
+    def _take(self) -> list[Entry]:
+        with self._lock:
+            pending, self._pending = self._pending, []
+        return pending
+
+    def _upload(self, header: Header) -> None:
+        """The thread: creates the run, sends what comes, closes the run. One failure ends it: no stall at each flush."""
+        try:
+            run = RemoteRun(connect(), header)
+            while not self._ending.wait(FLUSH_SECONDS):
+                run.send(self._take())
+            run.send(self._take())
+            run.close(self._journal.state())
+        except Exception as error:  # whatever the client raises, the stage's result is not its business
+            self._problem = error
+
+
+@contextmanager
+def stage_run(
+    *, experiment: str, name: str, key: str, params: dict[str, Any], tags: dict[str, str], parent: str | None = None
+) -> Iterator[StageRun]:
+    """A run for the duration of a block: FINISHED at its end, FAILED on an error, KILLED on an interrupt."""
+    start = now()
+    tags = {**tags, **_git_commit()}
+    run = StageRun(Journal(JOURNALS, key), Header(experiment, name, key, start, flatten(params), tags, parent))
+    try:
+        yield run
+    except KeyboardInterrupt:
+        run.end("KILLED")
+        raise
+    except BaseException:
+        run.end("FAILED")
+        raise
+    run.end("FINISHED")
+
+
+def add_scores(scores: dict[str, dict[str, float]], headers: dict[str, Header]) -> None:
+    """Adds final scores to the runs of other stages.
+
+    Args:
+        scores: key of a run -> its scores.
+        headers: key -> what to make the run of where neither a live run nor a journal of it is left.
+    """
+    waiting: list[Journal] = []
+    for key, metrics in scores.items():
+        journal = Journal(JOURNALS, key)
+        if not journal.exists:
+            journal.begin(headers[key])
+            journal.update(status="FINISHED", end_time=now())
+        journal.append(Entry(now(), 0, metrics))
+        journal.update(uploaded=False)
+        waiting.append(journal)
+    problem = upload(waiting)
+    if problem is not None:
+        print(f"warning: the tracking server is away ({problem}). To send the scores later: {UPLOAD_COMMAND}", file=sys.stderr)
+
+
+def upload(journals: list[Journal]) -> str | None:
+    """Sends whole journals, each replacing the live run of its key; returns what went wrong, None if nothing did."""
+    try:
+        client = connect()
+        for journal in journals:
+            run = RemoteRun(client, journal.header())
+            run.send(journal.entries())
+            run.close(journal.state())
+            journal.update(uploaded=True)
+            print(f"sent {journal.header().name}", file=sys.stderr)
+    except Exception as error:  # as above
+        return str(error).splitlines()[0][:200]
+    return None
+
+
+class RemoteRun:
+    """A run in MLflow, made to be the only live one of its key."""
+
+    def __init__(self, client: Any, header: Header):
+        self._client = client
+        experiment_id = find_or_create_experiment(client, header.experiment)
+        for old in live_runs(client, experiment_id, header.key):
+            client.delete_run(old.info.run_id)
+        tags = {**header.tags, KEY_TAG: header.key}
+        if header.parent is not None:
+            parent_id = self._parent(experiment_id, header)
+            tags |= {"mlflow.parentRunId": parent_id, "parent_run_id": parent_id}
+        self._run_id = client.create_run(
+            experiment_id, start_time=header.start_time, tags=tags, run_name=header.name
+        ).info.run_id
+        from mlflow.entities import Param
+
+        params = [Param(name, value) for name, value in header.params.items()]
+        for start in range(0, len(params), BATCH_PARAMS):
+            client.log_batch(self._run_id, params=params[start : start + BATCH_PARAMS])
+
+    def _parent(self, experiment_id: str, header: Header) -> str:
+        assert header.parent is not None
+        key = parent_key(header.experiment, header.parent)
+        live = live_runs(self._client, experiment_id, key)
+        if live:
+            return live[0].info.run_id
+        run = self._client.create_run(experiment_id, tags={KEY_TAG: key}, run_name=header.parent)
+        self._client.set_terminated(run.info.run_id, "FINISHED")
+        return run.info.run_id
+
+    def send(self, entries: list[Entry]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [Metric(name, value, e.time, e.step) for e in entries for name, value in e.metrics.items()]
+        for start in range(0, len(metrics), BATCH_METRICS):
+            self._client.log_batch(self._run_id, metrics=metrics[start : start + BATCH_METRICS])
+
+    def close(self, state: dict[str, Any]) -> None:
+        for path in state["artifacts"]:
+            if Path(path).is_file():
+                self._client.log_artifact(self._run_id, path)
+        if state["status"] != "RUNNING":
+            self._client.set_terminated(self._run_id, state["status"], state["end_time"])
+
+
+def connect() -> Any:
+    """A client of the tracking server; a local database is initialised by one process at a time."""
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default stalls for minutes
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    import logging
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    from mlflow.tracking import MlflowClient
+
+    uri = os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_URI)
+    if not uri.startswith("sqlite:"):
+        return MlflowClient(uri)
+    JOURNALS.mkdir(parents=True, exist_ok=True)
+    with (JOURNALS / "database.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # processes that create the tables at the same time fail
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+    return client
+
+
+def find_or_create_experiment(client: Any, name: str) -> str:
+    """Id of the experiment, made or restored from the bin if need be; safe beside other processes."""
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return client.create_experiment(name)
+        except MlflowException:  # another process was faster
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
+                raise
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    return experiment.experiment_id
+
+
+def live_runs(client: Any, experiment_id: str, key: str) -> list[Any]:
+    """Runs of a key that are not deleted."""
+    return client.search_runs([experiment_id], filter_string=f"tags.`{KEY_TAG}` = '{key}'")
+
+
+def now() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def _git_commit() -> dict[str, str]:
+    result = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return {"git.commit": result.stdout.strip()} if result.returncode == 0 else {}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Sends metrics that were kept while the tracking server was away.")
+    parser.add_argument("command", choices=["upload"])
+    parser.parse_args()
+    states = [(journal, journal.state()) for journal in all_journals(JOURNALS)]
+    # one that is RUNNING belongs to a stage at work, or was killed and is replaced by the next attempt
+    problem = upload([journal for journal, s in states if not s["uploaded"] and s["status"] != "RUNNING"])
+    if problem is not None:
+        sys.exit(f"error: the tracking server is still away: {problem}")
+
+
+if __name__ == "__main__":
+    main()
