@@ -44,4 +44,4 @@ def clipped_policy_loss(ratio: Tensor, advantages: Tensor, epsilon: float) -> Te
 def kl_estimate(log_probabilities: Tensor, base_log_probabilities: Tensor) -> Tensor:
     """Per-token k3 estimate of the KL to the base model on sampled tokens: exp(q - p) - (q - p) - 1, q the base."""
     difference = base_log_probabilities - log_probabilities
-    return difference.exp() - difference - 1
+    return torch.expm1(difference) - difference  # exp() - 1 would drown small ones in rounding, and go below 0

@@ -114,7 +114,7 @@ def train_classifier(
     device: str | torch.device = "cpu",
     log: Callable[[int, Metrics], None] = lambda step, metrics: None,
 ) -> Classifier:
-    """Trains a classifier from scratch; the same arguments give the same weights, bit for bit on one CPU.
+    """Trains a classifier from scratch; the same arguments and number of threads give the same bytes on one CPU.
 
     Args:
         images: uint8 [N, H, W, 3], may be memory-mapped.

@@ -1,0 +1,72 @@
+"""What the reference numbers do not cover; `tests/parity` does the rest."""
+
+import pytest
+import torch
+
+from tests.tiny import random_tokens, tiny_tokenizer
+from vapi_core.models.tokenizer import OFFICIAL_TOKENIZERS, assignment_entropy
+
+
+@pytest.mark.parametrize(("name", "pixels"), [("VQ-16", 16), ("VQ-8", 8)])
+def test_the_number_in_an_official_name_is_the_pixels_of_a_token(name, pixels):
+    assert OFFICIAL_TOKENIZERS[name].downsample == pixels
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_downsample_is_what_the_encoder_does_and_the_decoder_undoes(levels):
+    tokenizer = tiny_tokenizer(levels=levels)
+    images = torch.randn(1, 3, 16, 16)
+    tokens = tokenizer.encode(images)
+    assert tokens.shape[1] == (16 // tokenizer.config.downsample) ** 2
+    assert tokenizer.decode(tokens).shape == images.shape
+
+
+def test_an_image_need_not_be_square_and_its_tokens_are_row_by_row():
+    tokenizer = tiny_tokenizer()
+    images = torch.randn(2, 3, 8, 12)
+    tokens = tokenizer.encode(images)
+    assert tokens.shape == (2, 4 * 6)
+    assert tokenizer.decode(tokens, (4, 6)).shape == images.shape
+    codes = tokenizer.quantize.look_up(tokens, (4, 6))
+    assert torch.equal(codes[1, :, 2, 5], tokenizer.quantize.codebook[tokens[1, 2 * 6 + 5]])
+
+
+def test_tokens_that_fill_no_square_need_their_grid_named():
+    tokenizer = tiny_tokenizer()
+    with pytest.raises(AssertionError, match="24 tokens are no square grid"):
+        tokenizer.decode(random_tokens(2, 24))
+
+
+def test_a_code_that_is_encoded_again_is_the_same_token():
+    quantizer = tiny_tokenizer().quantize
+    tokens = random_tokens(2, 6)
+    assert torch.equal(quantizer.nearest(quantizer.look_up(tokens, (2, 3))), tokens)
+
+
+def test_the_gradient_of_the_codes_passes_straight_through_to_the_encoder():
+    quantizer = tiny_tokenizer().quantize
+    z = torch.randn(1, 4, 2, 2)
+    z = (z / z.norm(dim=1, keepdim=True)).requires_grad_()  # on the unit sphere, where normalisation only projects
+    downstream = torch.randn(1, 4, 2, 2)
+    (quantizer(z).codes * downstream).sum().backward()
+    along = (downstream * z).sum(1, keepdim=True) * z
+    assert torch.allclose(z.grad, (downstream - along).detach(), atol=1e-5)
+    assert quantizer.embedding.weight.grad is None or not quantizer.embedding.weight.grad.any()
+
+
+def test_the_codebook_learns_from_its_own_loss_and_the_encoder_from_the_commitment():
+    tokenizer = tiny_tokenizer().train()
+    _, quantized = tokenizer(torch.randn(2, 3, 8, 8))
+    quantized.codebook_loss.backward(retain_graph=True)
+    assert tokenizer.quantize.embedding.weight.grad.any() and tokenizer.encoder.conv_in.weight.grad is None
+    tokenizer.zero_grad()
+    quantized.commitment_loss.backward()
+    assert tokenizer.quantize.embedding.weight.grad is None and tokenizer.encoder.conv_in.weight.grad.any()
+
+
+def test_the_entropy_loss_rewards_sure_and_even_assignments():
+    sure_and_even = torch.eye(4).repeat(2, 1)
+    sure_but_collapsed = torch.eye(4)[:1].repeat(8, 1)
+    unsure = torch.zeros(8, 4)
+    losses = [float(assignment_entropy(a)) for a in (sure_and_even, sure_but_collapsed, unsure)]
+    assert losses[0] < losses[1] - 1 and losses[0] < losses[2] - 1

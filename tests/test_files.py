@@ -1,0 +1,116 @@
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from vapi_core.errors import FileError
+from vapi_core.files import atomic_path, read_json, sha256_file, write_json
+
+
+def test_a_file_appears_only_when_the_block_has_ended(tmp_path):
+    path = tmp_path / "new" / "folder" / "out.txt"
+    with atomic_path(path) as temporary:
+        temporary.write_text("whole")
+        assert not path.exists() and temporary.parent == path.parent
+    assert path.read_text() == "whole"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_on_an_error_the_old_file_stays_and_nothing_else(tmp_path):
+    path = tmp_path / "out.txt"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic_path(path) as temporary:
+        temporary.write_text("half of the n")
+        raise ZeroDivisionError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_on_an_error_before_anything_was_written_nothing_is_there(tmp_path):
+    with pytest.raises(ZeroDivisionError), atomic_path(tmp_path / "out.txt"):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path):
+    path = tmp_path / "out"
+    path.mkdir()
+    (path / "stale").write_text("old")
+    with atomic_path(path) as temporary:
+        temporary.mkdir()
+        (temporary / "fresh").write_text("new")
+        assert [p.name for p in path.iterdir()] == ["stale"]
+    assert [p.name for p in path.iterdir()] == ["fresh"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_on_an_error_the_old_folder_stays_and_nothing_else(tmp_path):
+    path = tmp_path / "out"
+    path.mkdir()
+    (path / "kept").write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic_path(path) as temporary:
+        temporary.mkdir()
+        (temporary / "half").write_text("n")
+        raise ZeroDivisionError
+    assert [p.name for p in path.iterdir()] == ["kept"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_process_that_is_killed_half_way_leaves_the_old_file(tmp_path):
+    path = tmp_path / "out.txt"
+    path.write_text("old")
+    code = f"""
+import os, signal
+from vapi_core.files import atomic_path
+with atomic_path({str(path)!r}) as temporary:
+    with open(temporary, "w") as file:
+        file.write("half of the n")
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", code])
+    assert killed.returncode == -signal.SIGKILL
+    assert path.read_text() == "old"
+    left = [p for p in tmp_path.iterdir() if p != path]
+    assert all(p.name.startswith(".out.txt.") and p.name.endswith(".tmp") for p in left) and left
+    write_json(path, "next time")  # what the killed one left is in nobody's way
+    assert read_json(path) == "next time"
+
+
+def test_two_processes_write_to_different_temporaries(tmp_path, monkeypatch):
+    with atomic_path(tmp_path / "out") as ours:
+        monkeypatch.setattr(os, "getpid", lambda: 1)
+        with atomic_path(tmp_path / "out") as theirs:
+            assert ours != theirs
+            theirs.write_text("theirs")
+        ours.write_text("ours")
+    assert (tmp_path / "out").read_text() == "ours"
+
+
+def test_json_is_read_as_it_was_written_and_equal_values_give_equal_bytes(tmp_path):
+    value = {"ξ": 0.5, "a": [1, None, True], "later": "first"}
+    for name in ("a", "b"):
+        write_json(tmp_path / name, value)
+    assert read_json(tmp_path / "a") == value
+    assert list(read_json(tmp_path / "a")) == ["ξ", "a", "later"]
+    assert sha256_file(tmp_path / "a") == sha256_file(tmp_path / "b")
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe\x00"])
+def test_damaged_json_is_named_with_what_makes_it_anew(tmp_path, content):
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(FileError, match=r"x\.json: the file is damaged .* Run: dvc repro subset"):
+        read_json(path, "Run: dvc repro subset")
+
+
+def test_missing_json_is_named_with_what_makes_it_anew(tmp_path):
+    with pytest.raises(FileError, match=r"x\.json: the file is missing\. Run: dvc repro subset"):
+        read_json(tmp_path / "x.json", "Run: dvc repro subset")
+
+
+def test_the_hash_is_that_of_sha256sum(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert sha256_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
