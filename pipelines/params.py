@@ -160,6 +160,8 @@ class ScoreParams(Section):
     inception_checkpoint: str | None
     reference_splits: Annotated[tuple[str, ...], Tuple]
     is_splits: PositiveInt
+    kid_subsets: PositiveInt
+    kid_subset_size: PositiveInt
     batch_size: PositiveInt
 
 

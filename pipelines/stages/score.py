@@ -61,7 +61,14 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
                 samples = features(images=np.load(sample_set.directory / "images.npy", mmap_mode="r"))
                 labels = np.load(sample_set.directory / "labels.npy")
                 for split, reference in references.items():
-                    scores = fidelity(samples, reference, seed=SEED, inception_splits=params.is_splits)
+                    scores = fidelity(
+                        samples,
+                        reference,
+                        seed=SEED,
+                        inception_splits=params.is_splits,
+                        kid_subsets=params.kid_subsets,
+                        kid_subset_size=params.kid_subset_size,
+                    )
                     if name == "scorer-classifier":
                         scores["accuracy"] = accuracy(samples["logits"], labels)
                     rows.append({**identity(sample_set), "extractor": name, "reference": split, **scores})

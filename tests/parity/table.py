@@ -120,7 +120,7 @@ def main(root: Path) -> int:
         for check in result.checks:
             if not check.passed:
                 limit = f"tolerance {check.tolerance:.0e}" if check.tolerance else "must be exact"
-                print(f"FAIL {result.name}: {check.quantity}: {check.error:.3g}, {limit}")
+                print(f"FAIL {result.name}: {check.quantity}: {check.error:.2g}, {limit}")
     passed, failed, unknown = (sum(r.status == status for r in results) for status in ("pass", "FAIL", NO_CHECK))
     comparisons = sum(len(result.checks) for result in results)
     print(f"\n{passed} passed, {failed} failed, {unknown} without a check; {comparisons} comparisons")

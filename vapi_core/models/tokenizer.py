@@ -284,7 +284,8 @@ class Tokenizer(nn.Module):
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         """Images of code vectors [B, D, h, w]; about [-1, 1], not clamped."""
-        return self.decoder(self.post_quant_conv(codes))
+        # looked-up codes are channels-last in memory; the decoder's group norms take twice as long on such tensors
+        return self.decoder(self.post_quant_conv(codes.contiguous()))
 
     def decode(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Images [B, 3, H, W] of tokens [B, h * w]; the grid is square unless given."""

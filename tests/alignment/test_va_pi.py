@@ -1,0 +1,185 @@
+"""The objective as a whole, on tiny models; its parts are compared with the official numbers by `tests/parity`."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.tiny import random_tokens, tiny_generator, tiny_tokenizer
+from vapi_core.alignment.data import AlignmentData
+from vapi_core.alignment.reward import ReconstructionReward, RewardWeights
+from vapi_core.alignment.va_pi import VaPi, VaPiConfig
+from vapi_core.images import to_uint8
+from vapi_core.training import OptimizationConfig, Slots, micro_batches, train
+
+COUNT = 8
+PLAIN = VaPiConfig(group_size=4, regularizer="none", reward=RewardWeights(perceptual=0.0))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def data(tokenizer):
+    """Images that some tokens decode to, so that a perfect reward is within reach."""
+    tokens = random_tokens(COUNT, 16)
+    with torch.no_grad():
+        images = to_uint8(tokenizer.decode(tokens))
+    return AlignmentData(tokens.numpy().astype(np.uint16), np.arange(COUNT) % 5, images, torch.device("cpu"))
+
+
+def policy(seed: int = 0):
+    return tiny_generator(seed=seed, grid=4)
+
+
+def va_pi(tokenizer, data, config=PLAIN, generator=None, seed=0, base=None) -> VaPi:
+    reward = ReconstructionReward(tokenizer, config.reward)
+    return VaPi(generator or policy(), reward, data, config, seed, base)
+
+
+def whole_batch(step: int = 0) -> Slots:
+    return Slots(step, 0, np.arange(4))
+
+
+def gradient(generator) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in generator.parameters()])
+
+
+@pytest.mark.parametrize("config", [PLAIN, replace(PLAIN, noise_ratio=0.5)])
+def test_on_policy_the_ratio_is_exactly_one_but_its_gradient_is_not_zero(tokenizer, data, config):
+    objective = va_pi(tokenizer, data, config)
+    loss, metrics = objective(whole_batch())
+    assert metrics["ratio"] == 1.0 and metrics["clip_fraction"] == 0.0
+    assert abs(loss.item()) < 1e-6  # minus the mean advantage
+    loss.backward()
+    assert all(p.grad.any() for p in objective.generator.parameters() if p is not class_table(objective.generator))
+    assert gradient(objective.generator).norm() > 1e-3
+
+
+def class_table(generator):
+    return generator.cls_embedding.embedding_table.weight  # rows of absent classes have no gradient
+
+
+def test_a_generator_left_in_train_mode_is_used_without_dropout(tokenizer, data):
+    """Dropout would make the ratio differ from 1 and the loss differ from call to call."""
+    assert not va_pi(tokenizer, data, generator=policy().train()).generator.training
+
+
+CASES = [
+    PLAIN,
+    replace(PLAIN, regularizer="ce", noise_ratio=0.5),
+    replace(PLAIN, regularizer="kl", noise_ratio=0.5, noise_kernel="uniform-except-self"),
+]
+
+
+@pytest.mark.parametrize("config", CASES)
+@pytest.mark.parametrize("size", [1, 3])
+def test_micro_batches_draw_and_learn_what_the_whole_batch_does(tokenizer, data, config, size):
+    """Random streams follow positions in the global batch, not the batch that happens to hold them."""
+    optimization = OptimizationConfig(learning_rate=1.0, steps=10, batch_size=4)
+    results = []
+    for micro_batch_size in (4, size):
+        objective = va_pi(tokenizer, data, config, base=policy(seed=1))
+        total, reward = 0.0, 0.0
+        for slots in micro_batches(0, 3, replace(optimization, micro_batch_size=micro_batch_size), COUNT):
+            share = len(slots.items) / 4
+            loss, metrics = objective(slots)
+            (loss * share).backward()
+            total, reward = total + loss.item() * share, reward + metrics["reward"].item() * share
+        results.append((total, reward, gradient(objective.generator)))
+    (loss_a, reward_a, gradient_a), (loss_b, reward_b, gradient_b) = results
+    assert loss_b == pytest.approx(loss_a, abs=1e-5) and reward_b == pytest.approx(reward_a, abs=1e-5)
+    assert torch.allclose(gradient_a, gradient_b, atol=1e-5) and gradient_a.norm() > 1e-3
+
+
+def test_steps_and_seeds_draw_other_rollouts_and_the_same_step_the_same(tokenizer, data):
+    def rewards(seed, step):
+        return va_pi(tokenizer, data, seed=seed)(whole_batch(step))[1]["reward"].item()
+
+    assert rewards(0, 0) == rewards(0, 0)
+    assert len({rewards(0, 0), rewards(0, 1), rewards(1, 0)}) == 3
+
+
+def test_a_rollout_follows_the_distribution_of_the_logits_at_its_place(tokenizer, data):
+    objective = va_pi(tokenizer, data, replace(PLAIN, group_size=400))
+    logits = torch.full((2, 3, 24), -30.0)
+    logits[0, 0, 5], logits[0, 1, 7:9], logits[0, 2, 23] = 0.0, 0.0, 0.0
+    logits[1, :, 0] = 0.0
+    rollouts = objective._roll_out(logits, Slots(0, 0, np.arange(2)))
+    assert rollouts.shape == (2, 400, 3)
+    assert rollouts[0, :, 0].unique().tolist() == [5] and rollouts[0, :, 2].unique().tolist() == [23]
+    assert rollouts[1].unique().tolist() == [0]
+    sevens, eights = (rollouts[0, :, 1] == 7).sum(), (rollouts[0, :, 1] == 8).sum()
+    assert sevens + eights == 400 and 140 < sevens < 260
+
+
+def test_without_noise_the_policy_sees_the_reference_tokens(tokenizer, data):
+    tokens, _ = data.batch(np.arange(4))
+    assert torch.equal(va_pi(tokenizer, data)._noisy_prefix(tokens, whole_batch()), tokens[:, :-1])
+
+
+def test_with_noise_only_the_share_that_was_asked_for_is_replaced(tokenizer, data):
+    tokens, _ = data.batch(np.tile(np.arange(8), 50))
+    config = replace(PLAIN, noise_ratio=0.25, noise_kernel="uniform-except-self")
+    noisy = va_pi(tokenizer, data, config)._noisy_prefix(tokens, Slots(0, 0, np.arange(400)))
+    assert 0.22 < (noisy != tokens[:, :-1]).float().mean().item() < 0.28
+    assert noisy.min() >= 0 and noisy.max() < 24
+
+
+@pytest.mark.parametrize("regularizer", ["ce", "kl"])
+def test_a_regularizer_adds_its_weight_times_what_is_logged(tokenizer, data, regularizer):
+    base = policy(seed=1)
+    plain, _ = va_pi(tokenizer, data)(whole_batch())
+    config = replace(PLAIN, regularizer=regularizer, regularizer_weight=0.3)
+    loss, metrics = va_pi(tokenizer, data, config, base=base)(whole_batch())
+    assert metrics[regularizer] > 0.01
+    assert (loss - plain).item() == pytest.approx(0.3 * metrics[regularizer].item(), abs=1e-5)
+
+
+def test_the_kl_to_the_base_is_zero_at_the_start_and_the_base_learns_nothing(tokenizer, data):
+    base = policy()
+    config = replace(PLAIN, regularizer="kl")
+    loss, metrics = va_pi(tokenizer, data, config, generator=copy.deepcopy(base), base=base)(whole_batch())
+    loss.backward()
+    assert metrics["kl"] == 0.0 and all(p.grad is None for p in base.parameters())
+
+
+def test_the_kl_is_logged_as_often_as_asked_and_only_then_is_a_base_needed(tokenizer, data):
+    objective = va_pi(tokenizer, data, replace(PLAIN, log_kl_every=3), base=policy(seed=1))
+    assert ["kl" in objective(whole_batch(step))[1] for step in range(5)] == [True, False, False, True, False]
+    assert "kl" not in va_pi(tokenizer, data)(whole_batch())[1]
+    with pytest.raises(AssertionError):
+        va_pi(tokenizer, data, replace(PLAIN, log_kl_every=3))
+
+
+def test_metrics_are_what_they_are_called(tokenizer, data):
+    objective = va_pi(tokenizer, data, replace(PLAIN, regularizer="ce"))
+    torch.nn.init.zeros_(objective.generator.output.weight)  # uniform predictions
+    metrics = objective(whole_batch())[1]
+    assert metrics["entropy"].item() == pytest.approx(np.log(24), rel=1e-5)
+    assert metrics["ce"].item() == pytest.approx(np.log(24), rel=1e-5)
+    assert metrics["reward"].item() == pytest.approx(-metrics["reward_mse"].item(), rel=1e-5)
+    assert 0.5 < metrics["advantage_magnitude"] < 1 and metrics["reward_spread"] > 0
+    assert not any(value.requires_grad for value in metrics.values())
+
+
+def test_alignment_raises_the_reward_of_fresh_rollouts(tokenizer, data):
+    """By the policy gradient alone: nothing here sees the reference tokens as targets."""
+    generator = policy()
+
+    def reward() -> float:
+        """Mean reward of 32 rollouts of each image, drawn with numbers that training does not use."""
+        judge = va_pi(tokenizer, data, replace(PLAIN, group_size=32), generator=generator, seed=99)
+        with torch.no_grad():
+            return judge(Slots(0, 0, np.arange(COUNT)))[1]["reward"].item()
+
+    before = reward()
+    objective = va_pi(tokenizer, data, replace(PLAIN, group_size=8), generator=generator)
+    config = OptimizationConfig(learning_rate=1e-2, steps=40, batch_size=COUNT)
+    train(generator, objective, config, count=COUNT, seed=0, log=lambda step, row: None)
+    after = reward()
+    assert before < 0 and after > 0.8 * before  # nearer to 0, the reward of the reference tokens
