@@ -44,6 +44,11 @@ def test_probabilities_need_not_sum_to_exactly_one(scale):
     assert draw([0.5 * scale, 0.5 * scale, 0.0], [0.0, 0.4, 0.6, ALMOST_ONE]) == [0, 0, 1, 1]
 
 
+def test_a_number_that_rounds_up_to_one_draws_the_last_possible_token():
+    uniforms = torch.tensor([1 - 1e-12], dtype=torch.float64)  # 1 in the float32 of the probabilities
+    assert invert_cdf(torch.tensor([0.5, 0.5, 0.0]), uniforms).tolist() == [1]
+
+
 @pytest.mark.parametrize("top_k", [1, 5, 100])
 def test_filtered_tokens_are_never_drawn_from_a_large_vocabulary(top_k):
     random = torch.Generator().manual_seed(0)

@@ -117,6 +117,14 @@ def test_a_rollout_follows_the_distribution_of_the_logits_at_its_place(tokenizer
     assert sevens + eights == 400 and 140 < sevens < 260
 
 
+def test_images_of_a_batch_draw_independently_of_each_other(tokenizer, data):
+    objective = va_pi(tokenizer, data)
+    rollouts = objective._roll_out(
+        torch.zeros(4, 16, 24), Slots(0, 0, np.zeros(4, dtype=int))
+    )  # the same image 4 times
+    assert len(rollouts.flatten(0, 1).unique(dim=0)) == 4 * 4
+
+
 def test_without_noise_the_policy_sees_the_reference_tokens(tokenizer, data):
     tokens, _ = data.batch(np.arange(4))
     assert torch.equal(va_pi(tokenizer, data)._noisy_prefix(tokens, whole_batch()), tokens[:, :-1])

@@ -1,0 +1,96 @@
+"""The report says what the scores say, in both directions."""
+
+import pandas as pd
+import pytest
+
+from pipelines.params import load_params
+from pipelines.report_text import findings, markdown_table, verdict_of, write_report
+from pipelines.stages.report import compare, headline_metrics, summarize
+
+
+def scores(base, sharpened, aligned, continued):
+    """A table of stage `score` with one extractor and reference, three seeds each."""
+    rows = []
+    for model, temperature, fids in (
+        ("base", 1.0, base),
+        ("base", 0.8, sharpened),
+        ("va-pi", 1.0, aligned),
+        ("cross-entropy", 1.0, continued),
+    ):
+        for seed, fid in enumerate(fids):
+            rows.append(
+                {
+                    "model": model,
+                    "seed": seed,
+                    "temperature": temperature,
+                    "guidance_scale": 1.0,
+                    "extractor": "scorer-classifier",
+                    "reference": "heldout",
+                    "fid": fid,
+                    "is_mean": 9.0,
+                    "precision": 0.7,
+                    "recall": 0.6,
+                    "samples": 1000,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def params():
+    return load_params()
+
+
+def told(table, params):
+    return findings(summarize(table), compare(table, 1.0), params)
+
+
+def test_a_clear_gain_meets_the_target_and_beats_the_controls(params):
+    lines = told(scores([20.0, 20.2, 19.8], [15.0, 15.1, 14.9], [10.0, 10.1, 9.9], [19.0, 19.1, 18.9]), params)
+    assert "-50%" in lines[0] and "meets the target" in lines[0]
+    assert "0.8" in lines[1] and "is better" in lines[1]
+    assert "against cross-entropy" in lines[2] and "is better" in lines[2]
+
+
+def test_a_gain_that_a_lower_temperature_beats_is_told_as_a_loss(params):
+    lines = told(scores([20.0, 20.2, 19.8], [9.0, 9.1, 8.9], [12.0, 12.1, 11.9], [19.0, 19.1, 18.9]), params)
+    assert "meets the target" in lines[0]
+    assert "is worse" in lines[1]
+
+
+def test_a_gain_within_the_noise_is_not_called_one(params):
+    lines = told(scores([20.0, 22.0, 18.0], [15.0, 15.1, 14.9], [12.0, 25.0, 15.0], [19.0, 19.1, 18.9]), params)
+    assert "misses the target" in lines[0]
+    assert "cannot be told apart" in lines[2]
+
+
+def test_differences_are_paired_by_seed():
+    table = compare(scores([10.0, 20.0, 30.0], [1.0, 1.0, 1.0], [9.0, 19.0, 29.0], [10.0, 20.0, 30.0]), 1.0)
+    row = table[(table["against"] == "base") & (table["temperature"] == 1.0)].iloc[0]
+    assert row["difference"] == pytest.approx(-1.0) and row["high"] < 0
+    assert verdict_of(row) == "is better"
+
+
+def test_the_summary_has_mean_and_standard_error_over_seeds():
+    row = summarize(scores([10.0, 12.0, 14.0], [1.0] * 3, [1.0] * 3, [1.0] * 3)).iloc[0]
+    assert row["fid"] == pytest.approx(12.0) and row["fid_se"] == pytest.approx(2 / 3**0.5)
+    assert row["seeds"] == 3 and row["samples"] == 1000
+
+
+def test_metrics_hold_the_main_reference_only():
+    table = scores([10.0] * 3, [1.0] * 3, [5.0] * 3, [1.0] * 3)
+    other = table.assign(reference="train", fid=0.0)
+    metrics = headline_metrics(summarize(pd.concat([table, other])), "heldout")
+    assert metrics["scorer-classifier"]["va-pi T=1.0 g=1.0"]["fid"] == 5.0
+
+
+def test_the_report_is_written_whole(tmp_path, params):
+    table = scores([20.0, 20.2, 19.8], [15.0, 15.1, 14.9], [10.0, 10.1, 9.9], [19.0, 19.1, 18.9])
+    stages = {"tokenizer": {"seconds": 1.0, "peak_memory_mb": 2.0, "codebook_usage": 0.9, "reconstruction_mse": 0.01}}
+    write_report(tmp_path / "report.md", params, summarize(table), compare(table, 1.0), stages)
+    text = (tmp_path / "report.md").read_text()
+    assert "| va-pi | 1.0 | 1.0 | 10 ± 0.058 |" in text and "nan" not in text.split("## Findings")[1]
+
+
+def test_a_markdown_table_has_one_line_per_row():
+    assert markdown_table(["a", "b"], [[1, 2]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
