@@ -101,8 +101,7 @@ def generate(
     if guided:
         class_ids = torch.cat([class_ids, torch.full_like(class_ids, generator.null_class)])
     if cache is None:
-        weight = generator.output.weight
-        cache = KVCache(generator.config, len(class_ids), weight.device, weight.dtype)
+        cache = KVCache(generator.config, len(class_ids), generator.device, generator.output.weight.dtype)
     uniforms = uniforms.to(class_ids.device)
     tokens = torch.empty(batch, generator.config.length, dtype=torch.long, device=class_ids.device)
     logits = generator.prefill(class_ids, cache)

@@ -128,7 +128,7 @@ def best_control(scores: pd.DataFrame, extractor: str, reference: str) -> float 
         & (scores["extractor"] == extractor)
         & (scores["reference"] == reference)
     ]
-    means = {float(t): float(group["fid"].mean()) for t, group in base.groupby("temperature") if t != 1.0}
+    means = {t: float(base["fid"][base["temperature"] == t].mean()) for t in base["temperature"].unique() if t != 1.0}
     return min(means, key=lambda t: means[t]) if means else None
 
 

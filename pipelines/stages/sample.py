@@ -135,7 +135,7 @@ def draw_images(
     generator: Generator, tokenizer: Tokenizer, class_ids: np.ndarray, start: int, seed: int, config: SamplingConfig
 ) -> np.ndarray:
     """Images start..start+B of a set, uint8 [B, H, W, 3]."""
-    device = generator.rotary.device
+    device = generator.device
     uniforms = sampling_uniforms(seed, range(start, start + len(class_ids)), generator.config.length)
     tokens = generate(generator, torch.from_numpy(class_ids).to(device), uniforms.to(device), config)
     with torch.inference_mode():

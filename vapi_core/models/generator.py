@@ -177,8 +177,6 @@ class ClassEmbedding(nn.Module):
 class Generator(nn.Module):
     """The policy. Row t of its logits predicts token t from the condition and tokens 0..t-1."""
 
-    rotary: Tensor
-
     def __init__(self, config: GeneratorConfig):
         super().__init__()
         self.config = config
@@ -188,8 +186,8 @@ class Generator(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = nn.Linear(config.dim, config.codebook_size, bias=False)
-        table = rotary_table(config.grid, config.head_dim, condition_tokens=1, base=config.rope_base)
-        self.register_buffer("rotary", table, persistent=False)
+        # no buffer: a buffer would be rounded by .to(bfloat16), and the official table stays float32
+        self.rotary = rotary_table(config.grid, config.head_dim, condition_tokens=1, base=config.rope_base)
         self._initialize()
 
     def _initialize(self) -> None:
@@ -202,9 +200,15 @@ class Generator(nn.Module):
     def null_class(self) -> int:
         return self.config.classes
 
+    @property
+    def device(self) -> torch.device:
+        return self.output.weight.device
+
     def _trunk(self, x: Tensor, start: int, cache: KVCache | None) -> Tensor:
         """Logits [B, S, V] of embedded inputs x [B, S, dim] at positions start..start+S."""
         x = self.tok_dropout(x)
+        if self.rotary.device != x.device:
+            self.rotary = self.rotary.to(x.device)
         table = self.rotary[start : start + x.shape[1]]
         for i, block in enumerate(self.layers):
             x = block(x, table, i, start, cache)

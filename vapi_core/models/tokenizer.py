@@ -133,8 +133,7 @@ class Encoder(nn.Module):
         for i, width in enumerate(widths):
             coarsest = i == len(widths) - 1
             level = _Level([previous] + [width] * config.res_blocks, config.dropout, attention=coarsest)
-            if not coarsest:
-                level.downsample = _Downsample(width)
+            level.downsample = nn.Identity() if coarsest else _Downsample(width)
             self.conv_blocks.append(level)
             previous = width
         self.mid = _middle(previous, config.dropout)
@@ -144,9 +143,7 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         h = self.conv_in(images)
         for level in self.conv_blocks:
-            h = level(h)
-            if hasattr(level, "downsample"):
-                h = level.downsample(h)
+            h = level.downsample(level(h))  # type: ignore[operator]
         for block in self.mid:
             h = block(h)
         return self.conv_out(F.silu(self.norm_out(h)))
@@ -164,8 +161,7 @@ class Decoder(nn.Module):
         self.conv_blocks = nn.ModuleList()
         for i, width in enumerate(widths):
             level = _Level([previous] + [width] * (config.res_blocks + 1), config.dropout, attention=i == 0)
-            if i < len(widths) - 1:
-                level.upsample = _Upsample(width)
+            level.upsample = _Upsample(width) if i < len(widths) - 1 else nn.Identity()
             self.conv_blocks.append(level)
             previous = width
         self.norm_out = _norm(previous)
@@ -176,9 +172,7 @@ class Decoder(nn.Module):
         for block in self.mid:
             h = block(h)
         for level in self.conv_blocks:
-            h = level(h)
-            if hasattr(level, "upsample"):
-                h = level.upsample(h)
+            h = level.upsample(level(h))  # type: ignore[operator]
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
