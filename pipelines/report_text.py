@@ -28,7 +28,7 @@ def write_report(
         "## Findings\n\n" + "\n".join(f"- {line}" for line in findings(summary, comparisons, params)),
         f"## Scores against the split `{main}`\n\n" + caption(params),
         *(
-            f"### {extractor}\n\n" + score_table(part[part["reference"] == main])
+            f"### {extractor}\n\n" + score_table(part[part["reference"] == main]) + floor(str(extractor), stages)
             for extractor, part in summary.groupby("extractor", sort=False)
         ),
         "## VA-π against everything else, without guidance\n\n"
@@ -129,6 +129,12 @@ def score_table(part: pd.DataFrame) -> str:
         for _, row in part.iterrows()
     ]
     return markdown_table(["model", "temperature", "guidance", *shown.values()], rows)
+
+
+def floor(extractor: str, stages: dict[str, dict[str, float]]) -> str:
+    """What the tokenizer alone costs."""
+    fid = stages.get("score", {}).get(f"reconstruction_fid {extractor}")
+    return "" if fid is None else f"\n\nThe same images, only encoded and decoded by the tokenizer, have FID {fid:.4g}."
 
 
 def plus_minus(row: pd.Series, name: str) -> str:

@@ -30,7 +30,9 @@ class StagePlan:
     output: Path | None  # directory the stage writes, whose run.json names the run; None: nothing builds on it
     params: dict[str, Any]  # all parameters that determine the result
     upstream: tuple[Path, ...] = ()  # output directories of the stages it builds on
-    parent: str | None = "pipeline"  # MLflow run under which this one stands; None: at the top, beside what it competes with
+    parent: str | None = (
+        "pipeline"  # MLflow run under which this one stands; None: at the top, beside what it competes with
+    )
 
 
 @dataclass

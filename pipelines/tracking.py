@@ -151,7 +151,10 @@ def add_scores(scores: dict[str, dict[str, float]], headers: dict[str, Header]) 
         waiting.append(journal)
     problem = upload(waiting)
     if problem is not None:
-        print(f"warning: the tracking server is away ({problem}). To send the scores later: {UPLOAD_COMMAND}", file=sys.stderr)
+        print(
+            f"warning: the tracking server is away ({problem}). To send the scores later: {UPLOAD_COMMAND}",
+            file=sys.stderr,
+        )
 
 
 def upload(journals: list[Journal]) -> str | None:

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
+from pipelines.inputs import open_split, open_tokenizer
 from pipelines.journal import Header
 from pipelines.params import Params, decimal
 from pipelines.paths import CLASSIFIERS, RUN_FILE, SAMPLES, SCORES, SUBSET, WORK
@@ -17,12 +19,14 @@ from pipelines.stages.sample import BASE, SampleSet, plan_sets
 from pipelines.tracking import add_scores, now
 from vapi_core.data.subset import Subset
 from vapi_core.files import atomic_path, read_json
+from vapi_core.images import to_uint8
 from vapi_core.scoring.classifier import accuracy
 from vapi_core.scoring.features import Extractor, cached_features, load_extractor
-from vapi_core.scoring.fidelity import fidelity
+from vapi_core.scoring.fidelity import feature_statistics, fidelity, frechet_distance
 
 TABLE = SCORES / "scores.csv"
 SCORE_NAMES = ["fid", "kid_mean", "is_mean", "precision", "recall", "accuracy"]
+BATCH = 256
 SEED = 0  # of KID's subsets and the Inception Score's splits: the same for all sets
 
 
@@ -44,6 +48,7 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
     params = stage.params.score
     sets = [s for model in (BASE, *stage.params.align.methods) for s in plan_sets(stage.params, model)]
     subset = Subset.open(SUBSET)
+    reconstructions = reconstruct(params.reference_splits[0], stage.device)
     rows: list[dict[str, Any]] = []
     for name in params.extractors:
         extractor = open_extractor(name, stage.params)
@@ -56,6 +61,11 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
             device=stage.device,
         )
         references = {split: features(images=subset.split(split)[0]) for split in params.reference_splits}
+        main = params.reference_splits[0]
+        stage.metrics[f"reconstruction_fid {name}"] = frechet_distance(
+            feature_statistics(features(images=reconstructions)["features"]),
+            feature_statistics(references[main]["features"]),
+        )
         with progress(f"score, {name}", len(sets), "sets") as advance:
             for sample_set in sets:
                 samples = features(images=np.load(sample_set.directory / "images.npy", mmap_mode="r"))
@@ -78,6 +88,17 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
         table.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
     log_scores(sets, table, stage.params)
     stage.metrics["sets"] = len(sets)
+
+
+def reconstruct(split: str, device: torch.device) -> np.ndarray:
+    """Images of a split, encoded and decoded, uint8 [N, H, W, 3]: what no generator over these tokens can beat."""
+    data, tokenizer = open_split(split, device), open_tokenizer(device)
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(data), BATCH):
+            tokens, _ = data.batch(np.arange(start, min(start + BATCH, len(data))))
+            parts.append(to_uint8(tokenizer.decode(tokens)))
+    return np.concatenate(parts)
 
 
 def log_scores(sets: list[SampleSet], table: pd.DataFrame, params: Params) -> None:

@@ -8,7 +8,15 @@ from torch import nn
 
 from tests.reference import REFERENCE, load_fixture, needs_reference
 from vapi_core.errors import FileError
-from vapi_core.models.perceptual import HEADS_FILE, LPIPS, VGG_FILE, VGG_SLICES, FeatureDistance, load_lpips, unit_normalize
+from vapi_core.models.perceptual import (
+    HEADS_FILE,
+    LPIPS,
+    VGG_FILE,
+    VGG_SLICES,
+    FeatureDistance,
+    load_lpips,
+    unit_normalize,
+)
 from vapi_core.scoring.classifier import PlainClassifier
 
 

@@ -99,7 +99,9 @@ def test_every_alignment_is_one_finished_mlflow_run_with_curves_and_scores(check
     stages = {name for name in checkout.lock() if not name.startswith("_")}
     assert set(by_name) == stages | {"pipeline"}
     aligned = by_name["align@va-pi-0"]
-    assert aligned.data.params["noise_ratio"] == str(yaml.safe_load((ROOT / "params.yaml").read_text())["align"]["noise_ratio"])
+    assert aligned.data.params["noise_ratio"] == str(
+        yaml.safe_load((ROOT / "params.yaml").read_text())["align"]["noise_ratio"]
+    )
     assert len(client.get_metric_history(aligned.info.run_id, "train/reward")) == 3
     assert "score/fid scorer-classifier" in aligned.data.metrics
     assert "score/fid scorer-classifier T0.8 g1.0" in by_name["generator"].data.metrics
