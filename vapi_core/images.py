@@ -7,7 +7,7 @@ from torch import Tensor
 
 def to_tensor(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     """uint8 [N, H, W, 3] to float32 [N, 3, H, W] in [-1, 1]."""
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+    pixels = torch.from_numpy(np.array(images)).to(device)  # a copy: memory maps are read-only
     return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
 
 

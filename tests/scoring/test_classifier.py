@@ -9,6 +9,7 @@ import torch
 
 from vapi_core.data.sources import mnist_source
 from vapi_core.errors import FileError, ParameterError
+from vapi_core.images import to_tensor
 from vapi_core.randomness import stream
 from vapi_core.scoring.classifier import (
     ARCHITECTURES,
@@ -17,7 +18,6 @@ from vapi_core.scoring.classifier import (
     augment,
     load_classifier,
     save_classifier,
-    scale_pixels,
     train_classifier,
 )
 
@@ -46,7 +46,7 @@ def test_a_few_epochs_on_a_few_digits_already_recognise_unseen_ones(digits, arch
         seed=0,
         log=lambda step, metrics: losses.append(metrics["loss"]),
     )
-    _, logits = classifier(scale_pixels(images[400:]))
+    _, logits = classifier(to_tensor(images[400:]))
     assert accuracy(logits.numpy(), labels[400:]) > 0.6
     assert len(losses) == math.ceil(epochs * 400 / 32)
     assert np.mean(losses[-10:]) < np.mean(losses[:10])
@@ -74,7 +74,7 @@ def test_a_classifier_comes_back_from_disk_as_it_was(digits, architecture, tmp_p
     assert type(loaded) is type(classifier)
     assert not loaded.training
     assert not any(p.requires_grad for p in loaded.parameters())
-    for before, after in zip(classifier(scale_pixels(images)), loaded(scale_pixels(images)), strict=True):
+    for before, after in zip(classifier(to_tensor(images)), loaded(to_tensor(images)), strict=True):
         torch.testing.assert_close(after, before)
     assert json.loads((tmp_path / "classifier.json").read_text())["made_from"] == {"images": "abc"}
 
@@ -111,7 +111,7 @@ def test_images_of_any_size_from_8_pixels_fit(architecture, size):
 
 
 def test_augmentation_moves_the_digit_but_keeps_it_in_the_picture(digits):
-    images = scale_pixels(digits[0][:64])
+    images = to_tensor(digits[0][:64])
     moved = augment(images, stream(0, "test"))
     assert moved.shape == images.shape
     assert ((moved - images).abs().amax((1, 2, 3)) > 0.5).all()

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from vapi_core.errors import FileError, ParameterError
-from vapi_core.scoring.classifier import PlainClassifier, ResidualClassifier, save_classifier, scale_pixels
+from vapi_core.images import to_tensor
+from vapi_core.scoring.classifier import PlainClassifier, ResidualClassifier, save_classifier
 from vapi_core.scoring.features import EFFICIENTNET_SIZE, cached_features, extract, load_extractor
 
 
@@ -82,7 +83,7 @@ def test_the_input_size_is_part_of_the_extractors_name(efficientnet):
 def test_a_classifier_gives_its_penultimate_layer_and_its_logits(digit_classifier, images):
     classifier, extractor = digit_classifier
     extracted = extract(images, extractor, batch_size=4)
-    features, logits = classifier(scale_pixels(images))
+    features, logits = classifier(to_tensor(images))
     np.testing.assert_allclose(extracted["features"], features.detach(), atol=1e-5)
     np.testing.assert_allclose(extracted["logits"], logits.detach(), atol=1e-5)
 

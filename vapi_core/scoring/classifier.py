@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vapi_core.errors import FileError, ParameterError
 from vapi_core.files import atomic_path, read_json, sha256_file, write_json
+from vapi_core.images import to_tensor
 from vapi_core.randomness import seed_torch, stream
 from vapi_core.training import Metrics, OptimizationConfig, Slots, train
 
@@ -133,7 +134,7 @@ def train_classifier(
     classifier = ARCHITECTURES[architecture](num_classes).to(device).to(memory_format=torch.channels_last).train()
 
     def objective(slots: Slots) -> tuple[Tensor, dict[str, Tensor]]:
-        batch = augment(scale_pixels(images[slots.items]), stream(seed, "classifier augmentation", slots.step))
+        batch = augment(to_tensor(images[slots.items]), stream(seed, "classifier augmentation", slots.step))
         targets = torch.from_numpy(labels[slots.items].astype(np.int64)).to(device)
         _, logits = classifier(batch.to(device, memory_format=torch.channels_last))
         loss = F.cross_entropy(logits, targets, label_smoothing=LABEL_SMOOTHING)
@@ -157,11 +158,6 @@ def _check(images: np.ndarray, labels: np.ndarray, architecture: str, num_classe
         raise ParameterError(
             "image_size", f"{images.shape[1:3]} is too small for a classifier; it needs {MINIMUM_SIZE} pixels."
         )
-
-
-def scale_pixels(images: np.ndarray) -> Tensor:
-    """uint8 [N, H, W, 3] -> float32 [N, 3, H, W] in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def augment(images: Tensor, random: np.random.Generator) -> Tensor:
