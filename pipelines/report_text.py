@@ -76,11 +76,12 @@ def findings(summary: pd.DataFrame, comparisons: pd.DataFrame, params: Params) -
         base = part[(part["against"] == "base") & (part["temperature"] == params.sample.temperature)].iloc[0]
         change = base["difference"] / base["fid"]
         clear = base["difference"] < -2 * base["standard_error"]
-        verdict = "meets" if change <= -TARGET and clear else "misses"
+        verdict = "met" if change <= -TARGET and clear else "missed"
         lines.append(
             f"{extractor}: FID {base['fid']:.4g} → {base['va_pi_fid']:.4g}, {change:+.0%} against the base at "
-            f"temperature {base['temperature']} (difference {interval(base)}); this {verdict} the target of "
-            f"{-TARGET:.0%} by more than twice the standard error ({base['standard_error']:.2g})."
+            f"temperature {base['temperature']} (difference {interval(base)}, standard error "
+            f"{base['standard_error']:.2g}); the target, {-TARGET:.0%} and more than twice the standard error, is "
+            f"{verdict}."
         )
         controls = part[(part["against"] == "base") & (part["temperature"] != params.sample.temperature)]
         if len(controls):

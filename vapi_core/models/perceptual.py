@@ -1,9 +1,12 @@
 """Perceptual distances for the reward: LPIPS-VGG16, and the same formula over a small classifier of the user's own data.
 
 A distance is taken between features, so that the features of a reference image are computed once and serve all rollouts
-of its group. Departure from the paper: its λ_p term is LPIPS, whose weights come from the web. The default profile, which
-downloads nothing, puts a digit classifier trained in the DAG in VGG's place; without learned heads, every channel weighs
-the same.
+of its group. Both networks are frozen, let gradients through to the images, and may be cast to bfloat16 with `.to()`:
+their features then are bfloat16, norms and distances float32.
+
+Departure from the paper: its λ_p term is LPIPS, whose weights come from the web. The default profile, which downloads
+nothing, puts a digit classifier trained in the DAG in VGG's place. That has no learned heads, so every channel weighs
+the same, and its stages are averaged where LPIPS adds them up.
 """
 
 from pathlib import Path
@@ -12,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vapi_core.errors import FileError
-from vapi_core.models.checkpoints import load_strictly, read_state_dict
+from vapi_core.models.checkpoints import read_state_dict
 
 # torchvision's vgg16 `features`: index of the layer and its output channels; ReLUs and poolings carry no weights
 VGG_SLICES: tuple[tuple[tuple[int, int], ...], ...] = (
@@ -23,34 +26,47 @@ VGG_SLICES: tuple[tuple[tuple[int, int], ...], ...] = (
     ((24, 512), (26, 512), (28, 512)),
 )
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of LPIPS v0.1, for images in [-1, 1]
-VGG_FILE, HEADS_FILE = "vgg16-397923af.pth", "vgg.pth"
+VGG_FILE = "vgg16-397923af.pth"
+HEADS_FILES = ("vgg.pth", "weights-vgg16-lpips.pth")  # the same five tensors: LPIPS v0.1's file, torch-fidelity's copy
 REMEDY = (
-    f"Put torchvision's {VGG_FILE} and LPIPS v0.1's {HEADS_FILE} (the package `lpips` ships the latter) into one folder "
-    "and name it as align.lpips_checkpoint."
+    f"LPIPS needs torchvision's {VGG_FILE} and its v0.1 heads, {HEADS_FILES[0]} of the package `lpips` or "
+    f"torch-fidelity's {HEADS_FILES[1]}. Put both into one folder and name it as align.lpips_checkpoint; or, with web "
+    "access, let torch-fidelity fetch them into torch's cache: "
+    "python -c \"from torch_fidelity.sample_similarity_lpips import SampleSimilarityLPIPS as S; S('lpips-vgg16')\""
 )
 
 
 def unit_normalize(features: Tensor) -> Tensor:
-    """Divides features [..., C, H, W] by their norm over channels; 1e-10 is added after the root, as in LPIPS."""
-    return features / (features.square().sum(-3, keepdim=True).sqrt() + 1e-10)
+    """Divides features [..., C, H, W] by their norm over channels; 1e-10 is added after the root, as in LPIPS.
+
+    Where all channels are 0 the gradient is not finite. Behind a ReLU, which passes nothing back there, that is harmless.
+    """
+    wide = features.float()
+    return (wide / (wide.square().sum(-3, keepdim=True).sqrt() + 1e-10)).to(features.dtype)
+
+
+def _squared_differences(a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
+    """Float32 [..., C, H, W] per stage; one operand is cast, to which the other is promoted without a copy."""
+    return [(x - y.float()).square() for x, y in zip(a, b, strict=True)]
 
 
 class FeatureDistance(nn.Module):
-    """Mean over stages of the spatial mean of squared differences between unit-normalised feature maps."""
+    """Per stage: squared differences of unit-normalised features, summed over channels, mean over space; mean of stages."""
 
     def __init__(self, network: nn.Module):
-        """`network` has a method `stages`: images [N, 3, H, W] in [-1, 1] to a list of feature maps."""
+        """`network` has a method `stages`: images [N, 3, H, W] in [-1, 1] to a list of feature maps behind ReLUs."""
         super().__init__()
-        self.network = network.eval().requires_grad_(False)
+        self.network = network
+        self.eval().requires_grad_(False)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Normalised feature maps [N, C, H, W] of each stage."""
+        images = images.to(next(self.network.parameters()).dtype)
         return [unit_normalize(f) for f in self.network.stages(images)]  # type: ignore[operator]
 
     def distance(self, a: list[Tensor], b: list[Tensor]) -> Tensor:
-        """Distances [...] of features [..., C, H, W] whose leading dimensions broadcast."""
-        stages = [(x - y).square().sum(-3).mean((-1, -2)) for x, y in zip(a, b, strict=True)]
-        return torch.stack(stages).mean(0)
+        """Distances [...], float32, of features [..., C, H, W] whose leading dimensions broadcast."""
+        return torch.stack([d.sum(-3).mean((-1, -2)) for d in _squared_differences(a, b)]).mean(0)
 
 
 class _Scaling(nn.Module):
@@ -71,7 +87,7 @@ class _Head(nn.Module):
         self.model = nn.Sequential(nn.Dropout(), nn.Conv2d(channels, 1, 1, bias=False))
 
     def weight(self) -> Tensor:
-        return self.model[1].weight[0]  # type: ignore[index, return-value]  # [C, 1, 1]
+        return self.model[1].weight.flatten()  # type: ignore[operator, union-attr]  # [C]
 
 
 class LPIPS(nn.Module):
@@ -94,7 +110,8 @@ class LPIPS(nn.Module):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Normalised VGG features [N, C, H, W] of images [N, 3, H, W] in [-1, 1], after relu1_2 ... relu5_3."""
-        x, features = self.scaling_layer(images), []
+        dtype = next(self.net.parameters()).dtype
+        x, features = self.scaling_layer(images).to(dtype), []
         for number in range(1, len(VGG_SLICES) + 1):
             if number > 1:
                 x = nn.functional.max_pool2d(x, 2)
@@ -104,36 +121,64 @@ class LPIPS(nn.Module):
         return features
 
     def distance(self, a: list[Tensor], b: list[Tensor]) -> Tensor:
-        """LPIPS [...] of features [..., C, H, W] whose leading dimensions broadcast; accumulated in float32."""
-        heads = [getattr(self, f"lin{number}").weight() for number in range(len(VGG_SLICES))]
-        slices = [
-            ((x - y).float().square() * head.float()).sum(-3).mean((-1, -2))
-            for x, y, head in zip(a, b, heads, strict=True)
-        ]
+        """LPIPS [...], float32, of features [..., C, H, W] whose leading dimensions broadcast."""
+        slices = []
+        for number, difference in enumerate(_squared_differences(a, b)):
+            # space before channels: the heads are linear, and so weigh C numbers an image instead of C * H * W
+            slices.append(difference.mean((-1, -2)) @ getattr(self, f"lin{number}").weight().float())
         return torch.stack(slices).sum(0)
 
 
-def load_lpips(folder: Path | str | None) -> LPIPS:
+def load_lpips(path: Path | str | None) -> LPIPS:
     """LPIPS with its published weights, from files that the user put there; nothing is downloaded.
 
     Args:
-        folder: holds torchvision's VGG16 and the LPIPS heads; None: torch's cache of checkpoints.
+        path: a folder with torchvision's VGG16 and the LPIPS heads, or one file with LPIPS's whole state dict; None:
+            torch's cache of checkpoints.
 
     Raises:
-        FileError: a file is missing, damaged, or not of this network.
+        FileError: a file is missing, damaged, or not of this network; names the file, the tensor and the source.
     """
-    folder = Path(torch.hub.get_dir()) / "checkpoints" if folder is None else Path(folder)
-    for name in (VGG_FILE, HEADS_FILE):
-        if not (folder / name).is_file():
-            raise FileError(folder / name, "the weights of LPIPS are missing.", REMEDY)
-    vgg, heads = read_state_dict(folder / VGG_FILE), read_state_dict(folder / HEADS_FILE)
+    path = Path(torch.hub.get_dir()) / "checkpoints" if path is None else Path(path)
     lpips = LPIPS()
     own = lpips.state_dict()
-    state = {name: own[name] for name in own if name.startswith("scaling_layer.")} | heads
-    for name in own:
-        if name.startswith("net."):
-            torchvision_name = "features." + name.split(".", 2)[2]
-            if torchvision_name in vgg:
-                state[name] = vgg[torchvision_name]
-    load_strictly(lpips, state, folder)
+    if path.is_file():
+        state = _read_tensors(path, {name: name for name in own}, own)
+    else:
+        vgg = {name: f"features.{name.split('.', 2)[2]}" for name in own if name.startswith("net.")}
+        heads = {name: name for name in own if name.startswith("lin")}
+        vgg_path, heads_path = _find(path, VGG_FILE), _find(path, *HEADS_FILES)
+        state = {name: own[name] for name in own if name.startswith("scaling_layer.")}
+        state |= _read_tensors(vgg_path, vgg, own) | _read_tensors(heads_path, heads, own)
+    lpips.load_state_dict(state)
     return lpips
+
+
+def _find(folder: Path, *names: str) -> Path:
+    """The first of these files that is there."""
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    if not folder.exists():
+        raise FileError(folder, "there is no such file or folder.", REMEDY)
+    raise FileError(folder / names[0], "the weights of LPIPS are missing.", REMEDY)
+
+
+def _read_tensors(path: Path, names: dict[str, str], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a file under our names. `names` maps ours to the file's, which must be all it holds but a classifier.
+
+    Messages use the file's names, which a user finds in it; torchvision's file has the classifier that LPIPS cuts off.
+    """
+    state = read_state_dict(path)
+    problems = [f"{theirs} is missing" for theirs in names.values() if theirs not in state]
+    problems += [
+        f"{theirs} has shape {list(state[theirs].shape)}, not {list(own[name].shape)}"
+        for name, theirs in names.items()
+        if theirs in state and state[theirs].shape != own[name].shape
+    ]
+    expected = set(names.values())
+    problems += [f"{n} is unexpected" for n in state if n not in expected and not n.startswith("classifier.")]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise FileError(path, "the weights do not fit LPIPS: " + "; ".join(problems[:3]) + more + ".", REMEDY)
+    return {name: state[theirs] for name, theirs in names.items()}
