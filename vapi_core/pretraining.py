@@ -34,14 +34,14 @@ class TokenizerObjective:
 
 
 class GeneratorObjective:
-    """Next-token prediction with dropout, the class dropped now and then so that guidance has a null class."""
+    """Next-token prediction with dropout, the condition dropped now and then so that guidance has a null condition."""
 
     def __init__(self, generator: Generator, data: AlignmentData):
         self.generator, self.data = generator.train(), data
 
     def __call__(self, slots: Slots) -> tuple[Tensor, dict[str, Tensor]]:
-        tokens, class_ids = self.data.batch(slots.items)
-        return prior_loss(self.generator(class_ids, tokens[:, :-1]), tokens), {}
+        tokens, condition = self.data.batch(slots.items)
+        return prior_loss(self.generator(condition, tokens[:, :-1]), tokens), {}
 
 
 @torch.no_grad()
@@ -50,8 +50,8 @@ def held_out_cross_entropy(generator: Generator, data: AlignmentData, batch_size
     generator.eval()
     total = 0.0
     for start in range(0, len(data), batch_size):
-        tokens, class_ids = data.batch(np.arange(start, min(start + batch_size, len(data))))
-        total += float(prior_loss(generator(class_ids, tokens[:, :-1]), tokens)) * len(tokens)
+        tokens, condition = data.batch(np.arange(start, min(start + batch_size, len(data))))
+        total += float(prior_loss(generator(condition, tokens[:, :-1]), tokens)) * len(tokens)
     return total / len(data)
 
 

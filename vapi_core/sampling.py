@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vapi_core.models.generator import Generator, KVCache
+from vapi_core.models.generator import Condition, Generator, KVCache
 from vapi_core.randomness import stream
 
 
@@ -85,26 +85,26 @@ def sampling_uniforms(seed: int, images: range | np.ndarray, length: int) -> Ten
 @torch.inference_mode()
 def generate(
     generator: Generator,
-    class_ids: Tensor,
+    condition: Condition,
     uniforms: Tensor,
     config: SamplingConfig,
     cache: KVCache | None = None,
 ) -> Tensor:
-    """Samples tokens [B, T] of classes [B] with uniforms [B, T].
+    """Samples tokens [B, T] of B conditions, classes or captions, with uniforms [B, T].
 
     With guidance, the conditional and the unconditional sequence run in one batch of 2B. `cache` must have that batch
     size; give it to reuse its memory over batches.
     """
     scales = guidance_scales(generator.config.length, config)
     guided = any(scale != 1.0 for scale in scales)
-    batch = len(class_ids)
+    batch = len(condition)
     if guided:
-        class_ids = torch.cat([class_ids, torch.full_like(class_ids, generator.null_class)])
+        condition = generator.append_null(condition)
     if cache is None:
-        cache = KVCache(generator.config, len(class_ids), generator.device, generator.output.weight.dtype)
-    uniforms = uniforms.to(class_ids.device)
-    tokens = torch.empty(batch, generator.config.length, dtype=torch.long, device=class_ids.device)
-    logits = generator.prefill(class_ids, cache)
+        cache = generator.new_cache(len(condition))
+    uniforms = uniforms.to(generator.device)
+    tokens = torch.empty(batch, generator.config.length, dtype=torch.long, device=generator.device)
+    logits = generator.prefill(condition, cache)
     for position, scale in enumerate(scales):
         if position > 0:
             previous = tokens[:, position - 1]

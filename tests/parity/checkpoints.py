@@ -14,7 +14,7 @@ from vapi_core.models.tokenizer import OFFICIAL_TOKENIZERS, Tokenizer
 
 
 def check_layout(fixture: Fixture) -> Iterator[Check]:
-    """checkpoint_layouts/GPT-*_c2i_*, VQ-*: every tensor of a full-size model, in order."""
+    """checkpoint_layouts/GPT-*, VQ-*: every tensor of a full-size model, in order."""
     name, layout = fixture.description["official_model"], fixture.description
     config = layout["config"]
     with torch.device("meta"):

@@ -12,7 +12,14 @@ from pathlib import Path
 
 from tests.parity.checkpoints import check_layout, check_wrappers
 from tests.parity.fixtures import Check, Fixture, find_fixtures
-from tests.parity.generator import ROTARY, check_filter, check_generator, check_guidance_schedule, check_rotary
+from tests.parity.generator import (
+    ROTARY,
+    check_caption_generator,
+    check_filter,
+    check_generator,
+    check_guidance_schedule,
+    check_rotary,
+)
 from tests.parity.policy import (
     check_advantages,
     check_optimizer,
@@ -35,10 +42,11 @@ def checker(fixture: Fixture) -> Checker | None:
     kind = config.get("model_type", "c2i") if isinstance(config, dict) else None
     layout = "official_model" in description and "state_dict" in description
     recognised: list[tuple[bool, Checker]] = [
-        (layout and (kind == "c2i" or description["official_model"].startswith("VQ")), check_layout),
+        (layout, check_layout),
         ("ddp_training_checkpoint_keys" in description, check_wrappers),
         ("weights_from" in description and "out.greedy_0" in tensors, check_guidance_schedule),
         ({"in.class_ids", "in.tokens", "out.tf_logits"} <= tensors and kind == "c2i", check_generator),
+        ({"in.caption_embs_right_padded", "in.tokens", "out.tf_logits"} <= tensors, check_caption_generator),
         (any(ROTARY.fullmatch(name) for name in tensors), check_rotary),
         ("combos" in description and "out.probs_0" in tensors, check_filter),
         ({"in.image_0", "out.pre_quant_0", "out.train_recon"} <= tensors, check_tokenizer),

@@ -19,6 +19,6 @@ class CrossEntropy:
         self.generator, self.data = generator.eval(), data
 
     def __call__(self, slots: Slots) -> tuple[Tensor, dict[str, Tensor]]:
-        tokens, class_ids = self.data.batch(slots.items)
-        ce = prior_loss(self.generator(class_ids, tokens[:, :-1]), tokens)
+        tokens, condition = self.data.batch(slots.items)
+        ce = prior_loss(self.generator(condition, tokens[:, :-1]), tokens)
         return ce, {"ce": ce.detach()}

@@ -1,12 +1,24 @@
-"""What an alignment trains on: cached tokens, classes and, for rewards, the images they were made from."""
+"""What an alignment trains on: cached tokens, conditions and, for rewards, the images they were made from."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vapi_core.images import to_tensor
+from vapi_core.models.generator import Condition
+
+
+class Conditions(Protocol):
+    """The conditions of N images, where they are more than class ids: captions (`vapi_core.data.captions`)."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, items: np.ndarray, device: torch.device) -> Condition:
+        """The conditions of these items, ready for the generator."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -14,20 +26,22 @@ class AlignmentData:
     """Arrays of the same N images; memory-mapped ones are read batch by batch."""
 
     tokens: np.ndarray  # [N, T]
-    class_ids: np.ndarray  # [N]
+    conditions: np.ndarray | Conditions  # class ids [N], or captions
     images: np.ndarray  # [N, H, W, 3] uint8
     device: torch.device
 
     def __post_init__(self) -> None:
-        assert len(self.tokens) == len(self.class_ids) == len(self.images)
+        assert len(self.tokens) == len(self.conditions) == len(self.images)
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def batch(self, items: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Tokens [B, T] and class ids [B] of these items."""
+    def batch(self, items: np.ndarray) -> tuple[Tensor, Condition]:
+        """Tokens [B, T] and the conditions of these items."""
         tokens = torch.from_numpy(self.tokens[items].astype(np.int64)).to(self.device)
-        return tokens, torch.from_numpy(self.class_ids[items].astype(np.int64)).to(self.device)
+        if isinstance(self.conditions, np.ndarray):
+            return tokens, torch.from_numpy(self.conditions[items].astype(np.int64)).to(self.device)
+        return tokens, self.conditions.batch(items, self.device)
 
     def reference_images(self, items: np.ndarray) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1] of these items."""

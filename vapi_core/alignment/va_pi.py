@@ -64,9 +64,9 @@ class VaPi:
 
     def __call__(self, slots: Slots) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
-        tokens, class_ids = self.data.batch(slots.items)  # [B, T], [B]
+        tokens, condition = self.data.batch(slots.items)  # [B, T]
         prefix = self._noisy_prefix(tokens, slots)  # [B, T-1]
-        logits = self.generator(class_ids, prefix)  # [B, T, V]
+        logits = self.generator(condition, prefix)  # [B, T, V]
         rollouts = self._roll_out(logits.detach(), slots)  # [B, G, T]
         rewards, terms = self.reward(rollouts, self.data.reference_images(slots.items))  # [B, G]
         advantages = group_advantages(rewards, config.advantage_clamp)
@@ -90,7 +90,7 @@ class VaPi:
         if config.regularizer == "kl" or (config.log_kl_every and slots.step % config.log_kl_every == 0):
             assert self.base is not None
             with torch.no_grad():
-                base_log_p = token_log_probabilities(self.base(class_ids, prefix), rollouts)
+                base_log_p = token_log_probabilities(self.base(condition, prefix), rollouts)
             kl = kl_estimate(log_p, base_log_p).mean()
             metrics["kl"] = kl.detach()
             if config.regularizer == "kl":

@@ -1,9 +1,11 @@
-"""The autoregressive generator: LlamaGen's transformer over a grid of tokens, conditioned on a class.
+"""The autoregressive generator: LlamaGen's transformer over a grid of tokens, conditioned on a class or a caption.
 
-RMSNorm, SwiGLU, 2-D rotary positions and a class embedding with dropout for guidance (official
+RMSNorm, SwiGLU, 2-D rotary positions and a class or caption embedding with dropout for guidance (official
 `autoregressive/models/gpt.py`). Tensor names and shapes equal the official state dict. Departures: the KV cache holds
-`kv_heads` heads, so grouped-query attention works with it (the official cache crashes), and attention reads only the
-positions that are filled (the official one attends over the whole preallocated cache).
+`kv_heads` heads, so grouped-query attention works with it (the official cache crashes); attention reads only the
+positions that are filled (the official one attends over the whole preallocated cache); and the null caption has as many
+rows as a caption has tokens (the official one always has 120 and fails with any other number). As in the official code
+the null caption is a buffer: it keeps its random values, and the layers above learn what it means.
 """
 
 from dataclasses import dataclass
@@ -15,7 +17,11 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """Shape of a generator. `grid` is the side of the token grid; `codebook_size` its vocabulary."""
+    """Shape of a generator. `grid` is the side of the token grid; `codebook_size` its vocabulary.
+
+    With a `caption_dim` the condition is a caption of `caption_tokens` text features of that width (FLAN-T5-XL: 2048),
+    else a class.
+    """
 
     dim: int
     layers: int
@@ -32,12 +38,19 @@ class GeneratorConfig:
     attention_dropout: float = 0.0
     residual_dropout: float = 0.1
     ffn_dropout: float = 0.1
-    class_dropout: float = 0.1
+    class_dropout: float = 0.1  # share of conditions, classes or captions, that become the null condition in training
+    caption_dim: int | None = None
+    caption_tokens: int = 120
 
     @property
     def length(self) -> int:
         """Image tokens T."""
         return self.grid * self.grid
+
+    @property
+    def condition_tokens(self) -> int:
+        """Condition tokens C in front of the image tokens."""
+        return 1 if self.caption_dim is None else self.caption_tokens
 
     @property
     def head_dim(self) -> int:
@@ -58,6 +71,41 @@ OFFICIAL_GENERATORS = {
     "GPT-XXXL": (2560, 48, 40),
     "GPT-3B": (3200, 24, 32),
 }
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Text features of B captions, left-padded to C tokens (`left_pad`); what the padding holds is never read."""
+
+    features: Tensor  # [B, C, D]
+    mask: Tensor  # bool [B, C], true at the caption's own tokens
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+Condition = Tensor | Captions  # class ids [B], or captions
+
+
+def left_pad(features: Tensor, mask: Tensor) -> Captions:
+    """Captions from right-padded text features [B, C, D] and their mask [B, C], as the official `sample_t2i.py`."""
+    shift = mask.shape[1] - mask.long().sum(1)  # [B]
+    source = (torch.arange(mask.shape[1], device=mask.device) - shift[:, None]) % mask.shape[1]  # [B, C]
+    padded = features.gather(1, source[..., None].expand_as(features))
+    left = mask.bool().flip(-1)
+    return Captions(padded.masked_fill(~left[..., None], 0), left)
+
+
+def caption_attention_mask(mask: Tensor, start: int, stop: int) -> Tensor:
+    """Which of the positions 0..stop each of start..stop reads, bool [B, 1, stop - start, stop], of caption masks [B, C].
+
+    Causal, without the caption's padding; but every position, padding too, reads itself (official `dataset/t2i.py`), or
+    its softmax would be empty.
+    """
+    positions = torch.arange(stop, device=mask.device)
+    queries = positions[start:, None]
+    readable = F.pad(mask, (0, stop - mask.shape[1]), value=True)[:, None]  # [B, 1, stop]
+    return (((queries >= positions) & readable) | (queries == positions))[:, None]
 
 
 def rotary_table(grid: int, head_dim: int, condition_tokens: int, base: float = 10000.0) -> Tensor:
@@ -83,11 +131,16 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 
 
 class KVCache:
-    """Keys and values of all layers for one batch, preallocated once and reused: [layers, 2, B, kv_heads, S, head_dim]."""
+    """Keys and values of all layers for one batch, preallocated once and reused: [layers, 2, B, kv_heads, S, head_dim].
+
+    The prefill leaves the mask of its captions [B, C] here, none for classes: it says what later tokens may read.
+    """
 
     def __init__(self, config: GeneratorConfig, batch: int, device: torch.device, dtype: torch.dtype):
-        shape = (config.layers, 2, batch, config.kv_heads or config.heads, 1 + config.length, config.head_dim)
+        length = config.condition_tokens + config.length
+        shape = (config.layers, 2, batch, config.kv_heads or config.heads, length, config.head_dim)
         self.store = torch.zeros(shape, device=device, dtype=dtype)
+        self.caption_mask: Tensor | None = None
 
     def extend(self, layer: int, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Stores k, v [B, kv_heads, n, head_dim] at positions start..start+n, returns all positions so far."""
@@ -116,7 +169,9 @@ class Attention(nn.Module):
         self.wo = nn.Linear(config.dim, config.dim, bias=False)
         self.resid_dropout = nn.Dropout(config.residual_dropout)
 
-    def forward(self, x: Tensor, table: Tensor, layer: int, start: int, cache: KVCache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, table: Tensor, layer: int, start: int, cache: KVCache | None, mask: Tensor | None
+    ) -> Tensor:
         heads, kv = self.config.heads, self.kv_heads
         q, k, v = self.wqkv(x).unflatten(-1, (-1, self.config.head_dim)).split([heads, kv, kv], dim=2)
         q, k, v = (t.transpose(1, 2) for t in (rotate(q, table), rotate(k, table), v))  # [B, H, S, head_dim]
@@ -126,8 +181,9 @@ class Attention(nn.Module):
             q,
             k,
             v,
+            attn_mask=mask,
             dropout_p=self.config.attention_dropout if self.training else 0.0,
-            is_causal=q.shape[2] > 1,
+            is_causal=mask is None and q.shape[2] > 1,
             enable_gqa=kv != heads,
         )
         return self.resid_dropout(self.wo(h.transpose(1, 2).flatten(2)))
@@ -153,8 +209,10 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
 
-    def forward(self, x: Tensor, table: Tensor, layer: int, start: int, cache: KVCache | None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), table, layer, start, cache)
+    def forward(
+        self, x: Tensor, table: Tensor, layer: int, start: int, cache: KVCache | None, mask: Tensor | None
+    ) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), table, layer, start, cache, mask)
         return x + self.feed_forward(self.ffn_norm(x))
 
 
@@ -174,20 +232,58 @@ class ClassEmbedding(nn.Module):
         return self.embedding_table(class_ids)[:, None]
 
 
-class Generator(nn.Module):
-    """The policy. Row t of its logits predicts token t from the condition and tokens 0..t-1."""
+class CaptionProjection(nn.Module):
+    """Text features to the width of the transformer."""
+
+    def __init__(self, config: GeneratorConfig):
+        super().__init__()
+        assert config.caption_dim is not None
+        self.fc1 = nn.Linear(config.caption_dim, config.dim, bias=False)
+        self.fc2 = nn.Linear(config.dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class CaptionEmbedding(nn.Module):
+    """One condition token per text token; `uncond_embedding` is the null caption that guidance and dropout use."""
+
+    uncond_embedding: Tensor  # [C, D]
 
     def __init__(self, config: GeneratorConfig):
         super().__init__()
         self.config = config
-        self.cls_embedding = ClassEmbedding(config)
+        assert config.caption_dim is not None
+        null = torch.randn(config.caption_tokens, config.caption_dim) / config.caption_dim**0.5
+        self.register_buffer("uncond_embedding", null)
+        self.cap_proj = CaptionProjection(config)
+
+    def forward(self, captions: Captions) -> Tensor:
+        """Captions to condition tokens [B, C, dim]; while training some become the null caption, under their own mask."""
+        features = captions.features.to(self.uncond_embedding.dtype)
+        if self.training and self.config.class_dropout > 0:
+            dropped = torch.rand(len(features), device=features.device) < self.config.class_dropout
+            features = torch.where(dropped[:, None, None], self.uncond_embedding, features)
+        return self.cap_proj(features)
+
+
+class Generator(nn.Module):
+    """The policy. Row t of its logits predicts token t from the condition and tokens 0..t-1.
+
+    A condition is a tensor of class ids [B] or `Captions`, whichever the configuration says.
+    """
+
+    def __init__(self, config: GeneratorConfig):
+        super().__init__()
+        self.config = config
+        self.cls_embedding = ClassEmbedding(config) if config.caption_dim is None else CaptionEmbedding(config)
         self.tok_embeddings = nn.Embedding(config.codebook_size, config.dim)
         self.tok_dropout = nn.Dropout(config.token_dropout)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = nn.Linear(config.dim, config.codebook_size, bias=False)
         # no buffer: a buffer would be rounded by .to(bfloat16), and the official table stays float32
-        self.rotary = rotary_table(config.grid, config.head_dim, condition_tokens=1, base=config.rope_base)
+        self.rotary = rotary_table(config.grid, config.head_dim, config.condition_tokens, config.rope_base)
         self._initialize()
 
     def _initialize(self) -> None:
@@ -204,25 +300,54 @@ class Generator(nn.Module):
     def device(self) -> torch.device:
         return self.output.weight.device
 
-    def _trunk(self, x: Tensor, start: int, cache: KVCache | None) -> Tensor:
-        """Logits [B, S, V] of embedded inputs x [B, S, dim] at positions start..start+S."""
+    def append_null(self, condition: Condition) -> Condition:
+        """Conditions [2B] for guidance: the B given ones, then as many null ones.
+
+        A null caption keeps the mask of the caption it stands beside, as in the official `generate()`.
+        """
+        if isinstance(condition, Captions):
+            assert isinstance(self.cls_embedding, CaptionEmbedding)
+            null = self.cls_embedding.uncond_embedding
+            features = condition.features.to(null.dtype)
+            return Captions(
+                torch.cat([features, null.expand_as(features)]), torch.cat([condition.mask, condition.mask])
+            )
+        return torch.cat([condition, torch.full_like(condition, self.null_class)])
+
+    def new_cache(self, batch: int) -> KVCache:
+        """An empty cache for `batch` sequences."""
+        return KVCache(self.config, batch, self.device, self.output.weight.dtype)
+
+    def _trunk(
+        self, x: Tensor, start: int, cache: KVCache | None, caption_mask: Tensor | None, first: int = 0
+    ) -> Tensor:
+        """Logits [B, S - first, V] of embedded inputs x [B, S, dim] at positions start..start+S, without the first ones."""
         x = self.tok_dropout(x)
         if self.rotary.device != x.device:
             self.rotary = self.rotary.to(x.device)
-        table = self.rotary[start : start + x.shape[1]]
+        stop = start + x.shape[1]
+        table = self.rotary[start:stop]
+        mask = None if caption_mask is None else caption_attention_mask(caption_mask, start, stop)
         for i, block in enumerate(self.layers):
-            x = block(x, table, i, start, cache)
-        return self.output(self.norm(x)).float()
+            x = block(x, table, i, start, cache, mask)
+        return self.output(self.norm(x[:, first:])).float()
 
-    def forward(self, class_ids: Tensor, prefix: Tensor) -> Tensor:
-        """Teacher-forced logits [B, T, V] from class ids [B] and the prefix tokens 0..T-2, [B, T-1]."""
-        x = torch.cat([self.cls_embedding(class_ids), self.tok_embeddings(prefix)], dim=1)
-        return self._trunk(x, 0, None)
+    def forward(self, condition: Condition, prefix: Tensor) -> Tensor:
+        """Teacher-forced logits [B, T, V] from B conditions and the prefix tokens 0..T-2, [B, T-1]."""
+        x = torch.cat([self.cls_embedding(condition), self.tok_embeddings(prefix)], dim=1)
+        return self._trunk(x, 0, None, _mask(condition), self.config.condition_tokens - 1)
 
-    def prefill(self, class_ids: Tensor, cache: KVCache) -> Tensor:
+    def prefill(self, condition: Condition, cache: KVCache) -> Tensor:
         """Logits [B, V] of token 0; fills the cache with the condition."""
-        return self._trunk(self.cls_embedding(class_ids), 0, cache)[:, -1]
+        cache.caption_mask = _mask(condition)
+        first = self.config.condition_tokens - 1
+        return self._trunk(self.cls_embedding(condition), 0, cache, cache.caption_mask, first)[:, -1]
 
     def decode_step(self, tokens: Tensor, position: int, cache: KVCache) -> Tensor:
         """Logits [B, V] of token `position` from token `position - 1`, tokens [B]; extends the cache."""
-        return self._trunk(self.tok_embeddings(tokens)[:, None], position, cache)[:, -1]
+        start = self.config.condition_tokens - 1 + position
+        return self._trunk(self.tok_embeddings(tokens)[:, None], start, cache, cache.caption_mask)[:, -1]
+
+
+def _mask(condition: Condition) -> Tensor | None:
+    return condition.mask if isinstance(condition, Captions) else None
