@@ -4,6 +4,7 @@ Whoever chooses images looks at ids and labels only, so no image is decoded that
 (a hub data set, tar shards) is one more function that returns an `ImageSource`.
 """
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
@@ -21,7 +22,7 @@ MNIST_PADDED_SIZE = 32
 
 @dataclass(frozen=True)
 class ImageSource:
-    """N labelled images of one size."""
+    """N labelled images of one size. Captioned ones (`vapi_core.data.captioned`) have a single class, "image"."""
 
     name: str
     image_size: int  # S, the side of every loaded image in pixels
@@ -29,6 +30,7 @@ class ImageSource:
     ids: tuple[str, ...]  # [N], each unique in the source
     labels: np.ndarray  # int64 [N]
     load: Callable[[int], np.ndarray]  # index of an image -> uint8 [S, S, 3], RGB
+    captions: tuple[str, ...] | None = None  # [N]
 
 
 def mnist_source(image_size: int) -> ImageSource:
@@ -101,15 +103,18 @@ def folder_source(root: Path | str, image_size: int) -> ImageSource:
     )
 
 
-def read_image(path: Path, image_size: int) -> np.ndarray:
+def read_image(path: Path, image_size: int, content: bytes | None = None) -> np.ndarray:
     """Reads an image file as RGB and cuts it to uint8 [S, S, 3]. An alpha channel is dropped, as in LlamaGen's loader.
+
+    Args:
+        content: the bytes of a file that lies inside another one; `path` then only names it.
 
     Raises:
         FileError: the file is not an image, is damaged, or holds more than 8 bits per channel.
     """
     remedy = "Repair, convert or remove the file."
     try:
-        with Image.open(path) as image:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             if image.mode.startswith(("I", "F")):  # convert("RGB") would clip these to white without a word
                 raise FileError(path, f"the image has more than 8 bits per channel (mode {image.mode}).", remedy)
             return center_crop(image.convert("RGB"), image_size)

@@ -94,9 +94,8 @@ def write_subset(source: ImageSource, plan: SubsetPlan, directory: Path | str) -
                     append(image[None])
                     label = int(source.labels[index])
                     labels.append(label)
-                    items.append(
-                        {"id": source.ids[index], "class": source.classes[label], "split": split, "sha256": sha256}
-                    )
+                    item = {"id": source.ids[index], "class": source.classes[label], "split": split, "sha256": sha256}
+                    items.append(item if source.captions is None else item | {"caption": source.captions[index]})
                 splits[split] = [len(items) - len(indices), len(items)]
         np.save(temporary / "labels.npy", np.array(labels, dtype=np.int64))
         manifest = {
@@ -142,6 +141,7 @@ class Subset:
     classes: tuple[str, ...]
     image_size: int
     splits: dict[str, tuple[int, int]]  # name -> first image, one past the last
+    captions: tuple[str, ...] | None = None  # [N], where the source has captions
 
     @classmethod
     def open(cls, directory: Path | str) -> "Subset":
@@ -157,13 +157,15 @@ class Subset:
             count, size, classes = manifest["count"], manifest["image_size"], tuple(manifest["classes"])
             splits = read_splits(manifest)
             expected = [classes.index(item["class"]) for item in manifest["items"]]
+            captioned = any("caption" in item for item in manifest["items"])
+            captions = tuple(item["caption"] for item in manifest["items"]) if captioned else None
         except (KeyError, TypeError, ValueError) as error:
             raise FileError(path, f"the manifest is damaged ({error!r}).", REMEDY) from None
         images = open_array(directory / "images.npy", (count, size, size, 3), np.uint8, REMEDY)
         labels = np.array(open_array(directory / "labels.npy", (count,), np.int64, REMEDY))
         if labels.tolist() != expected:
             raise FileError(directory / "labels.npy", "the labels are not those of the manifest.", REMEDY)
-        return cls(directory, images, labels, classes, size, splits)
+        return cls(directory, images, labels, classes, size, splits, captions)
 
     def split(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Views of one split: images uint8 [n, S, S, 3] and labels int64 [n].

@@ -261,6 +261,7 @@ class CaptionEmbedding(nn.Module):
     def forward(self, captions: Captions) -> Tensor:
         """Captions to condition tokens [B, C, dim]; while training some become the null caption, under their own mask."""
         features = captions.features.to(self.uncond_embedding.dtype)
+        assert features.shape[1:] == self.uncond_embedding.shape, "captions of another encoder or limit"
         if self.training and self.config.class_dropout > 0:
             dropped = torch.rand(len(features), device=features.device) < self.config.class_dropout
             features = torch.where(dropped[:, None, None], self.uncond_embedding, features)

@@ -1,0 +1,254 @@
+"""Sources of images with captions: a folder, webdataset tars (LAION-COCO), data sets in the formats of Hugging Face.
+
+Every caption is read when the source is made, no image is decoded before it is chosen. Captions stay as they stand in the
+data; encoders clean them. What lacks an image or a caption is an error that counts such items and names the first: the
+official loader trains on a black image in their place. Tar shards are indexed by their headers and read where they lie;
+the `datasets` library would copy all of them first.
+"""
+
+import csv
+import json
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from vapi_core.data.sources import IMAGE_SUFFIXES, ImageSource, read_image
+from vapi_core.errors import FileError, ParameterError
+
+IMAGE_KEYS = ("file_name", "image_path", "image")
+CAPTION_KEYS = ("caption", "text")
+
+
+def _source(name: str, image_size: int, ids: Sequence[str], captions: Sequence[str], load: Any) -> ImageSource:
+    return ImageSource(
+        name=name,
+        image_size=image_size,
+        classes=("image",),
+        ids=tuple(ids),
+        labels=np.zeros(len(ids), dtype=np.int64),
+        load=load,
+        captions=tuple(captions),
+    )
+
+
+def _refuse(where: Path, problem: str, names: Iterable[str], remedy: str) -> None:
+    """Raises a FileError that counts and names these items; nothing if there are none."""
+    if listed := list(names):
+        more = ", ..." if len(listed) > 3 else ""
+        raise FileError(where, f"{len(listed)} {problem}: {', '.join(listed[:3])}{more}.", remedy)
+
+
+def captioned_folder_source(root: Path | str, image_size: int) -> ImageSource:
+    """The images of a folder with `captions.jsonl`, `captions.csv`, or a .txt file beside each image (1.png, 1.txt).
+
+    A row of the captions file names an image, relative to the folder, as `file_name`, `image_path` or `image`, and has
+    its text as `caption` or `text`. Several rows may name one image: each is an item of its own.
+
+    Raises:
+        FileError: no such folder, no captions, rows that cannot be read, and images without a caption or captions
+            without an image; and, when an image is loaded, a file that cannot be read as an image.
+    """
+    root = Path(root)
+    layout = f"Expected layout: images and {root}/captions.jsonl, or captions.csv, or a .txt file beside each image."
+    if not root.is_dir():
+        raise FileError(root, "there is no such folder.", layout)
+    visible = (path for path in root.rglob("*") if not any(p.startswith(".") for p in path.relative_to(root).parts))
+    images = {path.relative_to(root).as_posix() for path in visible if path.suffix.lower() in IMAGE_SUFFIXES}
+    files = [root / name for name in ("captions.jsonl", "captions.csv") if (root / name).is_file()]
+    if len(files) == 2:
+        raise FileError(root, "there are captions.jsonl and captions.csv.", "Keep one of them.")
+    rows = list(_read_captions(files[0])) if files else list(_text_beside(root, sorted(images)))
+    if not rows:
+        raise FileError(root, "there are no captions.", layout)
+    where, remedy = files[0] if files else root, "Add what is missing, or take its counterpart away."
+    named = {image for image, _ in rows}
+    _refuse(where, "captions belong to images that are not there", sorted(named - images), remedy)
+    _refuse(where, "images have no caption", sorted(images - named), remedy)
+    _refuse(where, "captions are empty", (image for image, caption in rows if not caption.strip()), remedy)
+    paths = [root / image for image, _ in rows]
+    ids = _unique_ids([image for image, _ in rows])
+    captions = [caption for _, caption in rows]
+    return _source("captioned folder", image_size, ids, captions, lambda index: read_image(paths[index], image_size))
+
+
+def _read_captions(path: Path) -> Iterator[tuple[str, str]]:
+    """Images and captions of a captions file, row by row."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows: Iterable[tuple[int, Any]]
+            if path.suffix == ".csv":
+                rows = enumerate(csv.DictReader(file), start=2)
+            else:
+                rows = ((number, json.loads(line)) for number, line in enumerate(file, start=1) if line.strip())
+            for number, row in rows:
+                fields = row if isinstance(row, dict) else {}
+                image = next((fields[key] for key in IMAGE_KEYS if key in fields), None)
+                caption = next((fields[key] for key in CAPTION_KEYS if key in fields), None)
+                if not isinstance(image, str) or not isinstance(caption, str):
+                    expected = f"an image ({', '.join(IMAGE_KEYS)}) and a caption ({', '.join(CAPTION_KEYS)})"
+                    raise FileError(path, f"line {number} does not hold {expected} as text.")
+                yield PurePosixPath(image).as_posix(), caption
+    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+        raise FileError(path, f"the file is damaged ({error}).") from None
+
+
+def _text_beside(root: Path, images: Iterable[str]) -> Iterator[tuple[str, str]]:
+    for image in images:
+        path = (root / image).with_suffix(".txt")
+        if path.is_file():
+            yield image, _decode(path, path.read_bytes())
+
+
+def _decode(path: Path, content: bytes) -> str:
+    try:
+        return content.decode().strip()
+    except UnicodeDecodeError as error:
+        raise FileError(path, f"the caption is not UTF-8 ({error}).") from None
+
+
+def _unique_ids(names: Sequence[str]) -> list[str]:
+    """The names, numbered from the second occurrence on: a.png, a.png#2."""
+    seen: dict[str, int] = {}
+    ids = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        ids.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return ids
+
+
+def webdataset_source(root: Path | str, image_size: int, *, caption_key: str | None = None) -> ImageSource:
+    """The samples of all .tar shards of a folder, as img2dataset writes LAION-COCO; an id is shard and key.
+
+    Files of a shard that share a name up to the first dot are one sample: an image, and a .txt or .json file.
+
+    Args:
+        caption_key: the entry of the .json file that is the caption, e.g. "top_caption"; without it the .txt file is,
+            and where there is none the entry "caption".
+
+    Raises:
+        FileError: no shards, a shard that is damaged or cut off, or samples without an image or a caption; and, when an
+            image is loaded, one that cannot be read.
+    """
+    root = Path(root)
+    shards = sorted(root.glob("*.tar"))
+    if not shards:
+        raise FileError(root, "there are no .tar files in this folder.", "Give the folder that holds the shards.")
+    ids: list[str] = []
+    captions: list[str] = []
+    places: list[tuple[Path, int, int]] = []  # shard, first byte, number of bytes
+    without_image: list[str] = []
+    without_caption: list[str] = []
+    for shard in shards:
+        for key, files, caption in _samples(shard, caption_key):
+            name = f"{shard.stem}/{key}"
+            image = next((file for suffix, file in files.items() if suffix in IMAGE_SUFFIXES), None)
+            if image is None:
+                without_image.append(name)
+            elif not caption:
+                without_caption.append(name)
+            else:
+                ids.append(name)
+                captions.append(caption)
+                places.append((shard, image.offset_data, image.size))
+    _refuse(root, "samples have no image", without_image, "Remove them from the shards.")
+    _refuse(root, "samples have no caption", without_caption, "Remove them from the shards, or give another key.")
+    _refuse(root, "samples come twice", (name for name in _unique_ids(ids) if "#" in name), "Rename them.")
+
+    def load(index: int) -> np.ndarray:
+        shard, start, size = places[index]
+        with open(shard, "rb") as file:
+            file.seek(start)
+            return read_image(shard / ids[index], image_size, file.read(size))
+
+    return _source("webdataset", image_size, ids, captions, load)
+
+
+def _samples(shard: Path, caption_key: str | None) -> Iterator[tuple[str, dict[str, tarfile.TarInfo], str]]:
+    """Key, files by suffix, and caption of each sample of a shard, in the shard's order."""
+    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            for member in archive:
+                folder, _, name = member.name.rpartition("/")
+                key, dot, suffix = name.partition(".")
+                if member.isfile() and key and dot:
+                    samples.setdefault(f"{folder}/{key}" if folder else key, {})["." + suffix.lower()] = member
+            for key, files in samples.items():
+                yield key, files, _caption(shard / key, archive, files, caption_key)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise FileError(shard, f"the shard is damaged or cut off ({error}).", "Fetch it again.") from None
+
+
+def _caption(sample: Path, archive: tarfile.TarFile, files: dict[str, tarfile.TarInfo], caption_key: str | None) -> str:
+    """The caption of a sample, stripped; empty if it has none."""
+    member = files.get(".txt") if caption_key is None else None
+    if member is not None:
+        return _decode(sample.with_suffix(".txt"), _read(archive, member))
+    if ".json" not in files:
+        return ""
+    try:
+        content = json.loads(_read(archive, files[".json"]))
+    except ValueError as error:
+        raise FileError(sample.with_suffix(".json"), f"the file is damaged ({error}).") from None
+    caption = content.get(caption_key or "caption") if isinstance(content, dict) else None
+    return caption.strip() if isinstance(caption, str) else ""
+
+
+def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(member)
+    assert file is not None  # it is a regular file
+    return file.read()
+
+
+def dataset_source(
+    path: Path | str,
+    image_size: int,
+    *,
+    split: str = "train",
+    image_column: str = "image",
+    caption_column: str = "text",
+) -> ImageSource:
+    """One split of a Hugging Face data set on disk: what `save_to_disk` wrote, or a folder that `load_dataset` reads.
+
+    Raises:
+        FileError: no such data set or split, or rows without an image or a caption; and, when an image is loaded, one
+            that cannot be read.
+        ParameterError: no such column.
+    """
+    import datasets
+
+    path = Path(path)
+    if not path.is_dir():
+        raise FileError(path, "there is no such folder.")
+    try:
+        saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+        data = datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(str(path))
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise FileError(path, f"the data set cannot be read ({reason}).") from None
+    if isinstance(data, dict):
+        if split not in data:
+            raise FileError(path, f"there is no split '{split}' in it, only {', '.join(map(str, data))}.")
+        data = data[split]
+    for parameter, column in (("image_column", image_column), ("caption_column", caption_column)):
+        if column not in data.column_names:
+            raise ParameterError(parameter, f"{path} has no column '{column}', only {', '.join(data.column_names)}.")
+    if not isinstance(data.features[image_column], datasets.Image):
+        raise ParameterError("image_column", f"the column '{image_column}' of {path} does not hold images.")
+    encoded = data.cast_column(image_column, datasets.Image(decode=False))
+    captions = list(encoded[caption_column])
+    ids = [f"{split}/{row:06d}" for row in range(len(encoded))]
+    empty = (i for i, c in zip(ids, captions, strict=True) if not isinstance(c, str) or not c.strip())
+    _refuse(path, "rows have no caption", empty, "Remove them from the data set.")
+
+    def load(index: int) -> np.ndarray:
+        image = encoded[index][image_column]
+        if image is None:
+            raise FileError(path / ids[index], "the row has no image.", "Remove it from the data set.")
+        content = image["bytes"]
+        return read_image(Path(image["path"]) if content is None else path / ids[index], image_size, content)
+
+    return _source("dataset", image_size, ids, captions, load)
