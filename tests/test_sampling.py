@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tiny import tiny_generator
-from vapi_core.models.generator import KVCache
+from tests.tiny import CAPTIONED, tiny_captions, tiny_generator
+from vapi_core.models.generator import Captions, KVCache
 from vapi_core.sampling import (
     SamplingConfig,
     filtered_probabilities,
@@ -112,6 +112,36 @@ def test_the_memory_of_an_earlier_batch_does_not_shine_through(config):
     generate(generator, CLASSES, first, config, cache)
     reused = generate(generator, CLASSES.flip(0), second, config, cache)
     assert torch.equal(reused, generate(generator, CLASSES.flip(0), second, config))
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_images_of_captions_do_not_depend_on_how_they_are_batched(config):
+    generator, captions, uniforms = tiny_generator(**CAPTIONED), tiny_captions(), sampling_uniforms(0, range(4), 9)
+    together = generate(generator, captions, uniforms, config)
+    for rows in ([0], [1, 2], [3, 0]):
+        batch = Captions(captions.features[rows], captions.mask[rows])
+        assert torch.equal(generate(generator, batch, uniforms[rows], config), together[rows])
+
+
+def test_the_mask_of_an_earlier_batch_of_captions_is_forgotten():
+    generator, uniforms = tiny_generator(**CAPTIONED), sampling_uniforms(0, range(2), 9)
+    first, second = tiny_captions((5, 2)), tiny_captions((1, 4), seed=1)
+    cache = generator.new_cache(4)
+    guided = SamplingConfig(guidance_scale=2.0)
+    generate(generator, first, uniforms, guided, cache)
+    assert torch.equal(
+        generate(generator, second, uniforms, guided, cache), generate(generator, second, uniforms, guided)
+    )
+
+
+def test_tokens_of_captions_follow_the_teacher_forced_distribution_and_strong_guidance_its_direction():
+    generator, captions, uniforms = tiny_generator(**CAPTIONED), tiny_captions(), sampling_uniforms(3, range(4), 9)
+    for scale in (1.0, 3.0):
+        tokens = generate(generator, captions, uniforms, SamplingConfig(guidance_scale=scale))
+        with torch.no_grad():
+            both = generator(generator.append_null(captions), tokens[:, :-1].repeat(2, 1))
+        probabilities = (both[4:] + (both[:4] - both[4:]) * scale).softmax(-1)
+        assert torch.equal(invert_cdf(probabilities, uniforms[..., None])[..., 0], tokens)
 
 
 def test_tokens_follow_the_teacher_forced_distribution():

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from tests.tiny import NO_DROPOUT, random_tokens, tiny_generator
-from vapi_core.models.generator import Generator, GeneratorConfig, KVCache
+from tests.tiny import CAPTIONED, NO_DROPOUT, random_tokens, tiny_captions, tiny_generator
+from vapi_core.models.generator import Captions, Generator, GeneratorConfig, KVCache, left_pad
 
 
-def logits_of(generator, class_ids, tokens):
+def logits_of(generator, condition, tokens):
     with torch.no_grad():
-        return generator(class_ids, tokens[:, :-1])
+        return generator(condition, tokens[:, :-1])
 
 
 @pytest.mark.parametrize("changed", [0, 4, 7])
@@ -91,3 +91,89 @@ def test_a_gradient_reaches_every_parameter():
     logits = generator(torch.arange(5), random_tokens(5, 9)[:, :-1])
     logits.log_softmax(-1)[..., 0].mean().backward()
     assert all(p.grad is not None and p.grad.any() for p in generator.parameters())
+
+
+# Captions
+
+
+def test_left_padding_moves_a_caption_to_the_end_and_clears_what_is_before_it():
+    features = torch.arange(1.0, 9.0).reshape(2, 4, 1)
+    captions = left_pad(features, torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]]))
+    assert captions.features[..., 0].tolist() == [[1, 2, 3, 4], [0, 0, 0, 5]]
+    assert captions.mask.tolist() == [[True] * 4, [False, False, False, True]]
+
+
+def test_every_token_of_a_caption_changes_the_logits_and_its_padding_none():
+    generator, captions, tokens = tiny_generator(**CAPTIONED), tiny_captions(), random_tokens(4, 9)
+    before = logits_of(generator, captions, tokens)
+    for position in range(5):
+        features = captions.features.clone()
+        features[:, position] += 1
+        changed = (logits_of(generator, Captions(features, captions.mask), tokens) != before).any(-1)  # [B, T]
+        assert torch.equal(changed, captions.mask[:, position, None].expand(-1, 9))
+
+
+def test_a_caption_is_the_same_beside_longer_and_shorter_ones():
+    generator, captions, tokens = tiny_generator(**CAPTIONED), tiny_captions(), random_tokens(4, 9)
+    together = logits_of(generator, captions, tokens)
+    for i in range(4):
+        alone = logits_of(generator, Captions(captions.features[[i]], captions.mask[[i]]), tokens[[i]])
+        assert torch.allclose(alone[0], together[i], atol=1e-5)
+
+
+@pytest.mark.parametrize("kv_heads", [None, 2])
+def test_decoding_a_caption_through_the_cache_equals_the_full_forward(kv_heads):
+    generator = tiny_generator(**(CAPTIONED | {"kv_heads": kv_heads}))
+    captions, tokens = tiny_captions(), random_tokens(4, 9)
+    cache = generator.new_cache(4)
+    cache.store.fill_(torch.nan)  # memory of an earlier batch must not be read
+    with torch.no_grad():
+        steps = [generator.prefill(captions, cache)]
+        steps += [generator.decode_step(tokens[:, t - 1], t, cache) for t in range(1, 9)]
+    assert torch.allclose(torch.stack(steps, 1), logits_of(generator, captions, tokens), atol=1e-5)
+
+
+def test_captions_are_dropped_while_training_and_only_then():
+    generator = tiny_generator(**(CAPTIONED | NO_DROPOUT | {"class_dropout": 0.5}))
+    captions, tokens = tiny_captions((3,) * 64), random_tokens(1, 9).repeat(64, 1)
+    both = generator.append_null(captions)
+    expected = logits_of(generator, both, tokens.repeat(2, 1))
+    torch.manual_seed(0)
+    trained = logits_of(generator.train(), captions, tokens)
+    is_with = (trained - expected[:64]).abs().amax((1, 2)) < 1e-4
+    is_without = (trained - expected[64:]).abs().amax((1, 2)) < 1e-4
+    assert (is_with ^ is_without).all()
+    assert 16 < is_without.sum() < 48
+
+
+def test_a_null_caption_keeps_the_mask_of_the_caption_beside_it():
+    generator, captions = tiny_generator(**CAPTIONED), tiny_captions()
+    both = generator.append_null(captions)
+    assert len(both) == 8 and torch.equal(both.mask, captions.mask.repeat(2, 1))
+    assert torch.equal(both.features[:4], captions.features)
+    assert torch.equal(both.features[4:], generator.cls_embedding.uncond_embedding.expand(4, -1, -1))
+
+
+def test_features_of_half_precision_are_taken_as_they_come_from_the_cache():
+    generator, captions, tokens = tiny_generator(**CAPTIONED), tiny_captions(), random_tokens(4, 9)
+    half = Captions(captions.features.half(), captions.mask)
+    assert torch.allclose(logits_of(generator, half, tokens), logits_of(generator, captions, tokens), atol=1e-2)
+    assert generator.append_null(half).features.dtype == torch.float32
+
+
+def test_captions_of_another_width_or_length_are_no_condition_for_this_generator():
+    generator, captions = tiny_generator(**CAPTIONED), tiny_captions()
+    for features, mask in (
+        (captions.features[..., :5], captions.mask),
+        (captions.features[:, 1:], captions.mask[:, 1:]),
+    ):
+        with pytest.raises(AssertionError, match="another encoder or limit"):
+            generator(Captions(features, mask), random_tokens(4, 8))
+
+
+def test_a_gradient_reaches_every_parameter_of_a_captioned_generator_and_the_null_caption_is_none():
+    generator = tiny_generator(**(CAPTIONED | NO_DROPOUT)).train()
+    generator(tiny_captions(), random_tokens(4, 8)).log_softmax(-1)[..., 0].mean().backward()
+    assert all(p.grad is not None and p.grad.any() for p in generator.parameters())
+    assert "cls_embedding.uncond_embedding" in generator.state_dict()
+    assert "cls_embedding.uncond_embedding" not in dict(generator.named_parameters())

@@ -155,7 +155,6 @@ def webdataset_source(root: Path | str, image_size: int, *, caption_key: str | N
                 places.append((shard, image.offset_data, image.size))
     _refuse(root, "samples have no image", without_image, "Remove them from the shards.")
     _refuse(root, "samples have no caption", without_caption, "Remove them from the shards, or give another key.")
-    _refuse(root, "samples come twice", (name for name in _unique_ids(ids) if "#" in name), "Rename them.")
 
     def load(index: int) -> np.ndarray:
         shard, start, size = places[index]
@@ -170,12 +169,18 @@ def _samples(shard: Path, caption_key: str | None) -> Iterator[tuple[str, dict[s
     """Key, files by suffix, and caption of each sample of a shard, in the shard's order."""
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     try:
-        with tarfile.open(shard, "r:") as archive:
+        with open(shard, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
                 folder, _, name = member.name.rpartition("/")
                 key, dot, suffix = name.partition(".")
-                if member.isfile() and key and dot:
-                    samples.setdefault(f"{folder}/{key}" if folder else key, {})["." + suffix.lower()] = member
+                if not (member.isfile() and key and dot):
+                    continue
+                files = samples.setdefault(f"{folder}/{key}" if folder else key, {})
+                if files.setdefault("." + suffix.lower(), member) is not member:
+                    raise FileError(shard, f"the file {member.name} comes twice.", "Remove one of them.")
+            file.seek(archive.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes a broken header for the end
+                raise tarfile.ReadError("the end of the archive is missing")
             for key, files in samples.items():
                 yield key, files, _caption(shard / key, archive, files, caption_key)
     except (tarfile.TarError, EOFError, OSError) as error:
@@ -214,9 +219,9 @@ def dataset_source(
     """One split of a Hugging Face data set on disk: what `save_to_disk` wrote, or a folder that `load_dataset` reads.
 
     Raises:
-        FileError: no such data set or split, or rows without an image or a caption; and, when an image is loaded, one
-            that cannot be read.
-        ParameterError: no such column.
+        FileError: no such data set or split, or rows without a caption; and, when an image is loaded, one that is not
+            there or cannot be read.
+        ParameterError: no such column, or a column of another type.
     """
     import datasets
 
@@ -233,11 +238,11 @@ def dataset_source(
         if split not in data:
             raise FileError(path, f"there is no split '{split}' in it, only {', '.join(map(str, data))}.")
         data = data[split]
-    for parameter, column in (("image_column", image_column), ("caption_column", caption_column)):
+    for parameter, column in (("subset.image_column", image_column), ("subset.caption_column", caption_column)):
         if column not in data.column_names:
             raise ParameterError(parameter, f"{path} has no column '{column}', only {', '.join(data.column_names)}.")
     if not isinstance(data.features[image_column], datasets.Image):
-        raise ParameterError("image_column", f"the column '{image_column}' of {path} does not hold images.")
+        raise ParameterError("subset.image_column", f"the column '{image_column}' of {path} does not hold images.")
     encoded = data.cast_column(image_column, datasets.Image(decode=False))
     captions = list(encoded[caption_column])
     ids = [f"{split}/{row:06d}" for row in range(len(encoded))]

@@ -82,7 +82,9 @@ def load_flan_t5(
     """
     from transformers import T5EncoderModel
 
-    model, tokenizer = _load(T5EncoderModel, str(path), f"Give its folder, or fetch it: `hf download {path}`.", dtype)
+    model, tokenizer = _load(
+        T5EncoderModel, str(path), f"Give its folder, or fetch it with `hf download {FLAN_T5_XL}`.", dtype
+    )
     return _encoder(Path(path).name, model, tokenizer, clean_caption, limit, model.config.d_model, device)
 
 
@@ -107,8 +109,10 @@ def _load(model_class: Any, path: str, remedy: str, dtype: torch.dtype) -> tuple
     """Model and tokenizer of a folder or a hub id in the local cache; every weight must be there."""
     from safetensors import SafetensorError
     from transformers import AutoTokenizer
+    from transformers.utils import cached_file
 
     try:
+        cached_file(path, "tokenizer.json", local_files_only=True)  # without it AutoTokenizer makes up an empty one
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         model, found = model_class.from_pretrained(path, local_files_only=True, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
