@@ -56,26 +56,9 @@ def write_tiny_t5(directory: Path) -> Path:
     """A whole T5 checkpoint, 16 wide, as `save_pretrained` writes FLAN-T5-XL: encoder, decoder, tokenizer."""
     from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
 
-    words = [
-        "a",
-        "an",
-        "the",
-        "photo",
-        "of",
-        "two",
-        "three",
-        "green",
-        "red",
-        "blue",
-        "cat",
-        "dog",
-        "cats",
-        "dogs",
-        "left",
-        "right",
-    ]
+    words = "a an the photo of two three green red blue cat dog cats dogs left right"
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
-    vocabulary += [(f"▁{word}", -3.0) for word in words]
+    vocabulary += [(f"▁{word}", -3.0) for word in words.split()]
     vocabulary += [(letter, -6.0) for letter in "abcdefghijklmnopqrstuvwxyz"]
     seed_torch(0, "tiny-t5")
     shape = {"d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 2, "num_heads": 4, "vocab_size": len(vocabulary)}

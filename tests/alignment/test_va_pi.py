@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tiny import random_tokens, tiny_generator, tiny_tokenizer
+from tests.tiny import CAPTIONED, NO_DROPOUT, random_tokens, tiny_captions, tiny_generator, tiny_tokenizer
+from vapi_core.alignment.cross_entropy import CrossEntropy
 from vapi_core.alignment.data import AlignmentData
 from vapi_core.alignment.reward import ReconstructionReward, RewardWeights
 from vapi_core.alignment.va_pi import VaPi, VaPiConfig
 from vapi_core.images import to_uint8
+from vapi_core.models.generator import Captions
+from vapi_core.pretraining import GeneratorObjective, held_out_cross_entropy
 from vapi_core.training import OptimizationConfig, Slots, micro_batches, train
 
 COUNT = 8
@@ -94,6 +97,55 @@ def test_micro_batches_draw_and_learn_what_the_whole_batch_does(tokenizer, data,
     (loss_a, reward_a, gradient_a), (loss_b, reward_b, gradient_b) = results
     assert loss_b == pytest.approx(loss_a, abs=1e-5) and reward_b == pytest.approx(reward_a, abs=1e-5)
     assert torch.allclose(gradient_a, gradient_b, atol=1e-5) and gradient_a.norm() > 1e-3
+
+
+class TinyConditions:
+    """Captions of eight images, of four lengths."""
+
+    captions = tiny_captions((5, 2, 1, 3, 4, 5, 1, 2))
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def batch(self, items, device):
+        return Captions(self.captions.features[items].to(device), self.captions.mask[items].to(device))
+
+
+@pytest.fixture(scope="module")
+def captioned(data):
+    return replace(data, conditions=TinyConditions())
+
+
+def captioned_policy(seed: int = 0):
+    return tiny_generator(seed=seed, grid=4, **(CAPTIONED | NO_DROPOUT))
+
+
+@pytest.mark.parametrize("config", CASES)
+def test_captions_are_a_condition_like_classes_and_micro_batches_see_their_own(tokenizer, captioned, config):
+    optimization = OptimizationConfig(learning_rate=1.0, steps=10, batch_size=4)
+    gradients = []
+    for micro_batch_size in (4, 3):
+        base = captioned_policy(seed=1)
+        objective = va_pi(tokenizer, captioned, config, generator=captioned_policy(), base=base)
+        for slots in micro_batches(0, 3, replace(optimization, micro_batch_size=micro_batch_size), COUNT):
+            loss, metrics = objective(slots)
+            (loss * len(slots.items) / 4).backward()
+            assert metrics["ratio"] == 1.0
+        gradients.append(gradient(objective.generator))
+    assert torch.allclose(*gradients, atol=1e-5) and gradients[0].norm() > 1e-3
+
+
+def test_a_generator_learns_to_follow_captions(captioned):
+    """Each image has a caption and tokens of its own: only who reads the caption can know the first token."""
+    generator = captioned_policy()
+    config = OptimizationConfig(learning_rate=1e-2, steps=60, batch_size=COUNT)
+    before = held_out_cross_entropy(generator, captioned)
+    train(generator, GeneratorObjective(generator, captioned), config, count=COUNT, seed=0, log=lambda step, row: None)
+    after = held_out_cross_entropy(generator, captioned)
+    assert before > 3 and after < 0.3
+    assert CrossEntropy(generator, captioned)(whole_batch())[0].item() < 0.3
+    swapped = replace(captioned, tokens=captioned.tokens[::-1])
+    assert held_out_cross_entropy(generator, swapped) > 1  # less than at first, because the prefix tells much too
 
 
 def test_steps_and_seeds_draw_other_rollouts_and_the_same_step_the_same(tokenizer, data):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.tiny import tiny_generator, tiny_tokenizer
+from tests.tiny import CAPTIONED, tiny_generator, tiny_tokenizer
 from vapi_core.errors import FileError
 from vapi_core.files import read_json, sha256_file
 from vapi_core.models.checkpoints import export_official, import_model, load_model, model_hash, save_model
@@ -104,6 +104,21 @@ def test_a_configuration_of_another_version_is_named(tmp_path, source):
 
 
 # LlamaGen's format
+
+
+def test_a_captioned_generator_is_saved_exported_and_imported_with_its_null_caption(tmp_path):
+    model = tiny_generator(seed=1, **CAPTIONED)
+    save_model(tmp_path, "generator", model)
+    loaded = load_model(tmp_path, "generator")
+    assert same_weights(loaded, model) and loaded.config.condition_tokens == 5
+    export_official(tmp_path / "official.pt", model)
+    assert same_weights(import_model(tmp_path / "official.pt", tiny_generator(seed=2, **CAPTIONED)), model)
+    assert "cls_embedding.uncond_embedding" in torch.load(tmp_path / "official.pt")["model"]
+
+
+def test_a_generator_with_classes_is_no_generator_with_captions(tmp_path, source):
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    refused(tmp_path / "w.pt", tiny_generator(**CAPTIONED), "cls_embedding.uncond_embedding is missing")
 
 
 @pytest.mark.parametrize("make", [tiny_generator, tiny_tokenizer])
