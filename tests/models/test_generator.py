@@ -113,6 +113,14 @@ def test_every_token_of_a_caption_changes_the_logits_and_its_padding_none():
         assert torch.equal(changed, captions.mask[:, position, None].expand(-1, 9))
 
 
+def test_captions_repeat_as_class_ids_do():
+    captions = tiny_captions()
+    repeated = captions.repeat_interleave(3)
+    rows = torch.arange(4).repeat_interleave(3)
+    assert len(repeated) == 12 and repeated.device == rows.device
+    assert torch.equal(repeated.features, captions.features[rows]) and torch.equal(repeated.mask, captions.mask[rows])
+
+
 def test_a_caption_is_the_same_beside_longer_and_shorter_ones():
     generator, captions, tokens = tiny_generator(**CAPTIONED), tiny_captions(), random_tokens(4, 9)
     together = logits_of(generator, captions, tokens)

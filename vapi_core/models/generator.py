@@ -83,8 +83,17 @@ class Captions:
     def __len__(self) -> int:
         return len(self.features)
 
+    @property
+    def device(self) -> torch.device:
+        return self.features.device
 
-Condition = Tensor | Captions  # class ids [B], or captions
+    def repeat_interleave(self, repeats: int) -> "Captions":
+        """Each caption `repeats` times, one after the other, as a tensor of class ids repeats."""
+        return Captions(self.features.repeat_interleave(repeats, 0), self.mask.repeat_interleave(repeats, 0))
+
+
+# class ids [B], or captions: both have a length, a device and `repeat_interleave`
+Condition = Tensor | Captions
 
 
 def left_pad(features: Tensor, mask: Tensor) -> Captions:
