@@ -79,11 +79,12 @@ class TokenizerParams(Section):
     commitment_weight: NonNegative
     entropy_weight: NonNegative
     l1_weight: NonNegative
+    unquantized_steps: Annotated[int, Field(ge=0)]
     seed: int
     training: OptimizationParams
 
     def config(self) -> TokenizerConfig:
-        names = self.model_dump(exclude={"checkpoint", "l1_weight", "seed", "training"})
+        names = self.model_dump(exclude={"checkpoint", "l1_weight", "unquantized_steps", "seed", "training"})
         return TokenizerConfig(**names)
 
 
@@ -233,7 +234,7 @@ def broken_rules(params: Params) -> list[tuple[str, str]]:
         (p.subset.path is not None) == (p.subset.source == "folder"),
         "subset.path",
         "a folder source, and only a folder source, needs a path.",
-    )  # noqa: E501
+    )
     for split in {"train", *p.score.reference_splits, p.classifiers.reward.split, p.classifiers.scorer.split}:
         require(split in p.subset.splits, "subset.splits", f"the split '{split}' is used but not defined.")
 
@@ -262,6 +263,12 @@ def broken_rules(params: Params) -> list[tuple[str, str]]:
             "an encoder without residual blocks cannot change its width: all encoder_multipliers must be 1.",
         )
 
+    require(
+        p.tokenizer.unquantized_steps < p.tokenizer.training.steps,
+        "tokenizer.unquantized_steps",
+        f"must be less than tokenizer.training.steps, {p.tokenizer.training.steps}: the rest trains the codebook.",
+    )
+
     g = p.generator
     require(g.dim % g.heads == 0, "generator.heads", f"dim {g.dim} does not divide by {g.heads} heads.")
     if g.dim % g.heads == 0:
@@ -274,7 +281,7 @@ def broken_rules(params: Params) -> list[tuple[str, str]]:
         ("tokenizer.training", p.tokenizer.training),
         ("generator.training", g.training),
         ("align", p.align),
-    ):  # noqa: E501
+    ):
         size = section.micro_batch_size or section.batch_size
         require(
             section.batch_size % size == 0,

@@ -1,8 +1,9 @@
 """How the tokenizer and the base generator come to be, where no official checkpoint is imported.
 
-Both are objectives for `vapi_core.training.train`. The tokenizer minimises MSE, L1 and the quantizer's losses. Departure:
-no discriminator and no LPIPS, unlike LlamaGen's; L1 does for digits what these do for photographs, it keeps flat areas
-flat. The generator minimises next-token cross-entropy with LlamaGen's dropouts.
+Both are objectives for `vapi_core.training.train`. The tokenizer minimises MSE, L1 and the quantizer's losses. Departures
+from LlamaGen's: no discriminator and no LPIPS; L1 does for digits what these do for photographs, it keeps flat areas
+flat. And the codebook starts at the k-means centres of the outputs of an encoder that was trained for some steps without
+quantization, not at random: a short training otherwise leaves most of it unused. The generator minimises next-token cross-entropy with LlamaGen's dropouts.
 """
 
 import numpy as np
@@ -11,26 +12,73 @@ from torch import Tensor
 
 from vapi_core.alignment.data import AlignmentData
 from vapi_core.alignment.objective import prior_loss
+from vapi_core.errors import ParameterError
 from vapi_core.images import to_tensor
 from vapi_core.models.generator import Generator
 from vapi_core.models.tokenizer import Tokenizer
+from vapi_core.randomness import stream
 from vapi_core.training import Slots
 
 
 class TokenizerObjective:
-    """Reconstruction of images [N, H, W, 3] uint8."""
+    """Reconstruction of images [N, H, W, 3] uint8.
 
-    def __init__(self, tokenizer: Tokenizer, images: np.ndarray, device: torch.device, l1_weight: float = 0.0):
+    The first `unquantized_steps` train encoder and decoder alone; the next one starts with `start_codebook`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        images: np.ndarray,
+        device: torch.device,
+        l1_weight: float = 0.0,
+        unquantized_steps: int = 0,
+        seed: int = 0,
+    ):
         self.tokenizer, self.images, self.device = tokenizer.train(), images, device
-        self.l1_weight = l1_weight
+        self.l1_weight, self.unquantized_steps, self.seed = l1_weight, unquantized_steps, seed
+        self._codebook_pending = unquantized_steps > 0
 
     def __call__(self, slots: Slots) -> tuple[Tensor, dict[str, Tensor]]:
         images = to_tensor(self.images[slots.items], self.device)
-        reconstruction, quantized = self.tokenizer(images)
+        quantized = None
+        if slots.step < self.unquantized_steps:
+            reconstruction = self.tokenizer.reconstruct_unquantized(images)
+        else:
+            if slots.step == self.unquantized_steps and self._codebook_pending:
+                start_codebook(self.tokenizer, self.images, self.device, self.seed)
+                self._codebook_pending = False
+            reconstruction, quantized = self.tokenizer(images)
         difference = reconstruction - images
         mse, l1 = difference.square().mean(), difference.abs().mean()
-        loss = mse + self.l1_weight * l1 + quantized.codebook_loss + quantized.commitment_loss + quantized.entropy_loss
-        return loss, {"mse": mse.detach(), "l1": l1.detach(), "commitment": quantized.commitment_loss.detach()}
+        loss, commitment = mse + self.l1_weight * l1, torch.zeros(())
+        if quantized is not None:
+            loss = loss + quantized.codebook_loss + quantized.commitment_loss + quantized.entropy_loss
+            commitment = quantized.commitment_loss.detach()
+        return loss, {"mse": mse.detach(), "l1": l1.detach(), "commitment": commitment}
+
+
+@torch.no_grad()
+def start_codebook(tokenizer: Tokenizer, images: np.ndarray, device: torch.device, seed: int) -> None:
+    """Puts the codebook of a tokenizer at the k-means centres of its encoder outputs of images [N, H, W, 3] uint8.
+
+    About 64 outputs an entry take part.
+
+    Raises:
+        ParameterError: there are fewer encoder outputs than codebook entries.
+    """
+    from scipy.cluster.vq import kmeans2
+
+    draws = stream(seed, "codebook start", 0)
+    rows_per_image = (images.shape[1] // tokenizer.config.downsample) * (images.shape[2] // tokenizer.config.downsample)
+    count = min(len(images), -(-64 * tokenizer.config.codebook_size // rows_per_image))
+    chosen = images[np.sort(draws.permutation(len(images))[:count])]
+    outputs = [tokenizer.embed(to_tensor(chosen[i : i + 256], device)) for i in range(0, count, 256)]
+    rows = tokenizer.quantize.rows(torch.cat(outputs)).double().cpu().numpy()  # [N, D]
+    if len(rows) < tokenizer.config.codebook_size:
+        raise ParameterError("tokenizer.codebook_size", f"{len(rows)} encoder outputs cannot start that many codes")
+    centres, _ = kmeans2(rows, tokenizer.config.codebook_size, minit="points", rng=draws)
+    tokenizer.quantize.embedding.weight.copy_(torch.from_numpy(centres))
 
 
 class GeneratorObjective:

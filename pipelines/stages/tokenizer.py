@@ -34,7 +34,9 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
         with stage.training_log(params.training.steps, params.training.batch_size) as log:
             train(
                 tokenizer,
-                TokenizerObjective(tokenizer, images, stage.device, params.l1_weight),
+                TokenizerObjective(
+                    tokenizer, images, stage.device, params.l1_weight, params.unquantized_steps, params.seed
+                ),
                 params.training.config(),
                 count=len(images),
                 seed=params.seed,

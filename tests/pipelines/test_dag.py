@@ -20,6 +20,7 @@ def tiny(params):
     for role in params["classifiers"].values():
         role["epochs"] = 1
     params["tokenizer"]["training"] |= {"steps": 4, "warmup_steps": 1, "batch_size": 16, "checkpoint_every": 2}
+    params["tokenizer"]["unquantized_steps"] = 2
     params["generator"] |= {"dim": 32, "layers": 2}
     params["generator"]["training"] |= {"steps": 4, "warmup_steps": 1, "batch_size": 16, "checkpoint_every": 2}
     params["align"] |= {"seeds": [0], "steps": 3, "batch_size": 8, "group_size": 4, "log_kl_every": 2}

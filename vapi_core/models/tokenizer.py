@@ -210,11 +210,14 @@ class VectorQuantizer(nn.Module):
         """Codebook entries of tokens [B, h * w] as a feature map [B, D, h, w]."""
         return self.codebook[tokens].unflatten(1, grid).permute(0, 3, 1, 2)
 
-    def _distances(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Encoder outputs as rows [N, D] (normalised if `l2_norm`) and squared distances to all entries [N, K]."""
+    def rows(self, z: Tensor) -> Tensor:
+        """Encoder outputs [B, D, h, w] as rows [B * h * w, D], normalised if `l2_norm`."""
         rows = z.permute(0, 2, 3, 1).flatten(0, 2)
-        if self.config.l2_norm:
-            rows = F.normalize(rows, dim=-1)
+        return F.normalize(rows, dim=-1) if self.config.l2_norm else rows
+
+    def _distances(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Encoder outputs as rows [N, D] and their squared distances to all entries [N, K]."""
+        rows = self.rows(z)
         codebook = self.codebook
         squares = rows.square().sum(1, keepdim=True) + codebook.square().sum(1)
         return rows, torch.addmm(squares, rows, codebook.T, alpha=-2)
@@ -293,3 +296,8 @@ class Tokenizer(nn.Module):
         """Reconstruction of images and what the quantizer did, for training."""
         quantized = self.quantize(self.embed(images))
         return self.decode_codes(quantized.codes), quantized
+
+    def reconstruct_unquantized(self, images: Tensor) -> Tensor:
+        """Images decoded from encoder outputs as they are, before the codebook has been started."""
+        z = self.embed(images)
+        return self.decode_codes(F.normalize(z, dim=1) if self.config.l2_norm else z)

@@ -1,0 +1,90 @@
+"""How the base models come to be: a codebook that is used from its first step on."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.tiny import tiny_tokenizer
+from vapi_core.errors import ParameterError
+from vapi_core.pretraining import TokenizerObjective, codebook_use, encode_images, start_codebook
+from vapi_core.randomness import stream
+from vapi_core.training import OptimizationConfig, train
+
+CPU = torch.device("cpu")
+
+
+def images(count: int = 40) -> np.ndarray:
+    """Blocks of random colour, 8 x 8 pixels."""
+    blocks = stream(0, "images", 0).integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+    return blocks.repeat(2, 1).repeat(2, 2)
+
+
+def training(**changes) -> OptimizationConfig:
+    return OptimizationConfig(learning_rate=1e-3, batch_size=8, **({"steps": 6, "checkpoint_every": 1} | changes))
+
+
+def silent(step: int, metrics: dict) -> None:
+    pass
+
+
+def weights(tokenizer) -> dict:
+    return {name: value.clone() for name, value in tokenizer.state_dict().items()}
+
+
+def test_a_started_codebook_is_used_whole():
+    tokenizer = tiny_tokenizer()
+    before = codebook_use(encode_images(tokenizer, images(), CPU, 16), 24)[0]
+    start_codebook(tokenizer, images(), CPU, seed=0)
+    assert codebook_use(encode_images(tokenizer, images(), CPU, 16), 24)[0] == 1 > before
+
+
+def test_the_codebook_is_still_while_nothing_is_quantized():
+    tokenizer = tiny_tokenizer()
+    before = weights(tokenizer)
+    train(
+        tokenizer, TokenizerObjective(tokenizer, images(), CPU, 0.5, 5), training(steps=5), count=40, seed=0, log=silent
+    )
+    changed = {name for name, value in tokenizer.state_dict().items() if not torch.equal(value, before[name])}
+    assert "quantize.embedding.weight" not in changed
+    assert {"encoder.conv_in.weight", "quant_conv.weight", "decoder.conv_out.weight"} <= changed
+
+
+def test_the_codebook_starts_once_in_a_step_of_many_micro_batches_and_then_learns(monkeypatch):
+    starts = []
+
+    def start(tokenizer, *arguments):
+        start_codebook(tokenizer, *arguments)
+        starts.append(tokenizer.quantize.embedding.weight.clone())
+
+    monkeypatch.setattr("vapi_core.pretraining.start_codebook", start)
+    tokenizer = tiny_tokenizer()
+    objective = TokenizerObjective(tokenizer, images(), CPU, 0.5, 3)
+    train(tokenizer, objective, training(micro_batch_size=2), count=40, seed=0, log=silent)
+    assert len(starts) == 1
+    assert not torch.equal(tokenizer.quantize.embedding.weight, starts[0])
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("last_step", [1, 2, 4], ids=["before the start", "just before it", "after it"])
+def test_training_interrupted_about_the_start_ends_as_if_it_had_not_been(tmp_path, last_step):
+    def interrupt(step, metrics):
+        if step == last_step:
+            raise Interrupted
+
+    def run(log=silent, checkpoint=None):
+        tokenizer = tiny_tokenizer()
+        objective = TokenizerObjective(tokenizer, images(), CPU, 0.5, 3)
+        train(tokenizer, objective, training(), count=40, seed=0, log=log, checkpoint=checkpoint, fingerprint="f")
+        return weights(tokenizer)
+
+    with pytest.raises(Interrupted):
+        run(interrupt, tmp_path / "checkpoint.pt")
+    torch.testing.assert_close(run(checkpoint=tmp_path / "checkpoint.pt"), run(), rtol=0, atol=0)
+
+
+def test_fewer_encoder_outputs_than_codes_are_refused_by_name():
+    with pytest.raises(ParameterError, match="tokenizer.codebook_size: 16 encoder outputs"):
+        start_codebook(tiny_tokenizer(), images(1), CPU, seed=0)
