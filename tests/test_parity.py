@@ -18,7 +18,7 @@ from vapi_core.models.generator import rotary_table
 
 FIXTURES = find_fixtures(REFERENCE) if REFERENCE.is_dir() else []
 KNOWN = [(stem, suffixes) for stem, suffixes in FIXTURES if checker(Fixture(REFERENCE, stem, suffixes))]
-UNKNOWN = re.compile(r"geneval/.*|janus/.*|lpips/.*|llamagen_gpt/t2i_.*|checkpoint_layouts/.*_t2i_.*|vapi/ste_step")
+UNKNOWN = re.compile(r"janus/.*|lpips/.*|llamagen_gpt/t2i_.*|checkpoint_layouts/.*_t2i_.*|vapi/ste_step")
 
 
 def name(value: object) -> str | None:

@@ -12,6 +12,17 @@ from pathlib import Path
 
 from tests.parity.checkpoints import check_layout, check_wrappers
 from tests.parity.fixtures import Check, Fixture, find_fixtures
+from tests.parity.geneval import (
+    check_cases,
+    check_classes,
+    check_crops,
+    check_primitives,
+    check_prompts,
+    check_summary,
+    is_cases,
+    is_crops,
+    is_prompts,
+)
 from tests.parity.generator import ROTARY, check_filter, check_generator, check_guidance_schedule, check_rotary
 from tests.parity.policy import (
     check_advantages,
@@ -48,6 +59,12 @@ def checker(fixture: Fixture) -> Checker | None:
         ({"in.rewards_0", "out.advantages_0"} <= tensors, check_advantages),
         ({"in.sampled_0", "out.logp_0"} <= tensors, check_sampled_log_probabilities),
         ({"in.fake_lpips", "out.rewards_l2"} <= tensors, check_reward),
+        (is_cases(fixture), check_cases),
+        (is_prompts(fixture), check_prompts),
+        (is_crops(fixture), check_crops),
+        ({"compute_iou", "relative_position"} <= description.keys(), check_primitives),
+        ("official_stdout" in description, check_summary),
+        (fixture.stem.name == "object_names", check_classes),
     ]
     return next((check for holds, check in recognised if holds), None)
 
