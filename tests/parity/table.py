@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tests.parity.checkpoints import check_layout, check_wrappers
 from tests.parity.fixtures import Check, Fixture, find_fixtures
+from tests.parity.generator import ROTARY, check_filter, check_generator, check_guidance_schedule, check_rotary
 from tests.parity.geneval import (
     check_cases,
     check_classes,
@@ -23,7 +24,6 @@ from tests.parity.geneval import (
     is_crops,
     is_prompts,
 )
-from tests.parity.generator import ROTARY, check_filter, check_generator, check_guidance_schedule, check_rotary
 from tests.parity.policy import (
     check_advantages,
     check_optimizer,

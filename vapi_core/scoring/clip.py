@@ -98,7 +98,16 @@ def load_clip(
             require_pretrained=True,
             force_preprocess_cfg={"resize_mode": resize_mode},
         )
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, AttributeError, UnpicklingError) as error:
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        LookupError,
+        AssertionError,
+        TypeError,
+        UnpicklingError,
+    ) as error:
         problem = str(error).partition("\n")[0]
         raise FileError(path, f"open_clip cannot load {architecture} from it ({problem}).") from None
     model.eval().requires_grad_(False)

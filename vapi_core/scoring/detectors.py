@@ -56,6 +56,7 @@ CHUNK = 16  # masks brought to the image's size at once
 UNIFORM = 0.8  # of the largest entropy: beyond, class probabilities say nothing
 SPREAD = 1e-3  # of the class probabilities over queries and images: below, the detector does not look
 CHECKED_IMAGES = 16
+FEWEST_IMAGES = 8  # that show no object before that is held against the detector
 
 TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
 COLOR_BATCH = 16
@@ -84,22 +85,19 @@ class Mask2Former:
         from transformers import Mask2FormerForUniversalSegmentation
 
         self.source, self.device, self.shortest, self.longest = str(source), torch.device(device), shortest, longest
-        model: Any
+        loader: Any = Mask2FormerForUniversalSegmentation  # its types do not know output_loading_info
         try:
-            model, loading = Mask2FormerForUniversalSegmentation.from_pretrained(
-                self.source, local_files_only=True, output_loading_info=True
-            )
+            model, loading = loader.from_pretrained(self.source, local_files_only=True, output_loading_info=True)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             problem = str(error).partition("\n")[0]
             remedy = f"Name a folder, or run `hf download {HUB_DETECTOR}` where there is a network."
             raise FileError(source, f"there is no Mask2Former that can be loaded ({problem}).", remedy) from None
         if missing := [*loading["missing_keys"], *loading["mismatched_keys"]]:
             raise FileError(source, f"{len(missing)} weights are missing or of another shape, {missing[0]} first.")
-        self.labels = tuple(
-            SYNONYMS.get(name, name) for name in (model.config.id2label[i] for i in range(model.config.num_labels))
-        )
-        if problem := class_problem(self.labels, classes):
-            raise FileError(source, problem, "GenEval needs a detector of its own classes.")
+        names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+        self.labels = tuple(SYNONYMS.get(name, name) for name in names)
+        if mismatch := class_problem(self.labels, classes):
+            raise FileError(source, mismatch, "GenEval needs a detector of its own classes.")
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.name = f"Mask2Former {Path(self.source).name if Path(self.source).is_dir() else self.source}"
         self.name += f" ({weights_sha256(self.model)[:12]})"
@@ -178,7 +176,7 @@ def score_problem(probabilities: Tensor, best: float, minimum_score: float) -> s
         return f"its class probabilities are nearly uniform ({entropy:.0%} of the largest entropy)."
     if float(probabilities.flatten(0, 1).std(0).max()) < SPREAD:
         return "they are the same wherever it looks."
-    if best <= minimum_score:
+    if best <= minimum_score and len(probabilities) >= FEWEST_IMAGES:
         return f"nothing in {len(probabilities)} images scores more than {best:.3f}; {minimum_score} is needed."
     return None
 

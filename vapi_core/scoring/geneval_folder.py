@@ -218,7 +218,10 @@ def read_folder(folder: Path | str, classes: Sequence[str] | None, tasks: Sequen
         raise FileError(folder, "there is no image in it.", layout)
     numbers = list(range(numbers[-1] + 1))
     missing = [
-        d / "samples" / f"{n:04}.png" for d, found in zip(directories, images, strict=True) for n in numbers if n not in found
+        d / "samples" / f"{n:04}.png"
+        for d, found in zip(directories, images, strict=True)
+        for n in numbers
+        if n not in found
     ]
     samples = [
         Sample(found[n], prompt) for prompt, found in zip(prompts, images, strict=True) for n in numbers if n in found
