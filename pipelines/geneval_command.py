@@ -20,9 +20,9 @@ from vapi_core.files import write_json
 from vapi_core.scoring.clip import load_clip
 from vapi_core.scoring.detectors import CHECKED_IMAGES, COCO_CLASSES, HUB_DETECTOR, ClipColors, Mask2Former
 from vapi_core.scoring.geneval import GenEvalOptions
-from vapi_core.scoring.geneval_folder import read_folder, read_image
+from vapi_core.scoring.geneval_folder import Sample, read_folder, read_image
 from vapi_core.scoring.geneval_run import Evaluation, Judge, evaluate_folder
-from vapi_core.scoring.geneval_scores import official_text, score_table, summarize
+from vapi_core.scoring.geneval_scores import json_ready, official_text, score_table, summarize
 from vapi_core.scoring.preference import CLIP_ARCHITECTURE
 
 LISTED = 10
@@ -63,14 +63,14 @@ def parse_options(given: list[str]) -> GenEvalOptions:
     return GenEvalOptions(**values)
 
 
-def check_images(folder: Path | None, geneval_folder: Path) -> list[Image.Image]:
-    """Images to check the detector on: photographs where a folder of them is given, else some of the folder itself."""
+def check_images(folder: Path | None, samples: list[Sample]) -> list[Image.Image]:
+    """Images to check the detector on: photographs where a folder of them is given, else some of the samples."""
     if folder is not None:
         paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
         if not paths:
             raise FileError(folder, "there is no image in it to check the detector on.")
     else:
-        paths = [sample.path for sample in read_folder(geneval_folder, COCO_CLASSES).samples]
+        paths = [sample.path for sample in samples]
     images = []
     for path in paths[:: max(1, len(paths) // CHECKED_IMAGES)]:
         try:
@@ -78,7 +78,7 @@ def check_images(folder: Path | None, geneval_folder: Path) -> list[Image.Image]
         except FileError:
             continue  # the evaluation names it
     if not images:
-        raise FileError(folder or geneval_folder, "none of its images can be read.")
+        raise FileError(paths[0], "neither this nor any other image can be read.")
     return images
 
 
@@ -90,15 +90,14 @@ def run(arguments: argparse.Namespace) -> Evaluation:
     device = arguments.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    read_folder(folder, COCO_CLASSES)  # before the models, which take their time
+    samples = read_folder(folder, COCO_CLASSES).samples  # before the models, which take their time
     detector = Mask2Former(arguments.detector, device=device)
     colors = ClipColors(load_clip(CLIP_ARCHITECTURE, arguments.colors, device))
-    detector.check(check_images(arguments.check_images, folder), options.threshold)
+    detector.check(check_images(arguments.check_images, samples), options.threshold)
     judge = Judge(detector, colors, colors.name, COCO_CLASSES, options)
     results_path = arguments.results or folder / "results.jsonl"
-    total = len(read_folder(folder, COCO_CLASSES).samples)
     done = 0
-    with progress("geneval", total, "images") as advance:
+    with progress("geneval", len(samples), "images") as advance:
 
         def log(now: int, _: int) -> None:
             nonlocal done
@@ -107,9 +106,9 @@ def run(arguments: argparse.Namespace) -> Evaluation:
 
         evaluation = evaluate_folder(folder, results_path, judge, arguments.batch_size, log)
     if not evaluation.results:
-        raise FileError(folder, f"none of its {total} images can be read.")
+        raise FileError(folder, f"none of its {len(samples)} images can be read.")
     scores = summarize(evaluation.results)
-    write_json(results_path.with_name("scores.json"), asdict(scores))
+    write_json(results_path.with_name("scores.json"), json_ready(scores))
     print(official_text(scores))
     print(score_table(scores))
     return evaluation

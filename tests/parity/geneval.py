@@ -50,11 +50,14 @@ def is_cases(fixture: Fixture) -> bool:
         return False
     with open(file_of(fixture, ".jsonl"), encoding="utf-8") as file:
         first = file.readline()
-    return first.startswith("{") and {"detections", "correct", "reason", "kept"} <= json.loads(first).keys()
+    return {"detections", "correct", "reason", "kept"} <= json.loads(first).keys()
 
 
 def is_prompts(fixture: Fixture) -> bool:
-    return fixture.suffixes == [".jsonl"] and '"include"' in file_of(fixture, ".jsonl").open().readline()
+    if fixture.suffixes != [".jsonl"]:
+        return False
+    with open(file_of(fixture, ".jsonl"), encoding="utf-8") as file:
+        return {"tag", "include", "prompt"} <= json.loads(file.readline()).keys()
 
 
 def is_crops(fixture: Fixture) -> bool:

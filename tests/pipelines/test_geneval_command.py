@@ -98,5 +98,5 @@ def test_an_implausible_detector_is_refused_before_it_scores_anything(folder, mo
 )
 def test_what_is_wrong_with_the_command_is_said_in_one_line(folder, models, capsys, more, message):
     assert main(command(folder, models, *more)) == 1
-    err = capsys.readouterr().err
-    assert err.startswith("error: ") and message in err
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ") and message in last

@@ -9,7 +9,7 @@ import pytest
 
 from vapi_core.errors import ParameterError
 from vapi_core.scoring.geneval_folder import GenEvalResult, Prompt, write_results
-from vapi_core.scoring.geneval_scores import official_text, score_table, summarize
+from vapi_core.scoring.geneval_scores import json_ready, official_text, score_table, summarize
 
 
 def results(task: str, prompts: list[list[bool]], detector: str = "a detector") -> list[GenEvalResult]:
@@ -41,6 +41,12 @@ def test_images_of_one_prompt_are_no_independent_evidence():
 def test_prompts_of_unequal_size_weigh_by_their_images():
     scores = summarize(results("colors", [[True] * 3, [False]]))
     assert scores.overall.mean == 0.75 and scores.overall.prompts == 2
+
+
+def test_one_prompt_alone_has_no_standard_error_and_json_no_nan():
+    scores = summarize(results("colors", [[True, False]]))
+    assert np.isnan(scores.overall.standard_error)
+    assert json.loads(json.dumps(json_ready(scores), allow_nan=False))["overall"]["standard_error"] is None
 
 
 def test_tasks_of_equal_size_are_drawn_independently():

@@ -1,12 +1,17 @@
 """CLIP score and HPSv2 on a tiny CLIP, and DrawBench-style prompt files."""
 
+import json
+
 import numpy as np
+import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from tests.tiny_vision import save_tiny_clip
 from vapi_core.errors import FileError, ParameterError
+from vapi_core.scoring.clip import load_clip
 from vapi_core.scoring.geneval_folder import Prompt, read_image, write_prompts, write_sample
 from vapi_core.scoring.preference import (
     load_preference_model,
@@ -73,6 +78,21 @@ def test_unreadable_and_missing_images_are_named_and_the_others_scored(clip, fol
 def test_hpsv2_takes_the_longest_side_where_clip_takes_the_shortest(weights):
     assert load_preference_model("hpsv2", weights).model.visual.preprocess_cfg["resize_mode"] == "longest"
     assert load_preference_model("clip", weights).model.visual.preprocess_cfg["resize_mode"] == "shortest"
+
+
+def test_a_checkpoint_file_as_hpsv2s_is_loaded_into_its_architecture_and_no_other(weights, tmp_path):
+    """HPSv2's file holds the weights under "state_dict"."""
+    config = json.loads((weights / "open_clip_config.json").read_text())["model_cfg"]
+    (tmp_path / "tiny-architecture.json").write_text(json.dumps(config))
+    (tmp_path / "wider-architecture.json").write_text(json.dumps(config | {"embed_dim": 24}))
+    open_clip.add_model_config(tmp_path)
+    path = tmp_path / "HPS_v2_compressed.pt"
+    torch.save({"state_dict": load_file(weights / "open_clip_model.safetensors")}, path)
+    loaded = load_clip("tiny-architecture", path)
+    assert torch.equal(loaded.encode_texts(["a cat"]), load_clip("ViT-H-14", weights).encode_texts(["a cat"]))
+    assert loaded.name.startswith("tiny-architecture (")
+    with pytest.raises(FileError, match="open_clip cannot load wider-architecture from it"):
+        load_clip("wider-architecture", path)
 
 
 def test_an_unknown_score_or_version_and_weights_that_are_not_there_are_refused():

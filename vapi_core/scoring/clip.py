@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
 from vapi_core.errors import FileError
@@ -23,6 +24,18 @@ HUB_FILES = {  # where the weights of an architecture lie on the hub: repository
         ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
     ),
 }
+LOADING_ERRORS = (  # what open_clip, transformers and their file formats raise where a file is not what it should be
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    TypeError,
+    UnpicklingError,
+    SafetensorError,
+)
 
 
 @dataclass(frozen=True)
@@ -98,16 +111,7 @@ def load_clip(
             require_pretrained=True,
             force_preprocess_cfg={"resize_mode": resize_mode},
         )
-    except (
-        OSError,
-        EOFError,
-        RuntimeError,
-        ValueError,
-        LookupError,
-        AssertionError,
-        TypeError,
-        UnpicklingError,
-    ) as error:
+    except LOADING_ERRORS as error:
         problem = str(error).partition("\n")[0]
         raise FileError(path, f"open_clip cannot load {architecture} from it ({problem}).") from None
     model.eval().requires_grad_(False)

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from vapi_core.errors import FileError
-from vapi_core.scoring.clip import Clip
+from vapi_core.scoring.clip import LOADING_ERRORS, Clip
 from vapi_core.scoring.features import weights_sha256
 from vapi_core.scoring.geneval import COLORS, Detections
 
@@ -88,7 +88,7 @@ class Mask2Former:
         loader: Any = Mask2FormerForUniversalSegmentation  # its types do not know output_loading_info
         try:
             model, loading = loader.from_pretrained(self.source, local_files_only=True, output_loading_info=True)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except LOADING_ERRORS as error:
             problem = str(error).partition("\n")[0]
             remedy = f"Name a folder, or run `hf download {HUB_DETECTOR}` where there is a network."
             raise FileError(source, f"there is no Mask2Former that can be loaded ({problem}).", remedy) from None

@@ -5,8 +5,10 @@ prompts, the bootstrap draws prompts with all their images. It draws within each
 has is fixed by the benchmark.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -97,6 +99,14 @@ def _score(correct: np.ndarray, images: np.ndarray, seed: int, replicates: int) 
 def _interval(draws: np.ndarray) -> tuple[float, float]:
     low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
+
+
+def json_ready(scores: GenEvalScores) -> dict[str, Any]:
+    """The scores for a JSON file, which knows no NaN: null there."""
+    values = asdict(scores)
+    for score in (values["overall"], *values["tasks"].values()):
+        score["standard_error"] = None if math.isnan(score["standard_error"]) else score["standard_error"]
+    return values
 
 
 def official_text(scores: GenEvalScores) -> str:
