@@ -8,13 +8,14 @@ FOLDER/scores.json. An interrupted run goes on where it was. Exit code 1 if anyt
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from pipelines.progress import progress
+from pipelines.progress import Advance, progress
 from vapi_core.errors import FileError, ParameterError, VapiError
 from vapi_core.files import write_json
 from vapi_core.scoring.clip import load_clip
@@ -84,27 +85,15 @@ def check_images(folder: Path | None, samples: list[Sample]) -> list[Image.Image
 
 def run(arguments: argparse.Namespace) -> Evaluation:
     """Evaluates the folder and writes its results and scores."""
-    import torch
-
-    folder, options = arguments.geneval, parse_options(arguments.options)
-    device = arguments.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    folder, options, device = arguments.geneval, parse_options(arguments.options), choose_device(arguments.device)
     samples = read_folder(folder, COCO_CLASSES).samples  # before the models, which take their time
     detector = Mask2Former(arguments.detector, device=device)
     colors = ClipColors(load_clip(CLIP_ARCHITECTURE, arguments.colors, device))
     detector.check(check_images(arguments.check_images, samples), options.threshold)
     judge = Judge(detector, colors, colors.name, COCO_CLASSES, options)
     results_path = arguments.results or folder / "results.jsonl"
-    done = 0
     with progress("geneval", len(samples), "images") as advance:
-
-        def log(now: int, _: int) -> None:
-            nonlocal done
-            advance(now - done)
-            done = now
-
-        evaluation = evaluate_folder(folder, results_path, judge, arguments.batch_size, log)
+        evaluation = evaluate_folder(folder, results_path, judge, arguments.batch_size, counter(advance))
     if not evaluation.results:
         raise FileError(folder, f"none of its {len(samples)} images can be read.")
     scores = summarize(evaluation.results)
@@ -121,12 +110,41 @@ def main(arguments: list[str]) -> int:
     except VapiError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    problems = [*(f"{path}: the image is missing." for path in evaluation.missing), *map(str, evaluation.unreadable)]
-    if problems:
-        count = f"{len(evaluation.missing)} images are missing, {len(evaluation.unreadable)} cannot be read"
-        print(f"error: {count}; the scores are those of the other {len(evaluation.results)}.", file=sys.stderr)
-        for problem in problems[:LISTED]:
-            print(f"  {problem}", file=sys.stderr)
-        if len(problems) > LISTED:
-            print(f"  and {len(problems) - LISTED} more", file=sys.stderr)
-    return 1 if problems else 0
+    return exit_code(len(evaluation.results), evaluation.missing, evaluation.unreadable)
+
+
+def choose_device(name: str) -> str:
+    """Raises ParameterError where a GPU is asked for and none is there."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ParameterError("--device", f"it is {name}, but torch sees no GPU here; choose auto or cpu.")
+    return name
+
+
+def counter(advance: Advance) -> Callable[[int, int], None]:
+    """Progress for evaluations that tell how many images are done in all."""
+    done = 0
+
+    def log(now: int, total: int) -> None:
+        nonlocal done
+        advance(now - done)
+        done = now
+
+    return log
+
+
+def exit_code(scored: int, missing: Sequence[Path], unreadable: Sequence[FileError]) -> int:
+    """0 if all images were scored; else 1, having named and counted those that were not."""
+    problems = [*(f"{path}: the image is missing." for path in missing), *map(str, unreadable)]
+    if not problems:
+        return 0
+    count = f"{len(missing)} images are missing, {len(unreadable)} cannot be read"
+    print(f"error: {count}; the scores are those of the other {scored}.", file=sys.stderr)
+    for problem in problems[:LISTED]:
+        print(f"  {problem}", file=sys.stderr)
+    if len(problems) > LISTED:
+        print(f"  and {len(problems) - LISTED} more", file=sys.stderr)
+    return 1

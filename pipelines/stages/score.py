@@ -140,8 +140,13 @@ def identity(sample_set: SampleSet) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    if any(argument.partition("=")[0] == "--geneval" for argument in sys.argv[1:]):
+    options = {argument.partition("=")[0] for argument in sys.argv[1:]}
+    if "--geneval" in options:
         from pipelines.geneval_command import main
+
+        sys.exit(main(sys.argv[1:]))
+    if "--preference" in options:
+        from pipelines.preference_command import main
 
         sys.exit(main(sys.argv[1:]))
     run_stage(plan, work)

@@ -81,6 +81,14 @@ def test_a_folder_comes_back_as_it_was_written(tmp_path):
     assert np.array_equal(np.asarray(read_image(paths[0])), GREY)
 
 
+def test_prompts_are_not_written_over_others_whose_images_may_be_there(tmp_path):
+    write_prompts(tmp_path, [Prompt(GOOD), Prompt(GOOD)])
+    write_prompts(tmp_path, [Prompt(GOOD), Prompt(GOOD)])  # the same again
+    with pytest.raises(FileError, match="00001/metadata.jsonl: there is another prompt already"):
+        write_prompts(tmp_path, [Prompt(GOOD), Prompt(GOOD | {"prompt": "another"}), Prompt(GOOD)])
+    assert not (tmp_path / "00002").exists()
+
+
 def test_the_names_that_other_scripts_give_to_samples_are_read_in_numeric_order(tmp_path):
     write_prompts(tmp_path, [Prompt(GOOD)])
     for name in ("00010.png", "2.png", "grid.png", "00001.jpg"):

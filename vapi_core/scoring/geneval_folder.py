@@ -173,10 +173,19 @@ def sample_path(folder: Path | str, prompt: int, sample: int) -> Path:
 
 
 def write_prompts(folder: Path | str, prompts: Iterable[Prompt]) -> None:
-    """Writes every prompt into a subfolder of its own, numbered from 0."""
-    for i, prompt in enumerate(prompts):
-        with atomic_path(prompt_directory(folder, i) / PROMPT_FILE) as temporary:
-            temporary.write_text(json.dumps(prompt.metadata, ensure_ascii=False), encoding="utf-8")
+    """Writes every prompt into a subfolder of its own, numbered from 0.
+
+    Raises:
+        FileError: a subfolder has another prompt already, whose images might be there; nothing is written then.
+    """
+    texts = [json.dumps(prompt.metadata, ensure_ascii=False) for prompt in prompts]
+    paths = [prompt_directory(folder, i) / PROMPT_FILE for i in range(len(texts))]
+    for path, text in zip(paths, texts, strict=True):
+        if path.exists() and _read_text(path).strip() != text:
+            raise FileError(path, "there is another prompt already.", "Name another folder, or remove this one.")
+    for path, text in zip(paths, texts, strict=True):
+        with atomic_path(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def write_sample(folder: Path | str, prompt: int, sample: int, image: np.ndarray) -> Path:

@@ -10,6 +10,7 @@ padded by open_clip's own rule.
 
 import csv
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,15 @@ class PreferenceScore:
     prompts: int
     missing: list[Path]
     unreadable: list[FileError]
+
+    def json_ready(self) -> dict[str, Any]:
+        """For a JSON file, which knows neither NaN nor paths."""
+        problems = {
+            "missing": [str(path) for path in self.missing],
+            "unreadable": [str(e.path) for e in self.unreadable],
+        }
+        error = None if math.isnan(self.standard_error) else self.standard_error
+        return vars(self) | problems | {"standard_error": error}
 
 
 def score_folder(
