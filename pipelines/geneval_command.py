@@ -8,7 +8,8 @@ FOLDER/scores.json. An interrupted run goes on where it was. Exit code 1 if anyt
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, help="default: FOLDER/results.jsonl")
     parser.add_argument("--check-images", type=Path, metavar="FOLDER", help="photographs to check the detector on")
     parser.add_argument("--options", nargs="*", default=[], metavar="NAME=VALUE", help="as the official script's")
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batch-size", type=positive, default=8)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     return parser.parse_args(arguments)
 
@@ -92,8 +93,8 @@ def run(arguments: argparse.Namespace) -> Evaluation:
     detector.check(check_images(arguments.check_images, samples), options.threshold)
     judge = Judge(detector, colors, colors.name, COCO_CLASSES, options)
     results_path = arguments.results or folder / "results.jsonl"
-    with progress("geneval", len(samples), "images") as advance:
-        evaluation = evaluate_folder(folder, results_path, judge, arguments.batch_size, counter(advance))
+    with counted("geneval") as log:
+        evaluation = evaluate_folder(folder, results_path, judge, arguments.batch_size, log)
     if not evaluation.results:
         raise FileError(folder, f"none of its {len(samples)} images can be read.")
     scores = summarize(evaluation.results)
@@ -114,26 +115,42 @@ def main(arguments: list[str]) -> int:
 
 
 def choose_device(name: str) -> str:
-    """Raises ParameterError where a GPU is asked for and none is there."""
+    """The device to use. Raises ParameterError where there is no such device."""
     import torch
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ParameterError("--device", f"it is {name}, but torch sees no GPU here; choose auto or cpu.")
-    return name
+    try:
+        return str(torch.device(name))
+    except RuntimeError:
+        raise ParameterError("--device", f"torch knows no device '{name}'.") from None
 
 
-def counter(advance: Advance) -> Callable[[int, int], None]:
-    """Progress for evaluations that tell how many images are done in all."""
-    done = 0
+def positive(text: str) -> int:
+    """A number of a command line that must be at least 1."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError("it must be at least 1")
+    return number
 
-    def log(now: int, total: int) -> None:
-        nonlocal done
-        advance(now - done)
-        done = now
 
-    return log
+@contextmanager
+def counted(description: str) -> Iterator[Callable[[int, int], None]]:
+    """Progress for evaluations that tell how many images are done of how many; those done at first took no time."""
+    with ExitStack() as stack:
+        advance: Advance | None = None
+        done = 0
+
+        def log(now: int, total: int) -> None:
+            nonlocal advance, done
+            if advance is None:
+                advance = stack.enter_context(progress(description, total - now, "images"))
+            else:
+                advance(now - done)
+            done = now
+
+        yield log
 
 
 def exit_code(scored: int, missing: Sequence[Path], unreadable: Sequence[FileError]) -> int:

@@ -11,8 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from pipelines.geneval_command import choose_device, counter, exit_code
-from pipelines.progress import progress
+from pipelines.geneval_command import choose_device, counted, exit_code, positive
 from vapi_core.errors import FileError, VapiError
 from vapi_core.files import write_json
 from vapi_core.scoring.geneval_folder import read_folder, write_prompts
@@ -32,7 +31,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--score", choices=("clip", "hpsv2"), default="clip")
     parser.add_argument("--weights", metavar="PATH", help="a file or an open_clip folder (default: the hub cache)")
     parser.add_argument("--hps-version", choices=tuple(HPS_FILES), default="2.0")
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=positive, default=32)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     return parser.parse_args(arguments)
 
@@ -44,12 +43,12 @@ def run(arguments: argparse.Namespace) -> PreferenceScore:
         if not folder.is_dir():
             raise FileError(folder, "there is no such folder.")
         write_prompts(folder, read_prompt_list(arguments.prompts))
-    total = len(read_folder(folder, None).samples)  # before the model, which takes its time
+    read_folder(folder, classes=None)  # before the model, which takes its time
     clip = load_preference_model(
         arguments.score, arguments.weights, choose_device(arguments.device), arguments.hps_version
     )
-    with progress(arguments.score, total, "images") as advance:
-        score = score_folder(folder, clip, arguments.batch_size, log=counter(advance))
+    with counted(arguments.score) as log:
+        score = score_folder(folder, clip, arguments.batch_size, log=log)
     write_json(folder / f"{arguments.score}.json", score.json_ready())
     print(
         f"{arguments.score} by {score.model}: {score.mean:.4f}, standard error {score.standard_error:.4f}, "

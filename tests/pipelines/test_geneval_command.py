@@ -91,6 +91,8 @@ def test_an_implausible_detector_is_refused_before_it_scores_anything(folder, mo
         (("--options", "treshold=0.2"), "there is no option 'treshold'; there are threshold, "),
         (("--options", "threshold=low"), "threshold=low is not a number"),
         (("--options", "threshold=2"), "threshold: 2.0 is not between 0 and 1"),
+        (("--options", "bgcolor=nothing"), "bgcolor: 'nothing' is neither a color nor 'original'"),
+        (("--device", "abacus"), "torch knows no device 'abacus'"),
         (("--geneval", "nowhere"), "nowhere: there is no such folder"),
         (("--detector", "nowhere"), "there is no Mask2Former that can be loaded"),
         (("--check-images", "nowhere"), "no image in it to check the detector on"),

@@ -121,7 +121,14 @@ def test_a_crop_shows_the_mask_over_grey_and_nothing_of_a_mask_of_another_size()
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"threshold": 1.2}, {"max_overlap": -1}, {"max_objects": 0}, {"position_threshold": -0.1}]
+    "wrong",
+    [
+        {"threshold": 1.2},
+        {"max_overlap": -1},
+        {"max_objects": 0},
+        {"position_threshold": -0.1},
+        {"bgcolor": "gray-ish"},
+    ],
 )
 def test_an_option_that_cannot_work_is_refused_by_name(wrong):
     with pytest.raises(ParameterError, match=next(iter(wrong))):

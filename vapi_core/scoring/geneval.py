@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageColor
 
 from vapi_core.errors import ParameterError
 
@@ -47,6 +47,10 @@ class GenEvalOptions:
             raise ParameterError("max_objects", "at least one object must be allowed.")
         if not self.position_threshold >= 0:
             raise ParameterError("position_threshold", f"{self.position_threshold} is negative.")
+        try:
+            ImageColor.getrgb("#999" if self.bgcolor == ORIGINAL_BACKGROUND else self.bgcolor)
+        except ValueError:
+            raise ParameterError("bgcolor", f"'{self.bgcolor}' is neither a color nor 'original'.") from None
 
     def score_threshold(self, task: str) -> float:
         return self.counting_threshold if task == "counting" else self.threshold

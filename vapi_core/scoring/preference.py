@@ -96,6 +96,9 @@ def score_folder(
 ) -> PreferenceScore:
     """Scores all images of a folder laid out as GenEval's.
 
+    Args:
+        log: called with the number of images done, at the start and after each batch, and of all images.
+
     Raises:
         FileError: the folder is wrong, or none of its images can be read.
     """
@@ -103,6 +106,7 @@ def score_folder(
     unreadable: list[FileError] = []
     scores: list[float] = []
     owners: list[tuple[str, str]] = []  # category and prompt folder of each score
+    log(0, len(samples.samples))
     for start in range(0, len(samples.samples), batch_size):
         images, texts = [], []
         for sample in samples.samples[start : start + batch_size]:
