@@ -18,7 +18,7 @@ from vapi_core.models.generator import rotary_table
 
 FIXTURES = find_fixtures(REFERENCE) if REFERENCE.is_dir() else []
 KNOWN = [(stem, suffixes) for stem, suffixes in FIXTURES if checker(Fixture(REFERENCE, stem, suffixes))]
-UNKNOWN = re.compile(r"geneval/.*|janus/.*|lpips/.*|vapi/ste_step")
+UNKNOWN = re.compile(r"janus/.*|lpips/.*|vapi/ste_step")
 
 
 def name(value: object) -> str | None:
@@ -77,6 +77,30 @@ def test_one_wrong_number_makes_a_fixture_fail(tmp_path, capsys, fixtures, tenso
     save_file(tensors | {tensor: wrong}, path)
     assert main(tmp_path) == 1
     assert f"FAIL {fixtures[0]}: " in capsys.readouterr().out
+
+
+@needs_reference
+@pytest.mark.parametrize(
+    ("fixture", "right", "wrong"),
+    [
+        ("cases_a.jsonl", '"correct":false', '"correct":true'),
+        ("cases_b.jsonl", "found 0 red", "found 1 red"),
+        ("cases_options.jsonl", '"kept":{"cat":[1,0', '"kept":{"cat":[0,1'),
+        ("cases_custom.jsonl", "found 0", "found 9"),
+        ("primitives.json", "0.05039370059967041", "0.0504"),
+        ("summary.json", "296 / 396", "297 / 396"),
+        ("object_names.txt", "tv remote", "remote"),
+    ],
+)
+def test_one_wrong_word_makes_a_geneval_fixture_fail(tmp_path, capsys, fixture, right, wrong):
+    for name in (fixture, "evaluation_metadata.jsonl", "cases_a.jsonl", "cases_b.jsonl"):
+        if name == fixture or fixture == "summary.json" or (name.startswith("eval") and fixture.startswith("cases")):
+            shutil.copyfile(REFERENCE / "geneval" / name, tmp_path / name)
+    text = (tmp_path / fixture).read_text()
+    assert right in text
+    (tmp_path / fixture).write_text(text.replace(right, wrong, 1))
+    assert main(tmp_path) == 1
+    assert f"FAIL {fixture.partition('.')[0]}: " in capsys.readouterr().out
 
 
 # The comparison itself, on fixtures of our own making

@@ -1,6 +1,7 @@
 """Stage `score`: every image set against every reference, under every extractor, as one tidy table."""
 
 import argparse
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -139,4 +140,13 @@ def identity(sample_set: SampleSet) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    options = {argument.partition("=")[0] for argument in sys.argv[1:]}
+    if "--geneval" in options:
+        from pipelines.geneval_command import main
+
+        sys.exit(main(sys.argv[1:]))
+    if "--preference" in options:
+        from pipelines.preference_command import main
+
+        sys.exit(main(sys.argv[1:]))
     run_stage(plan, work)

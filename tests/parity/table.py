@@ -20,6 +20,17 @@ from tests.parity.generator import (
     check_guidance_schedule,
     check_rotary,
 )
+from tests.parity.geneval import (
+    check_cases,
+    check_classes,
+    check_crops,
+    check_primitives,
+    check_prompts,
+    check_summary,
+    is_cases,
+    is_crops,
+    is_prompts,
+)
 from tests.parity.policy import (
     check_advantages,
     check_optimizer,
@@ -56,6 +67,12 @@ def checker(fixture: Fixture) -> Checker | None:
         ({"in.rewards_0", "out.advantages_0"} <= tensors, check_advantages),
         ({"in.sampled_0", "out.logp_0"} <= tensors, check_sampled_log_probabilities),
         ({"in.fake_lpips", "out.rewards_l2"} <= tensors, check_reward),
+        (is_cases(fixture), check_cases),
+        (is_prompts(fixture), check_prompts),
+        (is_crops(fixture), check_crops),
+        ({"compute_iou", "relative_position"} <= description.keys(), check_primitives),
+        ("official_stdout" in description, check_summary),
+        (fixture.stem.name == "object_names", check_classes),
     ]
     return next((check for holds, check in recognised if holds), None)
 

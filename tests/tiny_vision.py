@@ -1,0 +1,68 @@
+"""The smallest Mask2Former and CLIP of the real formats, with random weights, saved as their libraries save them."""
+
+import json
+from pathlib import Path
+
+import open_clip
+import torch
+from safetensors.torch import save_file
+from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
+
+from vapi_core.randomness import seed_torch
+from vapi_core.scoring.detectors import COCO_CLASSES
+
+COCO_OWN_NAMES = {"computer mouse": "mouse", "tv remote": "remote", "computer keyboard": "keyboard"}
+
+
+def save_tiny_mask2former(folder: Path, labels: tuple[str, ...] = COCO_CLASSES, certainty: float = 40.0) -> Path:
+    """A Mask2Former with COCO's own names in its configuration.
+
+    Args:
+        certainty: factor of the class logits. A fresh model's are nearly uniform; a factor makes it say something.
+    """
+    backbone = SwinConfig(
+        image_size=64,
+        embed_dim=8,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 1, 1, 1],
+        window_size=4,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    names = dict(enumerate(COCO_OWN_NAMES.get(name, name) for name in labels))
+    config = Mask2FormerConfig(
+        backbone_config=backbone,
+        feature_size=32,
+        mask_feature_size=32,
+        hidden_dim=32,
+        encoder_feedforward_dim=16,
+        encoder_layers=1,
+        decoder_layers=2,
+        num_attention_heads=2,
+        dim_feedforward=16,
+        num_queries=12,
+        id2label=names,
+        label2id={name: i for i, name in names.items()},
+    )
+    seed_torch(0, "tiny-mask2former")
+    model = Mask2FormerForUniversalSegmentation(config)
+    with torch.no_grad():
+        model.class_predictor.weight *= certainty
+        model.class_predictor.bias.zero_()
+    model.save_pretrained(folder)
+    return folder
+
+
+def save_tiny_clip(folder: Path, seed: int = 0) -> Path:
+    """An open_clip folder: `open_clip_config.json` and `open_clip_model.safetensors`."""
+    model_cfg = {
+        "embed_dim": 16,
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "head_width": 32, "patch_size": 8},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+    }
+    folder.mkdir(parents=True)
+    seed_torch(seed, "tiny-clip")
+    model = open_clip.CLIP(**model_cfg)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": {}}))
+    save_file({n: t.contiguous() for n, t in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    return folder
