@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := true
 
-.PHONY: help repro mlflow test lint parity profile lock
+.PHONY: help repro rivals ui mlflow test lint parity profile check-assets lock
 
 help:
 	@grep -E '^[a-z-]+:.*#' Makefile | sed 's/:.*#/ -/'
@@ -18,17 +18,25 @@ help:
 	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes --allow-empty-requirements requirements.lock
 	touch $@
 
-repro: .venv/installed # the whole experiment, then where the report and the tracked runs are
-	dvc repro
+repro: .venv/installed # the experiment, then where the report and the tracked runs are
+	dvc repro report
 	@echo
 	@echo "The report:      reports/report.md"
 	@echo "The tracked runs: make mlflow, then open http://127.0.0.1:5000"
+
+rivals: .venv/installed # the table of VA-π's rivals; takes from the experiment whatever is done
+	dvc repro rivals
+	@echo
+	@echo "The report: reports/rivals.md"
+
+ui: .venv/installed # sweeps in the browser: Prefect, MLflow and a worker, until Ctrl-C (docs/sweeps.md)
+	@python -m pipelines.flows.ui
 
 mlflow: .venv/installed # the MLflow UI over what was tracked
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port 5000 --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}
 
 test: .venv/installed # the whole test suite
-	pytest
+	pytest -n 2 --dist loadfile
 
 lint: .venv/installed # style and types
 	ruff check .
@@ -41,6 +49,9 @@ parity: .venv/installed # checks against the official numbers: make parity REFER
 profile: .venv/installed # makes a profile the one that runs: make profile NAME=mnist
 	@test -f profiles/$(NAME).yaml || { echo "error: no profile '$(NAME)'; there are: $(basename $(notdir $(wildcard profiles/*.yaml)))"; exit 1; }
 	cp profiles/$(NAME).yaml params.yaml
+
+check-assets: .venv/installed # which files a profile needs, where to get them, which are missing: make check-assets NAME=...
+	@python -m pipelines.assets $(NAME)
 
 lock: # the lock file anew from pyproject.toml
 	uv pip compile --universal --generate-hashes --python-version 3.11 --extra dev --quiet pyproject.toml -o requirements.lock

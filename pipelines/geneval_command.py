@@ -1,9 +1,11 @@
 """The user's command: GenEval of any folder of images, without training anything and without MLflow.
 
     python -m pipelines.stages.score --geneval FOLDER [--detector PATH] [--colors PATH]
+    python -m pipelines.stages.score --geneval results.jsonl
 
 Results are appended to FOLDER/results.jsonl, which the official `summary_scores.py` reads too; the scores go to
-FOLDER/scores.json. An interrupted run goes on where it was. Exit code 1 if anything could not be scored.
+FOLDER/scores.json. An interrupted run goes on where it was. Given a file of results, ours or the official script's, only
+their scores are computed. Exit code 1 if anything could not be scored.
 """
 
 import argparse
@@ -22,7 +24,7 @@ from vapi_core.files import write_json
 from vapi_core.scoring.clip import load_clip
 from vapi_core.scoring.detectors import CHECKED_IMAGES, COCO_CLASSES, HUB_DETECTOR, ClipColors, Mask2Former
 from vapi_core.scoring.geneval import GenEvalOptions
-from vapi_core.scoring.geneval_folder import Sample, read_folder, read_image
+from vapi_core.scoring.geneval_folder import GenEvalResult, Sample, read_folder, read_image, read_results
 from vapi_core.scoring.geneval_run import Evaluation, Judge, evaluate_folder
 from vapi_core.scoring.geneval_scores import json_ready, official_text, score_table, summarize
 from vapi_core.scoring.preference import CLIP_ARCHITECTURE
@@ -32,7 +34,9 @@ LISTED = 10
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m pipelines.stages.score", description=__doc__.partition("\n")[0])
-    parser.add_argument("--geneval", type=Path, required=True, metavar="FOLDER", help="images in GenEval's layout")
+    parser.add_argument(
+        "--geneval", type=Path, required=True, metavar="FOLDER", help="images in GenEval's layout, or a results.jsonl"
+    )
     parser.add_argument(
         "--detector", default=HUB_DETECTOR, help=f"Mask2Former: a folder or a cached hub id (default {HUB_DETECTOR})"
     )
@@ -87,6 +91,10 @@ def check_images(folder: Path | None, samples: list[Sample]) -> list[Image.Image
 def run(arguments: argparse.Namespace) -> Evaluation:
     """Evaluates the folder and writes its results and scores."""
     folder, options, device = arguments.geneval, parse_options(arguments.options), choose_device(arguments.device)
+    if folder.is_file():
+        results = read_results(folder)
+        write_scores(folder, results)
+        return Evaluation(results, [], [])
     samples = read_folder(folder, COCO_CLASSES).samples  # before the models, which take their time
     detector = Mask2Former(arguments.detector, device=device)
     colors = ClipColors(load_clip(CLIP_ARCHITECTURE, arguments.colors, device))
@@ -97,11 +105,16 @@ def run(arguments: argparse.Namespace) -> Evaluation:
         evaluation = evaluate_folder(folder, results_path, judge, arguments.batch_size, log)
     if not evaluation.results:
         raise FileError(folder, f"none of its {len(samples)} images can be read.")
-    scores = summarize(evaluation.results)
+    write_scores(results_path, evaluation.results)
+    return evaluation
+
+
+def write_scores(results_path: Path, results: list[GenEvalResult]) -> None:
+    """Writes the scores of results beside their file, and prints them, as the official script does and as a table."""
+    scores = summarize(results)
     write_json(results_path.with_name("scores.json"), json_ready(scores))
     print(official_text(scores))
     print(score_table(scores))
-    return evaluation
 
 
 def main(arguments: list[str]) -> int:

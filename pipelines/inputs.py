@@ -1,40 +1,68 @@
 """What several stages read: tokens with their images, the generators, and the network that rewards."""
 
+import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from pipelines.params import AlignParams
-from pipelines.paths import CLASSIFIERS, SUBSET, TOKENIZER, TOKENS
-from vapi_core.alignment.data import AlignmentData
+from pipelines.params import AlignParams, ArGrpoParams
+from pipelines.paths import CAPTIONS, CLASSIFIERS, PROMPTS, SUBSET, TOKENIZER, TOKENS
+from vapi_core.alignment.data import AlignmentData, Conditions
+from vapi_core.alignment.external_reward import ClassLikelihood, ExternalReward, PromptSimilarity
 from vapi_core.alignment.reward import PerceptualDistance
 from vapi_core.data.cache import TokenCache
+from vapi_core.data.captions import CaptionCache, CaptionConditions
 from vapi_core.data.subset import Subset, subset_hash
 from vapi_core.models.checkpoints import load_model, model_hash
-from vapi_core.models.generator import Generator
+from vapi_core.models.janus import PromptConditions, load_prompt_tokenizer
 from vapi_core.models.perceptual import FeatureDistance, load_lpips
+from vapi_core.models.policy import Policy
 from vapi_core.models.tokenizer import Tokenizer
 from vapi_core.scoring.classifier import load_classifier
+from vapi_core.scoring.geneval_folder import Prompt
 
 
 def open_split(name: str, device: torch.device) -> AlignmentData:
-    """Tokens, classes and images of one split, checked to belong together."""
+    """Tokens, conditions (classes or captions) and images of one split, checked to belong together."""
     subset = Subset.open(SUBSET)
     cache = TokenCache.open(
         TOKENS, tokenizer_sha256=model_hash(TOKENIZER, "tokenizer"), subset_sha256=subset_hash(SUBSET)
     )
     tokens, labels = cache.split(name)
     images, _ = subset.split(name)
-    return AlignmentData(tokens, labels, images, device)
+    if subset.captions is None:
+        return AlignmentData(tokens, labels, images, device)
+    return AlignmentData(tokens, caption_conditions(subset.captions[slice(*subset.splits[name])]), images, device)
 
 
-def open_tokenizer(device: torch.device) -> Tokenizer:
-    """The frozen tokenizer."""
-    tokenizer = load_model(TOKENIZER, "tokenizer", "To make it anew, run `dvc repro tokenizer`.")
+def open_captions() -> CaptionCache:
+    """The text features of captions and prompts, as the one encoder of the DAG made them."""
+    return CaptionCache.open(CAPTIONS, encoder_fingerprint=None)
+
+
+def caption_conditions(captions: Sequence[str]) -> Conditions:
+    """These captions or prompts as conditions: text features of LlamaGen, prompts of Janus."""
+    if (CAPTIONS / "tokenizer.json").is_file():
+        tokenizer = load_prompt_tokenizer(CAPTIONS)
+        return PromptConditions(tokenizer.token_ids(captions), tokenizer.pad_id)
+    cache = open_captions()
+    return CaptionConditions(cache, cache.rows(captions))
+
+
+def open_prompts() -> list[Prompt]:
+    """The prompts of a text-to-image run, checked when they were written; none for class to image."""
+    return [Prompt(json.loads(line)) for line in PROMPTS.read_text("utf-8").splitlines()] if PROMPTS.exists() else []
+
+
+def open_tokenizer(device: torch.device, directory: Path = TOKENIZER) -> Tokenizer:
+    """The frozen tokenizer, or one that was post-trained."""
+    tokenizer = load_model(directory, "tokenizer", f"To make it anew, run `dvc repro` for {directory}.")
     return tokenizer.to(device).requires_grad_(False)
 
 
-def open_generator(directory: Path, device: torch.device) -> Generator:
+def open_generator(directory: Path, device: torch.device) -> Policy:
     """A generator, base or aligned."""
     return load_model(directory, "generator", f"To make it anew, run `dvc repro` for {directory}.").to(device)
 
@@ -43,4 +71,37 @@ def open_perceptual(params: AlignParams, device: torch.device) -> PerceptualDist
     """The network behind the reward's perceptual term, frozen."""
     if params.reward_network == "lpips":
         return load_lpips(params.lpips_checkpoint).to(device)
-    return FeatureDistance(load_classifier(CLASSIFIERS / "reward", device)).to(device)
+    return FeatureDistance(load_classifier(CLASSIFIERS / "reward", device), params.reward_first_stage).to(device)
+
+
+def readable_class(name: str) -> str:
+    """What a prompt calls a class. ImageNet's folders are named by wordnet ids (n01440764), its data sets by synonyms
+    (tench, Tinca tinca): the first one is taken."""
+    if re.fullmatch(r"n\d{8}", name):
+        from timm.data import ImageNetInfo
+
+        name = ImageNetInfo().label_name_to_description(name)
+    return name.partition(",")[0]
+
+
+def open_external_rewards(params: ArGrpoParams, device: torch.device) -> list[tuple[float, ExternalReward]]:
+    """The weighted reward models of AR-GRPO, frozen, for the items of the split "train".
+
+    A prompt is the caption of an item, or a sentence with the name of its class where there are no captions.
+    """
+    subset = Subset.open(SUBSET)
+    _, labels = subset.split("train")
+    if subset.captions is not None:
+        prompts = list(subset.captions[slice(*subset.splits["train"])])
+    else:
+        prompts = [params.prompt.replace("{class}", readable_class(subset.classes[label])) for label in labels]
+    rewards: list[tuple[float, ExternalReward]] = []
+    if weight := params.rewards.class_likelihood:
+        rewards.append((weight, ClassLikelihood(load_classifier(CLASSIFIERS / "reward", device), labels)))
+    for name, checkpoint in (("clip_score", params.clip_checkpoint), ("hpsv2", params.hpsv2_checkpoint)):
+        if weight := getattr(params.rewards, name):
+            from vapi_core.scoring.preference import load_preference_model  # imports open_clip, which takes seconds
+
+            model = load_preference_model(name.removesuffix("_score"), checkpoint, device)
+            rewards.append((weight, PromptSimilarity(name, model, prompts)))
+    return rewards

@@ -1,6 +1,11 @@
 """Where each stage puts what it makes. The same names stand in dvc.yaml."""
 
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipelines.params import Params
 
 SUBSET = Path("data/subset")
 CLASSIFIERS = Path("data/classifiers")
@@ -10,14 +15,38 @@ GENERATOR = Path("data/generator")
 ALIGNED = Path("data/aligned")
 SAMPLES = Path("data/samples")
 REPORTS = Path("reports")
+RIVAL_SAMPLES = Path("data/rivals")  # not below SAMPLES: `score` builds on all of that, and should not wait for rivals
+RIVAL_REPORTS = REPORTS / "rivals"
+ABLATIONS = Path("data/ablations")
+ABLATION_REPORTS = REPORTS / "ablations"
 STAGE_METRICS = REPORTS / "stages"
 CURVES = REPORTS / "curves"
 SCORES = REPORTS / "scores"
-WORK = Path(".work")  # what may be lost: checkpoints to resume from, the metrics journal, cached features
+# what may be lost: checkpoints to resume from, the metrics journal, cached features; VAPI_WORK lets the cells of a sweep,
+# each in a temporary directory, share one
+WORK = Path(os.environ.get("VAPI_WORK", ".work"))
 
 RUN_FILE = "run.json"
+PROMPTS = SUBSET / "prompts.jsonl"  # t2i: what is sampled and scored
+CAPTIONS = TOKENS / "captions"  # t2i: text features of all captions and prompts
+BASE = "base"  # the model before any alignment
 
 
 def aligned(method: str, seed: int) -> Path:
     """Directory of the generator aligned with one method and seed."""
     return ALIGNED / method / str(seed)
+
+
+def after_steps(method: str, seed: int, steps: int) -> Path:
+    """Directory of what an alignment had after so many steps; kept every `align.keep_every`."""
+    return aligned(method, seed) / "steps" / str(steps)
+
+
+def is_rival(params: "Params", model: str) -> bool:
+    """Whether a method, or another model that is sampled, belongs to the table of rivals only."""
+    return model != BASE and model not in params.align.methods
+
+
+def reports_of(params: "Params", model: str) -> Path:
+    """Folder under which the stages of a model keep their metrics and curves."""
+    return RIVAL_REPORTS if is_rival(params, model) else REPORTS

@@ -9,6 +9,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vapi_core.distributed import is_main
+
 LINES = 10  # of a log, for one task
 
 
@@ -20,7 +22,10 @@ class Advance(Protocol):
 
 @contextmanager
 def progress(description: str, total: int, unit: str) -> Iterator[Advance]:
-    """Shows how far `total` items are, until the block ends. Rates are in `unit` per second."""
+    """Shows how far `total` items are, until the block ends. Rates are in `unit` per second. Only the main process does."""
+    if not is_main():
+        yield lambda amount=1, note="": None
+        return
     started = time.monotonic()
     done = 0
 
@@ -53,7 +58,7 @@ def progress(description: str, total: int, unit: str) -> Iterator[Advance]:
             done += amount
             if done >= due:
                 due += total / LINES
-                left = (total - done) / max(rate(), 1e-9)
+                left = max(0, total - done) / max(rate(), 1e-9)
                 print(
                     f"{description}: {done}/{total}, {rate():.3g} {unit}/s, {left:.0f} s left {note}",
                     file=sys.stderr,

@@ -7,10 +7,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pipelines.comparison import SCORE_TITLES, TEST
 from pipelines.params import Params
+from pipelines.paths import BASE
+from pipelines.protocol import warning
 from vapi_core.files import atomic_path
 
 TARGET = 0.25  # the share of the base's FID that VA-π should take away
+WORDS = {"win": "is better", "tie": "cannot be told apart", "loss": "is worse"}
 
 
 def write_report(
@@ -19,22 +23,34 @@ def write_report(
     summary: pd.DataFrame,
     comparisons: pd.DataFrame,
     stages: dict[str, dict[str, float]],
+    facts: dict[str, Any],
+    first_findings: Sequence[str] = (),
+    first_sections: Sequence[str] = (),
 ) -> None:
-    """Writes the report. `stages` maps a stage's name to its metrics."""
-    main = params.score.reference_splits[0]
+    """Writes the report.
+
+    Args:
+        stages: a stage's name -> its metrics.
+        facts: those of the protocol of scoring.
+        first_findings: sentences that stand before those on FID.
+        first_sections: sections that stand before the scores.
+    """
+    main = params.score.references[0]
     sections = [
         f"# VA-π on profile `{params.profile}`",
+        *([text] if (text := warning(params, facts)) else []),
         what_was_run(params, stages),
-        "## Findings\n\n" + "\n".join(f"- {line}" for line in findings(summary, comparisons, params)),
-        f"## Scores against the split `{main}`\n\n" + caption(params),
+        "## Findings\n\n" + "\n".join(f"- {line}" for line in [*first_findings, *findings(comparisons, params)]),
+        *first_sections,
+        f"## Scores against `{main}`\n\n" + caption(params, summary),
         *(
             f"### {extractor}\n\n" + score_table(part[part["reference"] == main]) + floor(str(extractor), stages)
             for extractor, part in summary.groupby("extractor", sort=False)
         ),
         "## VA-π against everything else, without guidance\n\n"
-        "Difference of FID, VA-π at temperature "
-        f"{params.sample.temperature} minus the other, paired by seed: below 0 is better. The interval is Student's t at "
-        "95 %; a difference counts only where the interval leaves 0 out.\n\n" + comparison_table(comparisons),
+        f"Difference of FID, VA-π at temperature {params.sample.temperature} minus the other, paired by seed: below 0 is "
+        f"better; the interval is Student's t at 95 %. Test: {TEST}.\n\n"
+        + (comparison_table(fid_without_guidance(comparisons, params)) if len(comparisons) else "No VA-π was run."),
         "![Samples of the same seeds side by side](figures/samples.png)",
         "![Precision against recall](figures/precision-recall.png)",
         "## The alignment\n\n![Curves of every alignment](figures/curves.png)",
@@ -66,98 +82,105 @@ def what_was_run(params: Params, stages: dict[str, dict[str, float]]) -> str:
     )
 
 
-def findings(summary: pd.DataFrame, comparisons: pd.DataFrame, params: Params) -> list[str]:
+def findings(comparisons: pd.DataFrame, params: Params) -> list[str]:
     """What the numbers say about the project's targets, as sentences; favourable or not."""
     if comparisons.empty:
         return ["VA-π was not among the methods of this run."]
     lines = []
-    main = comparisons[comparisons["reference"] == params.score.reference_splits[0]]
-    for extractor, part in main.groupby("extractor", sort=False):
-        base = part[(part["against"] == "base") & (part["temperature"] == params.sample.temperature)].iloc[0]
-        change = base["difference"] / base["fid"]
-        clear = base["difference"] < -2 * base["standard_error"]
-        verdict = "met" if change <= -TARGET and clear else "missed"
+    for extractor, part in fid_without_guidance(comparisons, params).groupby("extractor", sort=False):
+        base = part[(part["against"] == BASE) & (part["temperature"] == params.sample.temperature)].iloc[0]
+        change = base["mean"] / base["other"]
+        clear = base["mean"] < -2 * base["standard_error"]
+        verdict = "is met" if change <= -TARGET and clear else "is missed"
+        if base["pairs"] == 1:
+            verdict = "cannot be judged from one seed"
         lines.append(
-            f"{extractor}: FID {base['fid']:.4g} → {base['va_pi_fid']:.4g}, {change:+.0%} against the base at "
-            f"temperature {base['temperature']} (difference {interval(base)}, standard error "
-            f"{base['standard_error']:.2g}); the target, {-TARGET:.0%} and more than twice the standard error, is "
-            f"{verdict}."
+            f"{extractor}: FID {base['other']:.4g} → {base['value']:.4g}, {change:+.0%} against the base at "
+            f"temperature {base['temperature']} (difference {interval(base)}); the target, {-TARGET:.0%} and more than "
+            f"twice the standard error, {verdict}."
         )
-        controls = part[(part["against"] == "base") & (part["temperature"] != params.sample.temperature)]
+        controls = part[(part["against"] == BASE) & (part["temperature"] != params.sample.temperature)]
         if len(controls):
-            best = controls.sort_values("fid").iloc[0]
+            best = controls.sort_values("other").iloc[0]
             lines.append(
-                f"{extractor}: the base's best other temperature, {best['temperature']}, has FID {best['fid']:.4g}; "
-                f"VA-π {verdict_of(best)} (difference {interval(best)})."
+                f"{extractor}: the base's best other temperature, {best['temperature']}, has FID {best['other']:.4g}; "
+                f"VA-π {WORDS[best['verdict']]} (difference {interval(best)})."
             )
-        for _, row in part[part["against"] != "base"].iterrows():
-            lines.append(f"{extractor}: against {row['against']}, VA-π {verdict_of(row)} (difference {interval(row)}).")
+        for _, row in part[part["against"] != BASE].iterrows():
+            lines.append(
+                f"{extractor}: against {row['against']}, VA-π {WORDS[row['verdict']]} (difference {interval(row)})."
+            )
     return lines
 
 
-def verdict_of(row: pd.Series) -> str:
-    """Whether a difference of FID is one, from its interval."""
-    if row["high"] < 0:
-        return "is better"
-    if row["low"] > 0:
-        return "is worse"
-    return "cannot be told apart"
+def fid_without_guidance(comparisons: pd.DataFrame, params: Params) -> pd.DataFrame:
+    """The comparisons that the report is about."""
+    main = comparisons["reference"] == params.score.references[0]
+    return comparisons[main & (comparisons["score"] == "fid") & (comparisons["guidance_scale"] == 1.0)]
 
 
 def interval(row: pd.Series) -> str:
-    return f"{row['difference']:+.3g}, 95 % interval {row['low']:+.3g} to {row['high']:+.3g}, {row['pairs']} pairs"
-
-
-def caption(params: Params) -> str:
+    if row["pairs"] == 1:
+        return f"{row['mean']:+.3g}, one seed and so no interval"
     return (
-        f"Mean ± standard error over {len(params.align.seeds)} seeds (alignment and sampling together; for the base, of "
-        f"sampling alone). Every set has {params.sample.count:,} images; FID falls with the number of images, so compare "
-        "rows of one table only."
+        f"{row['mean']:+.3g}, standard error {row['standard_error']:.2g}, 95 % interval {row['low']:+.3g} to "
+        f"{row['high']:+.3g}, adjusted p {row['adjusted_p']:.2g}, {row['pairs']} pairs"
+    )
+
+
+def caption(params: Params, summary: pd.DataFrame) -> str:
+    counts = sorted({int(n) for n in summary["samples"]})
+    return (
+        f"Mean ± standard error over {len(params.align.seeds)} seeds (of alignment and sampling together; for the base, of "
+        "sampling alone), and the 95 % percentile bootstrap interval over these seeds, which for so few is hardly more "
+        f"than their range. Every set has {' or '.join(f'{n:,}' for n in counts)} images, against "
+        f"`{params.score.references[0]}`. FID falls with the number of images: compare rows of one table only."
     )
 
 
 def score_table(part: pd.DataFrame) -> str:
-    names = {
-        "fid": "FID",
-        "is_mean": "IS",
-        "kid_mean": "KID",
-        "precision": "precision",
-        "recall": "recall",
-        "accuracy": "accuracy",
-    }
-    shown = {name: title for name, title in names.items() if name in part and part[name].notna().any()}
+    shown = shown_scores(part)
     rows = [
-        [row["model"], row["temperature"], row["guidance_scale"], *(plus_minus(row, name) for name in shown)]
+        [row["model"], row["temperature"], row["guidance_scale"], *(with_interval(row, name) for name in shown)]
         for _, row in part.iterrows()
     ]
     return markdown_table(["model", "temperature", "guidance", *shown.values()], rows)
 
 
+def shown_scores(part: pd.DataFrame) -> dict[str, str]:
+    """Columns that a table has values of, and their titles."""
+    return {name: title for name, title in SCORE_TITLES.items() if name in part and part[name].notna().any()}
+
+
 def floor(extractor: str, stages: dict[str, dict[str, float]]) -> str:
     """What the tokenizer alone costs."""
     fid = stages.get("score", {}).get(f"reconstruction_fid {extractor}")
-    return "" if fid is None else f"\n\nThe same images, only encoded and decoded by the tokenizer, have FID {fid:.4g}."
+    if fid is None:
+        return ""
+    return f"\n\nThe held-out images, only encoded and decoded by the tokenizer, have FID {fid:.4g} to themselves."
 
 
-def plus_minus(row: pd.Series, name: str) -> str:
-    error = row[f"{name}_se"]
-    return f"{row[name]:.4g}" if np.isnan(error) else f"{row[name]:.4g} ± {error:.2g}"
+def with_interval(row: pd.Series, name: str) -> str:
+    """A mean with its standard error and bootstrap interval, where there is more than one seed."""
+    if np.isnan(row[f"{name}_se"]):
+        return f"{row[name]:.4g}"
+    return f"{row[name]:.4g} ± {row[f'{name}_se']:.2g} [{row[f'{name}_low']:.4g}, {row[f'{name}_high']:.4g}]"
 
 
 def comparison_table(comparisons: pd.DataFrame) -> str:
     rows = [
         [
             row["extractor"],
-            row["reference"],
             f"{row['against']}, T {row['temperature']}",
-            f"{row['fid']:.4g}",
-            f"{row['va_pi_fid']:.4g}",
-            f"{row['difference']:+.3g} [{row['low']:+.3g}, {row['high']:+.3g}]",
-            verdict_of(row),
+            f"{row['other']:.4g}",
+            f"{row['value']:.4g}",
+            f"{row['mean']:+.3g}" + (f" [{row['low']:+.3g}, {row['high']:+.3g}]" if row["pairs"] > 1 else ""),
+            f"{row['adjusted_p']:.2g}" if row["pairs"] > 1 else "",
+            WORDS[row["verdict"]],
         ]
         for _, row in comparisons.iterrows()
     ]
-    return markdown_table(["extractor", "reference", "against", "its FID", "VA-π's FID", "difference", "VA-π"], rows)
+    return markdown_table(["extractor", "against", "its FID", "VA-π's FID", "difference", "adjusted p", "VA-π"], rows)
 
 
 def cost_table(stages: dict[str, dict[str, float]]) -> str:

@@ -1,22 +1,31 @@
-"""The frame around every DVC stage: typed params, device, tracking, metrics, errors. The stages themselves are thin."""
+"""The frame around every DVC stage: typed params, device, tracking, metrics, errors. The stages themselves are thin.
+
+A stage that is `parallel` runs on as many processes as `launch.processes` says; its work is done by all of them, what is
+here by the main one.
+"""
 
 import argparse
 import csv
 import os
 import resource
+import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipelines.assets import require_assets
+from pipelines.launch import fail, live_with_launcher, relaunch
 from pipelines.params import Params, load_params
-from pipelines.paths import CURVES, RUN_FILE, STAGE_METRICS, WORK
+from pipelines.paths import REPORTS, RUN_FILE, WORK
 from pipelines.progress import progress
 from pipelines.tracking import StageRun, stage_key, stage_run
-from vapi_core.errors import FileError, VapiError
+from vapi_core import distributed
+from vapi_core.errors import FileError, ParameterError, VapiError
 from vapi_core.files import atomic_path, read_json, write_json
 
 Metrics = dict[str, float]
@@ -33,6 +42,23 @@ class StagePlan:
     parent: str | None = (
         "pipeline"  # MLflow run under which this one stands; None: at the top, beside what it competes with
     )
+    reports: Path = REPORTS  # its metrics go into stages/ of this folder, its curves into curves/
+
+
+class UntrackedRun:
+    """What processes other than the main one report to: nobody."""
+
+    def log(self, metrics: Metrics, step: int = 0) -> None:
+        pass
+
+    def artifact(self, path: Path) -> None:
+        pass
+
+    def table(self, name: str, rows: list[dict[Any, Any]]) -> None:
+        pass
+
+    def adopt(self, keys: list[str]) -> None:
+        pass
 
 
 @dataclass
@@ -42,7 +68,7 @@ class Stage:
     plan: StagePlan
     params: Params
     device: Any  # torch.device
-    run: StageRun
+    run: StageRun | UntrackedRun
     key: str
     metrics: Metrics = field(default_factory=dict)
 
@@ -53,9 +79,16 @@ class Stage:
         return self.plan.output
 
     @property
+    def dtype(self) -> Any:
+        """The torch.dtype of `launch.dtype`."""
+        import torch
+
+        return getattr(torch, self.params.launch.dtype)
+
+    @property
     def checkpoint(self) -> Path:
         """Where a training stage keeps its resumable state; removed once the output is whole."""
-        return WORK / "checkpoints" / f"{self.plan.name}.pt"
+        return WORK / "checkpoints" / f"{self.plan.name}-{self.key}"
 
     @contextmanager
     def training_log(self, steps: int, images_per_step: int):
@@ -63,6 +96,9 @@ class Stage:
 
         The CSV holds what is the same on every run of the same machine; rates go to MLflow and the stage's metrics.
         """
+        if not distributed.is_main():
+            yield lambda step, row: None
+            return
         rows: list[Metrics] = []
         started = time.monotonic()
         resumed = 0
@@ -85,12 +121,16 @@ class Stage:
             yield log
         trained = len(rows) - resumed
         self.metrics["images_per_second"] = trained * images_per_step / max(time.monotonic() - started, 1e-9)
-        write_curves(CURVES / f"{self.plan.name}.csv", rows)
+        write_curves(self.plan.reports / "curves" / f"{self.plan.name}.csv", rows)
+
+    def skip_training(self) -> None:
+        """Writes curves without a step, where a model is imported or not needed: DVC wants every output."""
+        write_curves(self.plan.reports / "curves" / f"{self.plan.name}.csv", [])
 
 
 def write_curves(path: Path, rows: list[Metrics]) -> None:
     """One line per step; a metric that some steps lack is empty there."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    names = list(dict.fromkeys(name for row in rows for name in row)) or ["step", "loss", "mse"]
     with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, names, lineterminator="\n")
         writer.writeheader()
@@ -106,49 +146,87 @@ def run_stage(
     plan: Callable[[Params, argparse.Namespace], StagePlan],
     work: Callable[[Stage, argparse.Namespace], None],
     parser: argparse.ArgumentParser | None = None,
+    *,
+    parallel: bool = False,
 ) -> None:
-    """Runs one stage as a process. On an error that is the user's to mend: one message on stderr and exit code 1."""
+    """Runs one stage. On an error that is the user's to mend: one message on stderr and exit code 1.
+
+    Args:
+        parallel: whether `work` shares its work out to `launch.processes` processes, as `vapi_core.distributed` has
+            them. The stage then starts itself again under torchrun, unless torchrun has started it.
+    """
     arguments = (parser or argparse.ArgumentParser()).parse_args()
     try:
         params = load_params()
-        _execute(plan(params, arguments), work, params, arguments)
+        stage_plan = plan(params, arguments)
+        require_assets(params, stage_plan.name)
+        key = stage_key(stage_plan.name, stage_plan.params, upstream_keys(stage_plan))
+        if distributed.launched():
+            live_with_launcher()
+            _check_launch(params, parallel)
+        elif parallel and params.launch.processes > 1:
+            relaunch(params.launch.processes)
+            return
+        _execute(stage_plan, key, work, params, arguments)
     except VapiError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        fail(error)
 
 
-def _execute(plan: StagePlan, work: Any, params: Params, arguments: argparse.Namespace) -> None:
+def _check_launch(params: Params, parallel: bool) -> None:
+    started, expected = int(os.environ["WORLD_SIZE"]), params.launch.processes if parallel else 1
+    if started != expected:
+        known = f"torchrun started {started} processes; this stage runs on {expected}."
+        raise ParameterError("launch.processes", known)
+
+
+def _execute(plan: StagePlan, key: str, work: Any, params: Params, arguments: argparse.Namespace) -> None:
     started = time.monotonic()
-    key = stage_key(plan.name, plan.params, upstream_keys(plan))
     device = _prepare_torch(params)
-    with stage_run(
+    with _tracked_run(plan, key, params) as run:
+        stage = Stage(plan, params, device, run, key)
+        try:
+            work(stage, arguments)
+        except BaseException:
+            if distributed.launched():  # torchrun ends all when one fails; the run is still to be closed
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            raise
+        distributed.stop()
+        stage.metrics["seconds"] = time.monotonic() - started
+        stage.metrics["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+            1024 if sys.platform == "linux" else 1024**2
+        )
+        run.log({name if "/" in name else f"stage/{name}": value for name, value in stage.metrics.items()})
+    if isinstance(run, UntrackedRun):
+        return
+    if plan.output is not None:
+        plan.output.mkdir(parents=True, exist_ok=True)
+        write_json(plan.output / RUN_FILE, {"key": key, "stage": plan.name, "experiment": params.profile})
+    metrics = {name: float(f"{v:.6g}") for name, v in stage.metrics.items()}
+    write_json(plan.reports / "stages" / f"{plan.name}.json", metrics)
+    shutil.rmtree(stage.checkpoint, ignore_errors=True)
+
+
+def _tracked_run(plan: StagePlan, key: str, params: Params) -> Any:
+    """The stage's run, for the main process."""
+    if not distributed.is_main():
+        return nullcontext(UntrackedRun())
+    return stage_run(
         experiment=params.profile,
         name=plan.name,
         key=key,
         params=plan.params,
         tags={"stage": plan.name.partition("@")[0], "profile": params.profile},
         parent=plan.parent,
-    ) as run:
-        stage = Stage(plan, params, device, run, key)
-        work(stage, arguments)
-        stage.metrics["seconds"] = time.monotonic() - started
-        stage.metrics["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
-            1024 if sys.platform == "linux" else 1024**2
-        )
-        run.log({f"stage/{name}": value for name, value in stage.metrics.items()})
-    if plan.output is not None:
-        plan.output.mkdir(parents=True, exist_ok=True)
-        write_json(plan.output / RUN_FILE, {"key": key, "stage": plan.name, "experiment": params.profile})
-    write_json(STAGE_METRICS / f"{plan.name}.json", {name: float(f"{v:.6g}") for name, v in stage.metrics.items()})
-    stage.checkpoint.unlink(missing_ok=True)
+    )
 
 
 def _prepare_torch(params: Params) -> Any:
+    """The device, after joining the processes that torchrun started, if it did."""
     import torch
 
-    torch.set_num_threads(params.threads or os.cpu_count() or 1)
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    torch.set_num_threads(max(1, (params.threads or os.cpu_count() or 1) // processes))
     if params.device == "cuda" and not torch.cuda.is_available():
         raise FileError("params.yaml", "device is cuda, but torch sees no GPU here.", "Set device to auto or cpu.")
-    if params.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(params.device)
+    device = torch.device("cuda" if params.device != "cpu" and torch.cuda.is_available() else "cpu")
+    return distributed.start(device) if distributed.launched() else device

@@ -29,6 +29,9 @@ from pipelines.paths import WORK
 JOURNALS = WORK / "tracking"
 DEFAULT_URI = "sqlite:///mlflow.db"
 KEY_TAG = "dvc.key"
+EXPERIMENT_TAG = "dvc.experiment"  # name of the DVC experiment in which a stage ran
+PARENT_TAGS = ("mlflow.parentRunId", "parent_run_id")
+MEMBER_TAG = "member."  # member.NAME: the run of a table or sweep of that name, of which there may be several
 FLUSH_SECONDS = 5.0
 BATCH_METRICS, BATCH_PARAMS, LONGEST_PARAM = 1000, 100, 6000  # MLflow's limits of one log_batch
 UPLOAD_COMMAND = "python -m pipelines.tracking upload"
@@ -62,6 +65,8 @@ class StageRun:
     def __init__(self, journal: Journal, header: Header):
         self._journal = journal
         self._artifacts: list[str] = []
+        self._tables: dict[str, list[dict[str, Any]]] = {}
+        self._children: list[str] = []
         self._lock = threading.Lock()
         self._pending: list[Entry] = []
         self._ending = threading.Event()
@@ -81,6 +86,16 @@ class StageRun:
         """Attaches a file, sent when the run ends."""
         self._artifacts.append(str(path))
         self._journal.update(artifacts=self._artifacts)
+
+    def table(self, name: str, rows: list[dict[Any, Any]]) -> None:
+        """Attaches a table, which MLflow shows as one, sent when the run ends."""
+        self._tables[name] = rows
+        self._journal.update(tables=self._tables)
+
+    def adopt(self, keys: list[str]) -> None:
+        """Makes this run the parent of the runs of these keys when it ends; one that has a parent gets a link only."""
+        self._children += keys
+        self._journal.update(children=self._children)
 
     def end(self, status: Status) -> None:
         """Sends what is left and closes the run."""
@@ -120,6 +135,8 @@ def stage_run(
 ) -> Iterator[StageRun]:
     """A run for the duration of a block: FINISHED at its end, FAILED on an error, KILLED on an interrupt."""
     start = now()
+    if experiment_name := os.environ.get("DVC_EXP_NAME"):
+        tags = {**tags, EXPERIMENT_TAG: experiment_name}
     tags = {**tags, **_git_commit()}
     run = StageRun(Journal(JOURNALS, key), Header(experiment, name, key, start, flatten(params), tags, parent))
     try:
@@ -176,14 +193,18 @@ class RemoteRun:
     """A run in MLflow, made to be the only live one of its key."""
 
     def __init__(self, client: Any, header: Header):
-        self._client = client
-        experiment_id = find_or_create_experiment(client, header.experiment)
-        for old in live_runs(client, experiment_id, header.key):
-            client.delete_run(old.info.run_id)
+        self._client, self._header = client, header
+        experiment_id = self._experiment_id = find_or_create_experiment(client, header.experiment)
         tags = {**header.tags, KEY_TAG: header.key}
+        for old in live_runs(client, experiment_id, header.key):
+            kept = {
+                name: tag for name, tag in old.data.tags.items() if name in PARENT_TAGS or name.startswith(MEMBER_TAG)
+            }
+            tags = kept | tags
+            client.delete_run(old.info.run_id)
         if header.parent is not None:
             parent_id = self._parent(experiment_id, header)
-            tags |= {"mlflow.parentRunId": parent_id, "parent_run_id": parent_id}
+            tags |= dict.fromkeys(PARENT_TAGS, parent_id)
         self._run_id = client.create_run(
             experiment_id, start_time=header.start_time, tags=tags, run_name=header.name
         ).info.run_id
@@ -203,6 +224,15 @@ class RemoteRun:
         self._client.set_terminated(run.info.run_id, "FINISHED")
         return run.info.run_id
 
+    def _adopt(self, key: str) -> None:
+        for child in live_runs(self._client, self._experiment_id, key):
+            child_id, tags = child.info.run_id, child.data.tags
+            self._client.set_tag(child_id, f"{MEMBER_TAG}{self._header.name}", self._run_id)
+            parent = tags.get("mlflow.parentRunId")
+            if parent is None or not is_live(self._client, parent):
+                for tag in PARENT_TAGS:
+                    self._client.set_tag(child_id, tag, self._run_id)
+
     def send(self, entries: list[Entry]) -> None:
         from mlflow.entities import Metric
 
@@ -214,6 +244,11 @@ class RemoteRun:
         for path in state["artifacts"]:
             if Path(path).is_file():
                 self._client.log_artifact(self._run_id, path)
+        for name, rows in state.get("tables", {}).items():
+            columns = {column: [row.get(column) for row in rows] for column in rows[0]} if rows else {}
+            self._client.log_table(self._run_id, columns, f"{name}.json")
+        for key in state.get("children", []):
+            self._adopt(key)
         if state["status"] != "RUNNING":
             self._client.set_terminated(self._run_id, state["status"], state["end_time"])
 
@@ -261,6 +296,44 @@ def find_or_create_experiment(client: Any, name: str) -> str:
 def live_runs(client: Any, experiment_id: str, key: str) -> list[Any]:
     """Runs of a key that are not deleted."""
     return client.search_runs([experiment_id], filter_string=f"tags.`{KEY_TAG}` = '{key}'")
+
+
+def find_runs(experiment: str, selection: str) -> list[Any]:
+    """Live runs of an experiment that a filter of MLflow's selects; none where there is no such experiment."""
+    client = connect()
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        return []
+    runs = page = client.search_runs([found.experiment_id], filter_string=selection)
+    while page.token:
+        page = client.search_runs([found.experiment_id], filter_string=selection, page_token=page.token)
+        runs = [*runs, *page]
+    return list(runs)
+
+
+def keys_of_experiments(experiment: str, names: Iterable[str]) -> list[str]:
+    """Keys of the runs of stage `cell` that these DVC experiments made."""
+    wanted = set(names)
+    runs = find_runs(experiment, "tags.stage = 'cell'")
+    return [run.data.tags[KEY_TAG] for run in runs if run.data.tags.get(EXPERIMENT_TAG) in wanted]
+
+
+def register_view(experiment: str, key: str, view: str) -> str:
+    """Keeps a view of an experiment's runs under a key of its URL; returns the experiment's id."""
+    client = connect()
+    experiment_id = find_or_create_experiment(client, experiment)
+    client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{key}", view)
+    return experiment_id
+
+
+def is_live(client: Any, run_id: str) -> bool:
+    """Whether a run is there and not deleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id).info.lifecycle_stage == "active"
+    except MlflowException:
+        return False
 
 
 def now() -> int:

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from vapi_core.errors import FileError
-from vapi_core.files import atomic_path, read_json, sha256_file, write_json
+from vapi_core.files import atomic_path, read_json, read_yaml, sha256_file, write_json
 
 
 def test_a_file_appears_only_when_the_block_has_ended(tmp_path):
@@ -114,3 +114,9 @@ def test_missing_json_is_named_with_what_makes_it_anew(tmp_path):
 def test_the_hash_is_that_of_sha256sum(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
     assert sha256_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.parametrize("text", ["1e-5", "1.0e-5", "1E-05", "0.00001"])
+def test_yaml_numbers_are_read_as_dvc_writes_them(tmp_path, text):
+    (tmp_path / "params.yaml").write_text(f"rate: {text}")
+    assert read_yaml(tmp_path / "params.yaml") == {"rate": 1e-5}

@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tiny import CAPTIONED, tiny_captions, tiny_generator
-from vapi_core.models.generator import Captions, KVCache
+from tests.tiny import CAPTIONED, tiny_captions, tiny_generator, tiny_tokenizer
+from vapi_core.models.generator import KVCache
+from vapi_core.models.policy import Captions
+from vapi_core.models.tokenizer import decode_bytes
 from vapi_core.sampling import (
     SamplingConfig,
+    batch_in_memory,
     filtered_probabilities,
     generate,
     guidance_scales,
@@ -190,3 +193,19 @@ def test_the_power_cosine_schedule_rises_from_none_after_the_first_token():
     scales = guidance_scales(16, SamplingConfig(guidance_scale=3.0, guidance_power=2.0))
     assert scales[0] == 3.0 and scales[1] == 1.0
     assert scales[1:] == sorted(scales[1:]) and 2.5 < scales[-1] < 3.0
+
+
+# How many at once
+
+
+def test_a_batch_is_as_large_as_caches_or_decoded_images_fit_into_memory():
+    generator, tokenizer = tiny_generator(), tiny_tokenizer()
+    cache = 2 * 2 * 4 * 10 * 8 * 4  # layers, keys and values, heads, class and tokens, channels, bytes
+    assert generator.cache_bytes() == cache
+    of_one = batch_in_memory(2 * 10**6, generator, tokenizer, guided=False)
+    assert 1 < of_one < 1024 and of_one == 10**6 // decode_bytes(tokenizer.config, 36, 4)
+    assert batch_in_memory(0, generator, tokenizer, guided=True) == 1
+    assert batch_in_memory(10**12, generator, tokenizer, guided=True) == 1024
+    large = tiny_generator(layers=200)
+    guided = batch_in_memory(10**7, large, tokenizer, guided=True)
+    assert guided == batch_in_memory(10**7, large, tokenizer, guided=False) // 2

@@ -202,27 +202,27 @@ def interrupted(path: Path, after: int, **options) -> list[dict]:
 def test_an_interrupted_run_ends_exactly_like_an_uninterrupted_one(tmp_path, after):
     generator = tiny_generator().train()
     rows = run(generator, config(checkpoint_every=2))
-    *resumed, last = interrupted(tmp_path / "checkpoint.pt", after)
+    *resumed, last = interrupted(tmp_path / "checkpoint", after)
     assert resumed == rows
     assert torch.equal(last["weights"], weights(generator))
 
 
 def test_a_run_takes_up_from_its_last_checkpoint_not_from_the_start(tmp_path):
     with pytest.raises(Killed):
-        run(tiny_generator(), config(checkpoint_every=2), kill_after=4, checkpoint=tmp_path / "c.pt", fingerprint="a")
+        run(tiny_generator(), config(checkpoint_every=2), kill_after=4, checkpoint=tmp_path / "c", fingerprint="a")
     generator, steps = tiny_generator(), []
 
     def objective(slots):
         steps.append(slots.step)
         return next_token(generator)(slots)
 
-    options = {"checkpoint": tmp_path / "c.pt", "fingerprint": "a"}
+    options = {"checkpoint": tmp_path / "c", "fingerprint": "a"}
     train(generator, objective, config(), count=COUNT, seed=0, log=lambda step, row: None, **options)
     assert steps == [4, 5]
 
 
 def test_a_checkpoint_of_another_run_is_ignored(tmp_path):
-    path = tmp_path / "checkpoint.pt"
+    path = tmp_path / "checkpoint"
     with pytest.raises(Killed):
         run(tiny_generator(seed=5), config(checkpoint_every=2), kill_after=4, checkpoint=path, fingerprint="another")
     assert path.exists()
@@ -233,9 +233,9 @@ def test_a_checkpoint_of_another_run_is_ignored(tmp_path):
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path):
     with pytest.raises(Killed):
-        run(tiny_generator(), config(checkpoint_every=4), kill_after=2, checkpoint=tmp_path / "c.pt", fingerprint="a")
+        run(tiny_generator(), config(checkpoint_every=4), kill_after=2, checkpoint=tmp_path / "c", fingerprint="a")
     assert list(tmp_path.iterdir()) == []
-    assert len(run(tiny_generator(), config(), checkpoint=tmp_path / "c.pt", fingerprint="a")) == 6
+    assert len(run(tiny_generator(), config(), checkpoint=tmp_path / "c", fingerprint="a")) == 6
 
 
 def test_the_caller_s_random_state_does_not_matter(tmp_path):

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vapi_core.models.generator import Captions, Generator, GeneratorConfig
+from vapi_core.models.generator import Generator, GeneratorConfig
+from vapi_core.models.policy import Captions
 from vapi_core.models.tokenizer import Tokenizer, TokenizerConfig
 from vapi_core.randomness import seed_torch
 
@@ -31,7 +32,7 @@ def tiny_captions(lengths: tuple[int, ...] = (5, 2, 1, 3), seed: int = 0) -> Cap
     return Captions(features, torch.arange(5) >= 5 - torch.tensor(lengths)[:, None])
 
 
-def tiny_tokenizer(seed: int = 0, codebook_size: int = 24, levels: int = 2) -> Tokenizer:
+def tiny_tokenizer(seed: int = 0, codebook_size: int = 24, levels: int = 2, gray: bool = False) -> Tokenizer:
     """A tokenizer in eval mode; an image side is divided by 2 per level but the first."""
     config = TokenizerConfig(
         codebook_size=codebook_size,
@@ -41,6 +42,7 @@ def tiny_tokenizer(seed: int = 0, codebook_size: int = 24, levels: int = 2) -> T
         decoder_multipliers=(1,) * levels,
         res_blocks=1,
         z_channels=32,
+        gray=gray,
     )
     seed_torch(seed, "tiny-tokenizer")
     tokenizer = Tokenizer(config)
@@ -65,4 +67,80 @@ def write_tiny_t5(directory: Path) -> Path:
     model = T5ForConditionalGeneration(T5Config(**shape, feed_forward_proj="gated-gelu", tie_word_embeddings=False))
     model.save_pretrained(directory)
     T5Tokenizer(vocab=vocabulary, extra_ids=0).save_pretrained(directory)
+    return directory
+
+
+def write_tiny_janus(directory: Path, seed: int = 0) -> Path:
+    """A whole Janus checkpoint, 32 wide, as `save_pretrained` writes Janus-Pro-1B: understanding, generation, tokenizer.
+
+    Images of 16 pixels are 4 x 4 tokens out of 24.
+    """
+    from tokenizers import Tokenizer as Bpe
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+    from transformers import (
+        JanusConfig,
+        JanusForConditionalGeneration,
+        JanusVisionConfig,
+        JanusVQVAEConfig,
+        LlamaConfig,
+        PreTrainedTokenizerFast,
+    )
+
+    tags = [
+        "<｜begin▁of▁sentence｜>",
+        "<｜end▁of▁sentence｜>",
+        "<｜▁pad▁｜>",
+        "<image_placeholder>",
+        "<begin_of_image>",
+    ]
+    tags += ["<end_of_image>", "<|User|>", "<|Assistant|>"]
+    bpe = Bpe(models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=280, initial_alphabet=alphabet, special_tokens=tags, show_progress=False)
+    bpe.train_from_iterator(["a photo of two red cats left of a blue dog"], trainer)
+    named = dict(zip(("image_token", "boi_token", "eoi_token"), tags[3:6], strict=True))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token=tags[0], eos_token=tags[1], pad_token=tags[2], extra_special_tokens=named
+    )
+    text = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        vocab_size=len(tokenizer),
+        initializer_range=0.2,
+        tie_word_embeddings=False,
+    )
+    vision = JanusVisionConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=4,
+        projection_dim=32,
+        num_image_tokens=16,
+    )
+    vq = JanusVQVAEConfig(
+        embed_dim=4,
+        num_embeddings=24,
+        latent_channels=32,
+        base_channels=32,
+        channel_multiplier=[1, 1, 1],
+        num_res_blocks=1,
+        projection_dim=32,
+        image_token_embed_dim=32,
+        initializer_range=0.2,
+    )
+    config = JanusConfig(
+        text_config=text, vision_config=vision, vq_config=vq, image_token_id=3, tie_word_embeddings=False
+    )
+    seed_torch(seed, "tiny-janus")
+    model = JanusForConditionalGeneration(config)
+    nn.init.normal_(model.model.vqmodel.quantize.embedding.weight)
+    nn.init.normal_(model.model.generation_embeddings.weight)
+    generation = model.generation_config
+    generation.bos_token_id, generation.eos_token_id, generation.pad_token_id = 0, 1, 2
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
     return directory

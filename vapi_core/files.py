@@ -3,11 +3,14 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from vapi_core.errors import FileError
 
@@ -52,6 +55,29 @@ def read_json(path: Path | str, remedy: str = "") -> Any:
         raise FileError(path, "the file is missing.", remedy) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise FileError(path, f"the file is damaged ({error}).", remedy) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose 1e-5 is a number, as DVC reads and writes it; YAML 1.1 takes it for text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_yaml(path: Path | str) -> Any:
+    """Reads YAML as DVC does.
+
+    Raises:
+        FileError: the file is missing or no YAML.
+    """
+    try:
+        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise FileError(path, "the file is missing. Run from the top of the repository.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FileError(path, f"not valid YAML: {error}") from None
 
 
 def sha256_file(path: Path | str) -> str:

@@ -2,7 +2,10 @@
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+PIXELS_OF_A_PASS = 2**22  # what the networks of images take at once, to bound their memory
 
 
 def to_tensor(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
@@ -15,3 +18,14 @@ def to_uint8(images: Tensor) -> np.ndarray:
     """Float [N, 3, H, W], clamped to [-1, 1], to uint8 [N, H, W, 3]; rounded to nearest."""
     pixels = images.float().clamp(-1, 1).add(1).mul(127.5).round()
     return pixels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def resize_bicubic(images: Tensor, size: int) -> Tensor:
+    """Float [N, 3, H, W] to [N, 3, size, size], without antialiasing: how LlamaGen's `sample_c2i_ddp.py` comes from
+    images of 384 pixels to the 256 that are scored. Bicubic overshoots, so clamp afterwards."""
+    return F.interpolate(images.float(), size=(size, size), mode="bicubic")
+
+
+def images_of_a_pass(side: int) -> int:
+    """How many images of this side an encoder or decoder should take at once: 256 digits, 28 photographs at 384."""
+    return max(1, min(256, PIXELS_OF_A_PASS // side**2))

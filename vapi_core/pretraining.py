@@ -14,10 +14,12 @@ from vapi_core.alignment.data import AlignmentData
 from vapi_core.alignment.objective import prior_loss
 from vapi_core.errors import ParameterError
 from vapi_core.images import to_tensor
-from vapi_core.models.generator import Generator
+from vapi_core.models.policy import Policy
 from vapi_core.models.tokenizer import Tokenizer
 from vapi_core.randomness import stream
 from vapi_core.training import Slots
+
+LOGITS_OF_A_PASS = 2**28  # 1 GB in float32
 
 
 class TokenizerObjective:
@@ -84,7 +86,7 @@ def start_codebook(tokenizer: Tokenizer, images: np.ndarray, device: torch.devic
 class GeneratorObjective:
     """Next-token prediction with dropout, the condition dropped now and then so that guidance has a null condition."""
 
-    def __init__(self, generator: Generator, data: AlignmentData):
+    def __init__(self, generator: Policy, data: AlignmentData):
         self.generator, self.data = generator.train(), data
 
     def __call__(self, slots: Slots) -> tuple[Tensor, dict[str, Tensor]]:
@@ -93,9 +95,11 @@ class GeneratorObjective:
 
 
 @torch.no_grad()
-def held_out_cross_entropy(generator: Generator, data: AlignmentData, batch_size: int = 256) -> float:
+def held_out_cross_entropy(generator: Policy, data: AlignmentData) -> float:
     """Mean next-token cross-entropy, nats a token, of a generator in eval mode."""
     generator.eval()
+    logits = generator.config.length * generator.config.codebook_size  # of an image: 9 million for 24 x 24 of 16384
+    batch_size = max(1, min(256, LOGITS_OF_A_PASS // logits))
     total = 0.0
     for start in range(0, len(data), batch_size):
         tokens, condition = data.batch(np.arange(start, min(start + batch_size, len(data))))

@@ -7,13 +7,19 @@ processes (up to rounding of the logits, which can differ between batch shapes i
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vapi_core.models.generator import Condition, Generator, KVCache
+from vapi_core.decoding import StaticDecoder
+from vapi_core.memory import how_many
+from vapi_core.models.policy import Condition, Policy
+from vapi_core.models.tokenizer import Tokenizer, decode_bytes
 from vapi_core.randomness import stream
+
+MOST_IMAGES = 1024  # of a batch: more fill no machine better
 
 
 @dataclass(frozen=True)
@@ -84,16 +90,16 @@ def sampling_uniforms(seed: int, images: range | np.ndarray, length: int) -> Ten
 
 @torch.inference_mode()
 def generate(
-    generator: Generator,
+    generator: Policy,
     condition: Condition,
     uniforms: Tensor,
     config: SamplingConfig,
-    cache: KVCache | None = None,
+    cache: Any = None,
 ) -> Tensor:
-    """Samples tokens [B, T] of B conditions, classes or captions, with uniforms [B, T].
+    """Samples tokens [B, T] of B conditions with uniforms [B, T].
 
-    With guidance, the conditional and the unconditional sequence run in one batch of 2B. `cache` must have that batch
-    size; give it to reuse its memory over batches.
+    With guidance, the conditional and the unconditional sequence run in one batch of 2B. `cache` is one of
+    the policy's `new_cache` for that batch size; give it to reuse its memory over batches.
     """
     scales = guidance_scales(generator.config.length, config)
     guided = any(scale != 1.0 for scale in scales)
@@ -122,3 +128,49 @@ def guide(logits: Tensor, scale: float, batch: int) -> Tensor:
     if scale == 1.0 or not len(unconditional):
         return conditional
     return unconditional + (conditional - unconditional) * scale
+
+
+class Sampler:
+    """Draws sequences from one policy batch by batch, in the memory of one KV cache.
+
+    `compiled`: by `StaticDecoder`, whose results agree with the plain ones up to rounding; for many batches, since
+    compilation takes a minute or so.
+    """
+
+    def __init__(self, policy: Policy, config: SamplingConfig, compiled: bool = False):
+        self.policy, self.config, self.compiled = policy, config, compiled
+        self.guided = any(scale != 1.0 for scale in guidance_scales(policy.config.length, config))
+        self._cache: Any = None
+        self._batch = 0
+        self._decoder: StaticDecoder | None = None
+
+    def __call__(self, condition: Condition, uniforms: Tensor) -> Tensor:
+        """Tokens [B, T] of B conditions and uniforms [B, T]."""
+        if self.compiled:
+            return self._compiled(condition, uniforms)
+        if len(condition) != self._batch:
+            self._cache = None  # before the new one is allocated
+            self._batch = len(condition)
+            self._cache = self.policy.new_cache(2 * self._batch if self.guided else self._batch)
+        return generate(self.policy, condition, uniforms, self.config, self._cache)
+
+    def _compiled(self, condition: Condition, uniforms: Tensor) -> Tensor:
+        if self._decoder is None or self._decoder.batch < len(condition):
+            scales = guidance_scales(self.policy.config.length, self.config)
+            self._decoder = StaticDecoder(self.policy, len(condition), scales, self._draw)
+        return self._decoder(condition, uniforms)
+
+    def _draw(self, logits: Tensor, uniforms: Tensor) -> Tensor:
+        """Tokens [B] of guided logits [B, V] and uniforms [B]."""
+        config = self.config
+        probabilities = filtered_probabilities(logits, config.temperature, config.top_k, config.top_p)
+        return invert_cdf(probabilities, uniforms[:, None])[:, 0]
+
+
+def batch_in_memory(free: int, policy: Policy, tokenizer: Tokenizer, guided: bool) -> int:
+    """How many sequences to draw at once with `free` bytes: KV cache and logits, then the decoded images. 1024 at most."""
+    rows = 2 if guided else 1
+    logits = 6 * 4 * rows * policy.config.codebook_size  # float32, with what filtering and drawing make of them
+    side = policy.config.grid * tokenizer.config.downsample
+    image = decode_bytes(tokenizer.config, side * side, tokenizer.post_quant_conv.weight.dtype.itemsize)
+    return how_many(free, max(rows * policy.cache_bytes() + logits, image), MOST_IMAGES)

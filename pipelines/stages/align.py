@@ -1,57 +1,141 @@
 """Stage `align`: one alignment of the base generator, by one method and one seed."""
 
 import argparse
+import shutil
+from pathlib import Path
 
-from pipelines.inputs import open_generator, open_perceptual, open_split, open_tokenizer
-from pipelines.paths import CLASSIFIERS, GENERATOR, TOKENIZER, TOKENS, aligned
+import torch
+from torch import nn
+
+from pipelines.inputs import (
+    open_external_rewards,
+    open_generator,
+    open_perceptual,
+    open_split,
+    open_tokenizer,
+)
+from pipelines.paths import CLASSIFIERS, GENERATOR, TOKENIZER, TOKENS, WORK, after_steps, aligned, reports_of
 from pipelines.stage import Stage, StagePlan, run_stage
+from vapi_core import distributed
+from vapi_core.alignment.ar_grpo import ArGrpo
 from vapi_core.alignment.cross_entropy import CrossEntropy
+from vapi_core.alignment.data import AlignmentData
 from vapi_core.alignment.reward import ReconstructionReward
+from vapi_core.alignment.straight_through import StraightThrough
+from vapi_core.alignment.tokenizer_post_training import TokenizerPostTraining
 from vapi_core.alignment.va_pi import VaPi
+from vapi_core.errors import ParameterError
+from vapi_core.flops import flops_per_image
+from vapi_core.memory import free_bytes
 from vapi_core.models.checkpoints import model_hash, save_model
-from vapi_core.training import Objective, train
+from vapi_core.models.policy import Policy
+from vapi_core.models.tokenizer import Tokenizer
+from vapi_core.training import Objective, autocast, train
 
 
 def plan(params, arguments) -> StagePlan:
     return StagePlan(
         f"align@{arguments.method}-{arguments.seed}",
         aligned(arguments.method, arguments.seed),
-        params.align.model_dump(exclude={"methods", "seeds"}) | {"method": arguments.method, "seed": arguments.seed},
+        params.align.of_method(arguments.method)
+        | {"method": arguments.method, "seed": arguments.seed, "dtype": params.launch.dtype},
         (GENERATOR, TOKENS, TOKENIZER, CLASSIFIERS / "reward"),
         parent=None,
+        reports=reports_of(params, arguments.method),
     )
 
 
+def open_policy(stage: Stage, method: str) -> Policy:
+    """The base generator on the stage's device; with strategy fsdp, spread over those of all processes."""
+    launch = stage.params.launch
+    sharded = launch.strategy == "fsdp" and distributed.world_size() > 1
+    if sharded and method == "ar-grpo":
+        raise ParameterError("launch.strategy", "ar-grpo draws token by token, for which it needs whole weights: ddp.")
+    generator = open_generator(GENERATOR, torch.device("cpu") if sharded else stage.device)
+    generator.activation_checkpointing = launch.activation_checkpointing
+    if sharded:
+        distributed.shard_weights(generator, stage.device, stage.dtype)
+    return generator
+
+
+def open_objective(
+    stage: Stage, method: str, seed: int, generator: Policy, tokenizer: Tokenizer, data: AlignmentData
+) -> Objective:
+    """What a method minimizes, with the networks that it needs."""
+    params, device = stage.params.align, stage.device
+
+    def base() -> Policy:
+        return open_policy(stage, method).requires_grad_(False)
+
+    perceptual = open_perceptual(params, device) if params.reward.perceptual else None
+    if method == "cross-entropy":
+        return CrossEntropy(generator, data)
+    if method == "ste":
+        return StraightThrough(generator, tokenizer, data, params.straight_through(), seed, perceptual)
+    if method == "tokenizer":
+        return TokenizerPostTraining(tokenizer, generator, data, params.weights(), seed, perceptual)
+    if method == "ar-grpo":
+        grpo, rewards = params.grpo(), open_external_rewards(params.ar_grpo, device)
+        return ArGrpo(generator, tokenizer, rewards, data, grpo, seed, base() if grpo.kl_weight else None)
+    va_pi = params.method()
+    needs_base = va_pi.regularizer == "kl" or va_pi.log_kl_every > 0
+    optimization = params.optimization(method)
+    comes_again = optimization.seconds is not None or optimization.steps * optimization.batch_size > len(data)
+    sharing_memory = distributed.world_size() if device.type == "cpu" else 1
+    kept = free_bytes(device) // (4 * sharing_memory) if comes_again else 0
+    reward = ReconstructionReward(tokenizer, va_pi.reward, perceptual, stage.dtype, kept)
+    return VaPi(generator, reward, data, va_pi, seed, base() if needs_base else None)
+
+
 def work(stage: Stage, arguments: argparse.Namespace) -> None:
-    params = stage.params.align
-    generator = open_generator(GENERATOR, stage.device)
+    generator, tokenizer = open_policy(stage, arguments.method), open_tokenizer(stage.device)
     data = open_split("train", stage.device)
-    objective: Objective
-    if arguments.method == "va-pi":
-        method = params.method()
-        needs_base = method.regularizer == "kl" or method.log_kl_every > 0
-        base = open_generator(GENERATOR, stage.device).requires_grad_(False) if needs_base else None
-        perceptual = open_perceptual(params, stage.device) if method.reward.perceptual else None
-        reward = ReconstructionReward(open_tokenizer(stage.device), method.reward, perceptual)
-        objective = VaPi(generator, reward, data, method, arguments.seed, base)
-    else:
-        objective = CrossEntropy(generator, data)
-    with stage.training_log(params.steps, params.batch_size) as log:
+    exact = open_objective(stage, arguments.method, arguments.seed, generator, tokenizer, data)
+    objective = autocast(exact, stage.device, stage.dtype)
+    config = stage.params.align.optimization(arguments.method)
+    models: dict[str, tuple[Path, nn.Module]] = {
+        "generator": (GENERATOR, generator),
+        "tokenizer": (TOKENIZER, tokenizer),
+    }
+    kind = "tokenizer" if arguments.method == "tokenizer" else "generator"
+    base, trained = models[kind]
+    stage.metrics["flops_per_image"] = flops_per_image(trained, objective, config, len(data), arguments.seed)
+    if stage.params.launch.compile:
+        generator.compile()
+    kept_steps = stage.params.align.kept_steps()
+    kept = WORK / "kept" / stage.key  # not in the output, which DVC empties before a retry
+
+    def save(directory: Path) -> None:
+        weights = distributed.whole_state_dict(trained)
+        if distributed.is_main():
+            save_model(directory, kind, trained, weights, base_sha256=model_hash(base, kind))
+
+    def keep(steps: int) -> None:
+        if steps in kept_steps:
+            save(kept / str(steps))
+
+    with stage.training_log(config.steps, config.batch_size) as log:
         train(
-            generator,
+            trained,
             objective,
-            params.config(),
+            config,
             count=len(data),
             seed=arguments.seed,
             log=log,
             checkpoint=stage.checkpoint,
             fingerprint=stage.key,
+            keep=keep,
         )
-    save_model(stage.output, "generator", generator, base_sha256=model_hash(GENERATOR, "generator"))
+    save(stage.output)
+    if kept_steps and distributed.is_main():
+        shutil.rmtree(stage.output / "steps", ignore_errors=True)  # of a run without DVC, which empties the output
+        (stage.output / "steps").mkdir()
+        for steps in kept_steps:
+            shutil.move(kept / str(steps), after_steps(arguments.method, arguments.seed, steps))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--method", required=True)
     parser.add_argument("--seed", type=int, required=True)
-    run_stage(plan, work, parser)
+    run_stage(plan, work, parser, parallel=True)

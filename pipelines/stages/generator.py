@@ -1,14 +1,17 @@
-"""Stage `generator`: pretrains the class-conditional generator on cached tokens, or imports a checkpoint."""
+"""Stage `generator`: pretrains the generator, class- or caption-conditional, on cached tokens, or imports a checkpoint."""
 
 import argparse
+from typing import Any
 
-from pipelines.inputs import open_split
-from pipelines.params import grid_side
+from pipelines.importing import import_generator, import_janus
+from pipelines.inputs import open_captions, open_split
+from pipelines.params import grid_side, is_janus
 from pipelines.paths import GENERATOR, SUBSET, TOKENS
 from pipelines.stage import Stage, StagePlan, run_stage
 from vapi_core.data.subset import Subset
-from vapi_core.models.checkpoints import import_model, save_model
+from vapi_core.models.checkpoints import save_model
 from vapi_core.models.generator import Generator
+from vapi_core.models.policy import Policy
 from vapi_core.pretraining import GeneratorObjective, held_out_cross_entropy
 from vapi_core.randomness import seed_torch
 from vapi_core.training import train
@@ -20,11 +23,22 @@ def plan(params, arguments) -> StagePlan:
 
 def work(stage: Stage, arguments: argparse.Namespace) -> None:
     params = stage.params.generator
+    if is_janus(params.checkpoint):
+        stage.skip_training()
+        finish(stage, *import_janus(stage.params))
+        return
     classes = len(Subset.open(SUBSET).classes)
+    captions = open_captions() if stage.params.task == "t2i" else None
     seed_torch(params.seed, "generator weights")
-    config = params.config(grid_side(stage.params), stage.params.tokenizer.codebook_size, classes)
+    config = params.config(
+        grid_side(stage.params),
+        stage.params.tokenizer.codebook_size,
+        classes,
+        **({} if captions is None else {"caption_dim": captions.dim, "caption_tokens": captions.limit}),
+    )
     generator = Generator(config).to(stage.device)
-    if params.checkpoint is None:
+    imported: dict[str, Any] = {}
+    if params.training is not None:
         data = open_split("train", stage.device)
         with stage.training_log(params.training.steps, params.training.batch_size) as log:
             train(
@@ -38,12 +52,20 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
                 fingerprint=stage.key,
             )
     else:
-        import_model(params.checkpoint, generator)
-    generator.eval()
-    for split in ("train", stage.params.score.reference_splits[0]):
-        stage.metrics[f"cross_entropy_{split}"] = held_out_cross_entropy(generator, open_split(split, stage.device))
-    stage.metrics["parameters"] = sum(p.numel() for p in generator.parameters())
-    save_model(GENERATOR, "generator", generator)
+        assert params.checkpoint is not None
+        imported = import_generator(params.checkpoint, generator)
+        stage.skip_training()
+    finish(stage, generator, imported)
+
+
+def finish(stage: Stage, policy: Policy, imported: dict[str, Any]) -> None:
+    """Measures the policy and saves it, with what is known of its origin if it was imported."""
+    policy = policy.to(stage.device).eval()
+    held_out = stage.params.score.reference_splits[0]
+    for split in [held_out] if imported else ["train", held_out]:
+        stage.metrics[f"cross_entropy_{split}"] = held_out_cross_entropy(policy, open_split(split, stage.device))
+    stage.metrics["parameters"] = sum(p.numel() for p in policy.parameters())
+    save_model(GENERATOR, "generator", policy, **imported)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,79 @@
-"""Stage `subset`: a fixed, seeded, class-balanced subset of the image source."""
+"""Stage `subset`: a fixed, seeded, class-balanced subset of the image source; for text to image the prompts too."""
 
 import argparse
 import dataclasses
+import json
+from pathlib import Path
 
-from pipelines.params import SubsetParams
-from pipelines.paths import SUBSET
+from pipelines.params import Params, SubsetParams
+from pipelines.paths import PROMPTS, SUBSET
 from pipelines.progress import progress
 from pipelines.stage import Stage, StagePlan, run_stage
+from vapi_core.data.captioned import captioned_folder_source, dataset_source, webdataset_source
+from vapi_core.data.labelled import labelled_dataset_source, labelled_webdataset_source
+from vapi_core.data.scenes import DIGITS, plan_scenes, scene_prompts
 from vapi_core.data.sources import ImageSource, folder_source, mnist_source
-from vapi_core.data.subset import plan_subset, write_subset
+from vapi_core.data.subset import SubsetPlan, plan_subset, write_subset
+from vapi_core.scoring.geneval_folder import read_prompts
 
 
 def plan(params, arguments) -> StagePlan:
-    return StagePlan("subset", SUBSET, params.subset.model_dump())
+    return StagePlan("subset", SUBSET, params.subset.model_dump() | {"task": params.task})
 
 
 def open_source(params: SubsetParams) -> ImageSource:
     if params.source == "mnist":
         return mnist_source(params.image_size)
     assert params.path is not None
+    if params.source == "dataset":
+        assert params.dataset is not None
+        split, image, label = params.dataset.split, params.dataset.image_column, params.dataset.target_column
+        return labelled_dataset_source(
+            params.path, params.image_size, split=split, image_column=image, label_column=label
+        )
+    if params.source == "webdataset":
+        return labelled_webdataset_source(params.path, params.image_size)
     return folder_source(params.path, params.image_size)
+
+
+def open_captioned_source(params: SubsetParams) -> ImageSource:
+    assert params.path is not None
+    if params.source == "dataset":
+        assert params.dataset is not None
+        split, image, caption = params.dataset.split, params.dataset.image_column, params.dataset.target_column
+        return dataset_source(params.path, params.image_size, split=split, image_column=image, caption_column=caption)
+    if params.source == "webdataset":
+        return webdataset_source(params.path, params.image_size)
+    return captioned_folder_source(params.path, params.image_size)
+
+
+def plan_images(params: Params) -> tuple[ImageSource, SubsetPlan]:
+    """The source and which of its images go where; scenes are made for their split."""
+    s = params.subset
+    if s.source == "scenes":
+        return plan_scenes(s.splits, s.image_size, s.seed)
+    source = open_source(s) if params.task == "c2i" else open_captioned_source(s)
+    return source, plan_subset(source.labels, source.classes, s.splits, s.seed)
+
+
+def prompt_lines(params: SubsetParams) -> list[str]:
+    """The prompts as lines of a GenEval prompt file; none for class to image."""
+    if params.prompts is None:
+        return []
+    if isinstance(params.prompts, int):
+        requests = scene_prompts(params.prompts, params.seed)
+    else:
+        from vapi_core.scoring.detectors import COCO_CLASSES  # imports what reads its models
+
+        classes = DIGITS if params.source == "scenes" else COCO_CLASSES
+        requests = [dict(prompt.metadata) for prompt in read_prompts(Path(params.prompts), classes)]
+    return [json.dumps(request, ensure_ascii=False) + "\n" for request in requests]
 
 
 def work(stage: Stage, arguments: argparse.Namespace) -> None:
     params = stage.params.subset
-    source = open_source(params)
-    subset = plan_subset(source.labels, source.classes, params.splits, params.seed)
+    prompts = prompt_lines(params)
+    source, subset = plan_images(stage.params)
     with progress("subset", sum(params.splits.values()), "images") as advance:
 
         def load(index: int):
@@ -33,6 +81,8 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
             return source.load(index)
 
         write_subset(dataclasses.replace(source, load=load), subset, SUBSET)
+    if prompts:
+        PROMPTS.write_text("".join(prompts), encoding="utf-8")
     stage.metrics |= {"images": sum(params.splits.values()), "classes": len(source.classes)}
 
 

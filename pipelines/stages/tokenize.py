@@ -1,34 +1,43 @@
-"""Stage `tokenize`: the token cache of the whole subset."""
+"""Stage `tokenize`: the token cache of the whole subset; for text to image the text features of its captions too."""
 
 import argparse
 import time
 
-from pipelines.params import grid_side
-from pipelines.paths import SUBSET, TOKENIZER, TOKENS
+import torch
+
+from pipelines.inputs import open_prompts
+from pipelines.params import CaptionParams, grid_side
+from pipelines.paths import CAPTIONS, SUBSET, TOKENIZER, TOKENS
 from pipelines.progress import progress
 from pipelines.stage import Stage, StagePlan, run_stage
+from vapi_core import distributed
 from vapi_core.data.cache import write_token_cache
+from vapi_core.data.captions import write_caption_cache
 from vapi_core.data.subset import Subset, subset_hash
+from vapi_core.images import images_of_a_pass
+from vapi_core.models.captions import FLAN_T5_XL, TextEncoder, load_flan_t5, load_minilm
 from vapi_core.models.checkpoints import load_model, model_hash
+from vapi_core.models.janus import JANUS_PRO_1B, load_prompt_tokenizer
 from vapi_core.pretraining import encode_images
-
-BATCH = 256
 
 
 def plan(params, arguments) -> StagePlan:
-    return StagePlan("tokenize", TOKENS, {}, (SUBSET, TOKENIZER))
+    captions = {} if params.captions is None else params.captions.model_dump()
+    return StagePlan("tokenize", TOKENS, captions, (SUBSET, TOKENIZER))
 
 
 def work(stage: Stage, arguments: argparse.Namespace) -> None:
     subset = Subset.open(SUBSET)
     tokenizer = load_model(TOKENIZER, "tokenizer", "To make it anew, run `dvc repro tokenizer`.").to(stage.device)
     started = time.monotonic()
-    with progress("tokenize", len(subset.images), "images") as advance:
+    mine = distributed.share(subset.images)
+    batch = images_of_a_pass(subset.image_size)
+    with progress("tokenize", len(mine), "images") as advance:
 
         def batches():
-            for start in range(0, len(subset.images), BATCH):
-                images = subset.images[start : start + BATCH]
-                yield encode_images(tokenizer, images, stage.device, BATCH)
+            for start in range(0, len(mine), batch):
+                images = mine[start : start + batch]
+                yield encode_images(tokenizer, images, stage.device, batch)
                 advance(len(images))
 
         write_token_cache(
@@ -42,7 +51,38 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
             subset_sha256=subset_hash(SUBSET),
         )
     stage.metrics["images_per_second"] = len(subset.images) / (time.monotonic() - started)
+    if stage.params.captions is not None and distributed.is_main():
+        assert subset.captions is not None
+        prompts = [prompt.text for prompt in open_prompts()]
+        encode_texts([*subset.captions, *prompts], stage.params.captions, stage)
+
+
+def open_encoder(params: CaptionParams, device: torch.device) -> TextEncoder:
+    if params.encoder == "minilm":
+        return load_minilm(limit=params.tokens, device=device)
+    return load_flan_t5(params.checkpoint or FLAN_T5_XL, limit=params.tokens, device=device)
+
+
+def encode_texts(texts: list[str], params: CaptionParams, stage: Stage) -> None:
+    """Writes the text features; equal texts are encoded once. A Janus reads the texts themselves: its tokenizer."""
+    if params.encoder == "janus":
+        tokenizer = load_prompt_tokenizer(params.checkpoint or JANUS_PRO_1B)
+        lengths = tokenizer.check_length(list(dict.fromkeys(texts)), params.tokens)
+        tokenizer.save(CAPTIONS)
+        stage.metrics |= {"captions": len(lengths), "longest_prompt": max(lengths)}
+        return
+    encoder = open_encoder(params, stage.device)
+    with progress("captions", len(set(texts)), "captions") as advance:
+        report = write_caption_cache(
+            CAPTIONS, texts, encoder, truncate=params.truncate, dtype=params.dtype, advance=advance
+        )
+    stage.metrics |= {
+        "captions": report.unique,
+        "captions_truncated": len(report.truncated),
+        "captions_per_second": report.captions_per_second,
+        "caption_tokens_per_second": report.tokens_per_second,
+    }
 
 
 if __name__ == "__main__":
-    run_stage(plan, work)
+    run_stage(plan, work, parallel=True)

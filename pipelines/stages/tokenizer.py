@@ -1,23 +1,28 @@
-"""Stage `tokenizer`: trains the VQ tokenizer on the training split, or imports a checkpoint."""
+"""Stage `tokenizer`: trains the VQ tokenizer on the training split, or imports a checkpoint.
+
+Where all training images are gray, so is what the trained tokenizer decodes.
+"""
 
 import argparse
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from pipelines.figures import side_by_side
+from pipelines.importing import import_tokenizer
 from pipelines.paths import REPORTS, SUBSET, TOKENIZER
 from pipelines.stage import Stage, StagePlan, run_stage
 from vapi_core.data.subset import Subset
-from vapi_core.images import to_uint8
-from vapi_core.models.checkpoints import import_model, save_model
+from vapi_core.images import images_of_a_pass, to_uint8
+from vapi_core.models.checkpoints import save_model
 from vapi_core.models.tokenizer import Tokenizer
 from vapi_core.pretraining import TokenizerObjective, codebook_use, encode_images
 from vapi_core.randomness import seed_torch
 from vapi_core.training import train
 
 PICTURE = REPORTS / "figures" / "reconstructions.png"
-BATCH = 256
 
 
 def plan(params, arguments) -> StagePlan:
@@ -28,9 +33,11 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
     params = stage.params.tokenizer
     subset = Subset.open(SUBSET)
     seed_torch(params.seed, "tokenizer weights")
-    tokenizer = Tokenizer(params.config()).to(stage.device)
-    if params.checkpoint is None:
-        images, _ = subset.split("train")
+    images, _ = subset.split("train")
+    gray = params.checkpoint is None and is_gray(images)
+    tokenizer = Tokenizer(replace(params.config(), gray=gray)).to(stage.device)
+    imported: dict[str, Any] = {}
+    if params.training is not None:
         with stage.training_log(params.training.steps, params.training.batch_size) as log:
             train(
                 tokenizer,
@@ -45,30 +52,39 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
                 fingerprint=stage.key,
             )
     else:
-        import_model(params.checkpoint, tokenizer)
-    tokenizer.eval()
+        assert params.checkpoint is not None
+        tokenizer, imported = import_tokenizer(params.checkpoint, tokenizer)
+        stage.skip_training()
+    tokenizer.to(stage.device).eval()
     held_out, _ = subset.split(stage.params.score.reference_splits[0])
     reconstructions, tokens = reconstruct(tokenizer, held_out, stage.device)
     error = reconstructions.astype(np.float32) - held_out
     usage, perplexity = codebook_use(tokens, params.codebook_size)
     stage.metrics |= {
+        "gray": float(gray),
         "reconstruction_mse": float(np.square(error / 127.5).mean()),  # of images in [-1, 1]
         "codebook_usage": usage,
         "codebook_perplexity": perplexity,
     }
     side_by_side(PICTURE, {"held-out images": held_out[:40], "their reconstructions": reconstructions[:40]}, columns=10)
     stage.run.artifact(PICTURE)
-    save_model(TOKENIZER, "tokenizer", tokenizer)
+    save_model(TOKENIZER, "tokenizer", tokenizer, **imported)
+
+
+def is_gray(images: np.ndarray) -> bool:
+    """Whether the channels of all images [N, H, W, 3] are equal."""
+    return bool((images == images[..., :1]).all())
 
 
 @torch.inference_mode()
 def reconstruct(tokenizer: Tokenizer, images: np.ndarray, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
     """Reconstructions uint8 [N, H, W, 3] and tokens [N, T] of images."""
-    tokens = encode_images(tokenizer, images, device, BATCH)
+    batch = images_of_a_pass(images.shape[1])
+    tokens = encode_images(tokenizer, images, device, batch)
     grid = tuple(side // tokenizer.config.downsample for side in images.shape[1:3])
     parts = [
-        to_uint8(tokenizer.decode(torch.from_numpy(tokens[i : i + BATCH]).to(device), grid))
-        for i in range(0, len(tokens), BATCH)
+        to_uint8(tokenizer.decode(torch.from_numpy(tokens[i : i + batch]).to(device), grid))
+        for i in range(0, len(tokens), batch)
     ]
     return np.concatenate(parts), tokens
 

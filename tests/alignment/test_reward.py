@@ -1,11 +1,22 @@
 """Values are compared with the official numbers by `tests/parity`; this is what they mean."""
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.tiny import random_tokens, tiny_tokenizer
-from vapi_core.alignment.reward import ReconstructionReward, RewardWeights
+from vapi_core.alignment.objective import group_advantages
+from vapi_core.alignment.reward import (
+    ReconstructionReward,
+    ReferenceFeatures,
+    RewardWeights,
+    plan_chunks,
+    rollout_bytes,
+)
+from vapi_core.models.perceptual import FeatureDistance
+from vapi_core.models.tokenizer import TokenizerConfig
+from vapi_core.scoring.classifier import PlainClassifier
 
 MSE = RewardWeights(mse=1.0, perceptual=0.0)
 
@@ -99,3 +110,87 @@ def test_rewards_carry_no_gradient(tokenizer):
 def test_a_perceptual_weight_needs_a_perceptual_distance(tokenizer):
     with pytest.raises(AssertionError):
         ReconstructionReward(tokenizer, RewardWeights(perceptual=1.0))
+
+
+# Some rollouts at a time
+
+
+ALL_TERMS = RewardWeights(mse=1.0, perceptual=0.5, l1=1.0, embedding=1.0)
+
+
+@pytest.mark.parametrize("at_a_time", [1, 2, 3, 5, 7, 10, 14])
+def test_rewards_do_not_depend_on_how_many_rollouts_are_decoded_at_a_time(tokenizer, at_a_time):
+    rollouts, images = problem(tokenizer)
+    whole, terms = ReconstructionReward(tokenizer, ALL_TERMS, Brightness())(rollouts, images)
+    chunked = ReconstructionReward(tokenizer, ALL_TERMS, Brightness(), rollouts_at_a_time=at_a_time)
+    parts, terms_of_parts = chunked(rollouts, images)
+    assert parts.shape == (3, 5) and torch.allclose(parts, whole, atol=1e-5)
+    assert all(torch.allclose(terms_of_parts[name], value, atol=1e-5) for name, value in terms.items())
+    assert max(chunked.perceptual.asked) <= max(1, at_a_time)
+
+
+def test_a_chunk_holds_whole_groups_or_a_part_of_one():
+    assert plan_chunks(images=16, group_size=8, rollouts=1000) == (16, 8)
+    assert plan_chunks(images=16, group_size=8, rollouts=30) == (3, 8)
+    assert plan_chunks(images=16, group_size=8, rollouts=5) == (1, 5)
+    assert plan_chunks(images=16, group_size=8, rollouts=1) == (1, 1)
+
+
+def test_the_memory_of_a_rollout_follows_the_decoder_and_the_pixels():
+    half, full = (rollout_bytes(TokenizerConfig(), side * side, 2) for side in (192, 384))
+    assert full == 4 * half and 300e6 < full < 600e6
+    assert rollout_bytes(TokenizerConfig(base_channels=64), 384 * 384, 2) < full
+
+
+# bfloat16, as on a GPU
+
+
+def test_bfloat16_changes_advantages_by_little(tokenizer):
+    """Rewards of one group differ by far more than bfloat16 rounds: the order holds, advantages move by under 0.1."""
+    rollouts, images = problem(tokenizer, groups=8)
+    torch.manual_seed(0)
+    distance = FeatureDistance(PlainClassifier(3))
+    weights = RewardWeights(mse=1.0, perceptual=1.0)
+    half = ReconstructionReward(tokenizer, weights, distance, dtype=torch.bfloat16)
+    rewards, terms = half(rollouts, images)
+    exact, _ = ReconstructionReward(tokenizer, weights, distance)(rollouts, images)
+    assert rewards.dtype == torch.float32 and all(t.dtype == torch.float32 for t in terms.values())
+    assert not torch.equal(rewards, exact)
+    assert torch.allclose(rewards, exact, rtol=0.02, atol=0.01)
+    assert (group_advantages(rewards, 5.0) - group_advantages(exact, 5.0)).abs().max() < 0.1
+    assert tokenizer.post_quant_conv.weight.dtype == next(distance.parameters()).dtype == torch.float32
+
+
+# Features of reference images, kept
+
+
+class Convolution(nn.Module):
+    """A perceptual network of one layer, that counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.asked = nn.Conv2d(3, 4, 3), []
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> list[Tensor]:
+        self.asked.append(len(images))
+        return [self.layer(images)]
+
+
+def test_features_of_an_image_are_computed_once_and_are_the_same_in_every_batch():
+    network, images = Convolution(), torch.rand(4, 3, 8, 8)
+    kept = ReferenceFeatures(network, 10**6)
+    first = kept(np.array([7, 3, 9]), images[:3])
+    again = kept(np.array([9, 5, 7]), images[[2, 3, 0]])
+    assert network.asked == [1] * 4
+    assert torch.equal(again[0][0], first[0][2]) and torch.equal(again[0][2], first[0][0])
+    assert torch.equal(again[0], ReferenceFeatures(network, 0)(np.array([9, 5, 7]), images[[2, 3, 0]])[0])
+
+
+def test_no_more_features_are_kept_than_were_asked_for():
+    network, images = Convolution(), torch.rand(3, 3, 8, 8)
+    of_one = 4 * 6 * 6 * 4
+    kept = ReferenceFeatures(network, 2 * of_one)
+    for _ in range(3):
+        kept(np.arange(3), images)
+    assert len(network.asked) == 3 + 1 + 1

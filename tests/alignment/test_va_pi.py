@@ -8,12 +8,15 @@ import pytest
 import torch
 
 from tests.tiny import CAPTIONED, NO_DROPOUT, random_tokens, tiny_captions, tiny_generator, tiny_tokenizer
+from vapi_core.alignment import objective as objective_module
+from vapi_core.alignment import va_pi as va_pi_module
 from vapi_core.alignment.cross_entropy import CrossEntropy
 from vapi_core.alignment.data import AlignmentData
+from vapi_core.alignment.objective import group_advantages
 from vapi_core.alignment.reward import ReconstructionReward, RewardWeights
 from vapi_core.alignment.va_pi import VaPi, VaPiConfig
 from vapi_core.images import to_uint8
-from vapi_core.models.generator import Captions
+from vapi_core.models.policy import Captions
 from vapi_core.pretraining import GeneratorObjective, held_out_cross_entropy
 from vapi_core.training import OptimizationConfig, Slots, micro_batches, train
 
@@ -65,6 +68,69 @@ def test_on_policy_the_ratio_is_exactly_one_but_its_gradient_is_not_zero(tokeniz
 
 def class_table(generator):
     return generator.cls_embedding.embedding_table.weight  # rows of absent classes have no gradient
+
+
+def repeated_context_loss(generator, base, tokens, class_ids, prefix, rollouts, rewards, config):
+    """The authors' update, dropout off: every context G times, old log-probabilities by a forward of their own."""
+    groups = config.group_size
+    contexts = (class_ids.repeat_interleave(groups, 0), prefix.repeat_interleave(groups, 0))
+    actions = rollouts.flatten(0, 1)[..., None]  # [B * G, T, 1]
+    with torch.no_grad():
+        old = generator(*contexts).log_softmax(-1).gather(-1, actions)[..., 0]
+        reference = base(*contexts).log_softmax(-1).gather(-1, actions)[..., 0]
+    log_softmax = generator(*contexts).log_softmax(-1)
+    new = log_softmax.gather(-1, actions)[..., 0]
+    ratio, a = (new - old).exp(), group_advantages(rewards, config.advantage_clamp).flatten()[:, None]
+    clipped = ratio.clamp(1 - config.clip_epsilon, 1 + config.clip_epsilon)
+    loss = -torch.minimum(ratio * a, clipped * a).mean()
+    targets = tokens.repeat_interleave(groups, 0)[..., None]
+    ce = -log_softmax.gather(-1, targets).mean()
+    kl = ((reference - new).exp() - (reference - new) - 1).mean()
+    return loss + config.regularizer_weight * {"ce": ce, "kl": kl, "none": 0.0}[config.regularizer]
+
+
+@pytest.mark.parametrize("regularizer", ["ce", "kl", "none"])
+def test_one_forward_an_image_has_the_gradient_of_the_repeated_contexts(tokenizer, data, regularizer):
+    """In float64, so that what is left is rounding of float64."""
+    config = replace(PLAIN, regularizer=regularizer, regularizer_weight=0.7, noise_ratio=0.5)
+    generator, base = policy().double(), policy(seed=1).double()
+    objective = va_pi(tokenizer, data, config, generator=generator, base=base)
+    seen = {}
+    reward = objective.reward
+
+    def remember(rollouts, images, items):
+        seen["rollouts"], (seen["rewards"], terms) = rollouts, reward(rollouts, images, items)
+        return seen["rewards"], terms
+
+    objective.reward = remember
+    loss, _ = objective(whole_batch())
+    loss.backward()
+    ours = gradient(generator)
+    generator.zero_grad()
+    tokens, class_ids = data.batch(whole_batch().items)
+    prefix = objective._noisy_prefix(tokens, whole_batch())
+    theirs = repeated_context_loss(
+        generator, base, tokens, class_ids, prefix, seen["rollouts"], seen["rewards"], config
+    )
+    theirs.backward()
+    assert ours.dtype == torch.float64 and ours.norm() > 1e-3
+    assert loss.item() == pytest.approx(theirs.item(), abs=1e-13)
+    assert torch.allclose(ours, gradient(generator), rtol=1e-10, atol=1e-14)
+
+
+def test_a_large_vocabulary_goes_in_parts_to_the_same_result(tokenizer, data, monkeypatch):
+    config = replace(PLAIN, regularizer="kl", noise_ratio=0.5)
+    results = []
+    for elements in (2**24, 5 * 24):  # all rows at once; five rows, and the base model's images one by one
+        for module in (objective_module, va_pi_module):
+            monkeypatch.setattr(module, "CHUNK_ELEMENTS", elements)
+        objective = va_pi(tokenizer, data, config, base=policy(seed=1))
+        loss, metrics = objective(whole_batch())
+        loss.backward()
+        results.append((loss.item(), metrics["entropy"].item(), gradient(objective.generator)))
+    (loss_a, entropy_a, gradient_a), (loss_b, entropy_b, gradient_b) = results
+    assert loss_b == pytest.approx(loss_a, abs=1e-6) and entropy_b == pytest.approx(entropy_a, rel=1e-6)
+    assert torch.allclose(gradient_a, gradient_b, atol=1e-6)
 
 
 def test_a_generator_left_in_train_mode_is_used_without_dropout(tokenizer, data):

@@ -45,6 +45,7 @@ def test_the_json_says_what_the_weights_are_and_what_they_came_from(tmp_path, so
     assert sha256 == model_hash(tmp_path, "generator") == sha256_file(tmp_path / "generator.safetensors")
     assert read_json(tmp_path / "generator.json") == {
         "kind": "generator",
+        "architecture": "Generator",
         "config": dataclasses.asdict(source.config),
         "sha256": sha256,
         "tokens_sha256": "abc",

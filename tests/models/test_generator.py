@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tests.tiny import CAPTIONED, NO_DROPOUT, random_tokens, tiny_captions, tiny_generator
-from vapi_core.models.generator import Captions, Generator, GeneratorConfig, KVCache, left_pad
+from vapi_core.models.generator import Generator, GeneratorConfig, KVCache, left_pad
+from vapi_core.models.policy import Captions
 
 
 def logits_of(generator, condition, tokens):

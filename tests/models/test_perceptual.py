@@ -137,6 +137,13 @@ def test_without_heads_the_distance_is_two_minus_twice_the_cosine_averaged_over_
     torch.testing.assert_close(distance, torch.stack(stages).mean()[None])
 
 
+def test_the_stages_before_the_first_one_take_no_part(images):
+    classifier = PlainClassifier(10)
+    every, coarse = (FeatureDistance(classifier, first).features(images) for first in (0, 2))
+    assert len(every) == 4 and len(coarse) == 2
+    assert all(torch.equal(a, b) for a, b in zip(coarse, every[2:], strict=True))
+
+
 def test_an_image_has_no_distance_to_itself_and_the_same_to_another_either_way(network, images):
     a, b = network.features(images), network.features(images.flip(0))
     assert torch.equal(network.distance(a, a), torch.zeros(2))

@@ -70,3 +70,31 @@ def test_the_entropy_loss_rewards_sure_and_even_assignments():
     unsure = torch.zeros(8, 4)
     losses = [float(assignment_entropy(a)) for a in (sure_and_even, sure_but_collapsed, unsure)]
     assert losses[0] < losses[1] - 1 and losses[0] < losses[2] - 1
+
+
+def test_a_gray_tokenizer_decodes_the_mean_of_the_channels_within_the_range_of_pixels():
+    colour, gray = tiny_tokenizer(), tiny_tokenizer(gray=True)
+    for tokenizer in (colour, gray):
+        tokenizer.decoder.conv_out.weight.data *= 5  # so that some pixels leave the range
+    tokens = random_tokens(2, 16)
+    images = colour.decode(tokens)
+    assert images.abs().max() > 1 and not torch.equal(images[:, 0], images[:, 1])
+    expected = images.mean(1, keepdim=True).clamp(-1, 1).expand_as(images)
+    assert torch.allclose(gray.decode(tokens), expected, atol=1e-6)
+
+
+def test_a_gray_pixel_outside_the_range_can_be_pulled_back_in():
+    tokenizer = tiny_tokenizer(gray=True)
+    tokenizer.decoder.conv_out.bias.data[:] = 100.0
+    image = tokenizer.decode(random_tokens(1, 16))
+    assert (image == 1).all()
+    image.sum().backward()
+    assert tokenizer.decoder.conv_out.bias.grad.abs().min() > 0
+
+
+def test_the_nearest_entries_are_found_with_few_distances_in_memory(monkeypatch):
+    tokenizer = tiny_tokenizer()
+    z = torch.randn(3, 4, 5, 6)
+    whole = tokenizer.quantize.nearest(z)
+    monkeypatch.setattr("vapi_core.models.tokenizer.DISTANCE_ELEMENTS", 7 * 24)
+    assert torch.equal(tokenizer.quantize.nearest(z), whole) and whole.shape == (3, 30)

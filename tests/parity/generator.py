@@ -11,14 +11,13 @@ from torch import Tensor
 from tests.parity.fixtures import Check, Fixture, close, exact
 from vapi_core.alignment.objective import prior_loss
 from vapi_core.models.generator import (
-    Captions,
-    Condition,
     Generator,
     GeneratorConfig,
     caption_attention_mask,
     left_pad,
     rotary_table,
 )
+from vapi_core.models.policy import Captions, Condition, Policy
 from vapi_core.sampling import SamplingConfig, filtered_probabilities, generate, guidance_scales, guide
 
 
@@ -54,7 +53,7 @@ def load_generator(fixture: Fixture, prefix: str = "weights.") -> Generator:
 
 
 @torch.inference_mode()
-def greedy(generator: Generator, condition: Condition, config: SamplingConfig) -> tuple[Tensor, Tensor]:
+def greedy(generator: Policy, condition: Condition, config: SamplingConfig) -> tuple[Tensor, Tensor]:
     """Most likely tokens [B, T], one after another through the KV cache, and the guided logits [B, T, V] of each step."""
     scales = guidance_scales(generator.config.length, config)
     guided = config.guidance_scale != 1.0
@@ -72,7 +71,7 @@ def greedy(generator: Generator, condition: Condition, config: SamplingConfig) -
 
 
 def check_greedy(
-    generator: Generator, condition: Condition, config: SamplingConfig, tokens: Tensor, logits: Tensor, label: str
+    generator: Policy, condition: Condition, config: SamplingConfig, tokens: Tensor, logits: Tensor, label: str
 ) -> Iterator[Check]:
     own_tokens, own_logits = greedy(generator, condition, config)
     yield close(f"{label} step logits", own_logits, logits, 2e-4)

@@ -31,6 +31,8 @@ from tests.parity.geneval import (
     is_crops,
     is_prompts,
 )
+from tests.parity.janus import check_janus, check_janus_layout, check_renames
+from tests.parity.lpips import check_lpips_arithmetic, check_lpips_layout
 from tests.parity.policy import (
     check_advantages,
     check_optimizer,
@@ -38,6 +40,7 @@ from tests.parity.policy import (
     check_reward,
     check_sampled_log_probabilities,
 )
+from tests.parity.straight_through import check_straight_through
 from tests.parity.tokenizer import check_quantizer, check_tokenizer
 
 NO_CHECK = "no check yet"
@@ -73,6 +76,12 @@ def checker(fixture: Fixture) -> Checker | None:
         ({"compute_iou", "relative_position"} <= description.keys(), check_primitives),
         ("official_stdout" in description, check_summary),
         (fixture.stem.name == "object_names", check_classes),
+        ({"in.gumbel_noise", "out.hard_ids"} <= tensors, check_straight_through),
+        ({"vgg_pth_tensors", "state_dict"} <= description.keys(), check_lpips_layout),
+        ({"in.feat0_0", "in.lin0", "out.lpips"} <= tensors, check_lpips_arithmetic),
+        ({"in.prompt_ids", "in.tf_image_tokens", "out.vapi_tf_logits_cfg1"} <= tensors, check_janus),
+        ("gen_embed.weight" in description.get("state_dict", {}), check_janus_layout),
+        ("renames" in description, check_renames),
     ]
     return next((check for holds, check in recognised if holds), None)
 

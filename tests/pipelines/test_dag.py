@@ -1,16 +1,16 @@
 """One real run of the whole DAG, in a tiny form, as a user would run it."""
 
+import copy
 import json
 import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
+from pipelines import sweep
+from tests.checkout import ROOT, Checkout
 
 
 def tiny(params):
@@ -23,47 +23,24 @@ def tiny(params):
     params["tokenizer"]["unquantized_steps"] = 2
     params["generator"] |= {"dim": 32, "layers": 2}
     params["generator"]["training"] |= {"steps": 4, "warmup_steps": 1, "batch_size": 16, "checkpoint_every": 2}
-    params["align"] |= {"seeds": [0], "steps": 3, "batch_size": 8, "group_size": 4, "log_kl_every": 2}
+    params["align"] |= {"seeds": [0], "steps": 3, "batch_size": 8, "group_size": 4, "log_kl_every": 2, "keep_every": 2}
     params["sample"] |= {"count": 40, "batch_size": 20, "control_temperatures": [0.8]}
     params["score"] |= {"input_size": 64, "is_splits": 2}
+    params["rivals"] = {"methods": ["tokenizer"], "temperatures": [0.9]}
+    params["ablations"] = {
+        "noise_ratios": [params["align"]["noise_ratio"]],
+        "regularizers": ["kl"],
+        "regularizer_weights": [0.1],
+        "objectives": ["prior"],
+    }
     return params
-
-
-class Checkout:
-    """A copy of the repository with its own git and DVC, and what a user types in it."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        for name in (".dvc/config", "dvc.yaml", ".dvcignore", ".gitignore", "params.yaml"):
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, path / name)
-        ignore = shutil.ignore_patterns("__pycache__")
-        for name in ("pipelines", "vapi_core"):
-            shutil.copytree(ROOT / name, path / name, ignore=ignore)
-        self.set_params(tiny)
-        self.run("git", "init", "--quiet")
-
-    def run(self, *command: str) -> subprocess.CompletedProcess:
-        environment = {
-            **os.environ,
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "MLFLOW_TRACKING_URI": f"sqlite:///{self.path}/mlflow.db",
-            "DVC_NO_ANALYTICS": "1",
-        }
-        return subprocess.run(command, cwd=self.path, env=environment, capture_output=True, text=True, check=False)
-
-    def set_params(self, change) -> None:
-        path = self.path / "params.yaml"
-        path.write_text(yaml.safe_dump(change(yaml.safe_load(path.read_text())), sort_keys=False))
-
-    def lock(self) -> dict:
-        return yaml.safe_load((self.path / "dvc.lock").read_text())["stages"]
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
     checkout = Checkout(tmp_path_factory.mktemp("checkout"))
-    result = checkout.run("dvc", "repro")
+    checkout.set_params(tiny)
+    result = checkout.run("dvc", "repro", "report")
     assert result.returncode == 0, result.stdout + result.stderr
     return checkout
 
@@ -111,7 +88,7 @@ def test_every_alignment_is_one_finished_mlflow_run_with_curves_and_scores(check
 
 def test_a_second_repro_runs_nothing(checkout):
     before = checkout.lock()
-    result = checkout.run("dvc", "repro")
+    result = checkout.run("dvc", "repro", "report")
     assert "Running stage" not in result.stdout
     assert checkout.lock() == before
 
@@ -128,7 +105,7 @@ def test_a_forced_rerun_of_the_alignment_gives_the_same_bytes(checkout):
 def test_a_change_of_the_alignment_re_runs_nothing_before_it(checkout):
     kept = (checkout.path / "params.yaml").read_text()
     checkout.set_params(lambda params: params | {"align": params["align"] | {"noise_ratio": 0.25}})
-    changed = json.loads(checkout.run("dvc", "status", "--json").stdout)
+    changed = json.loads(checkout.run("dvc", "status", "--json", "--with-deps", "report").stdout)
     (checkout.path / "params.yaml").write_text(kept)
     assert set(changed) == {"align@va-pi-0", "align@cross-entropy-0", "report"}  # and all that build on these
 
@@ -152,3 +129,108 @@ def test_a_damaged_input_is_named_with_the_command_that_makes_it_anew(checkout):
     assert result.returncode == 1
     assert "generator.safetensors" in result.stderr and "dvc repro" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.fixture
+def parallel(checkout, tmp_path):
+    """A copy of the checkout in which stages run as two processes."""
+    shutil.copytree(checkout.path, tmp_path / "parallel", ignore=shutil.ignore_patterns(".dvc"))
+    copied = copy.copy(checkout)
+    copied.path = tmp_path / "parallel"
+    copied.set_params(lambda params: params | {"launch": params["launch"] | {"processes": 2}})
+    return copied
+
+
+def test_on_two_processes_a_stage_starts_torchrun_comes_to_the_same_and_is_one_mlflow_run(checkout, parallel):
+    from mlflow.tracking import MlflowClient
+    from safetensors.numpy import load_file
+
+    for stage in (("align", "--method", "va-pi", "--seed", "0"), ("sample", "--model", "base")):
+        result = parallel.run("python", "-m", f"pipelines.stages.{stage[0]}", *stage[1:])
+        assert result.returncode == 0, result.stdout + result.stderr
+    alone, together = (load_file(c.path / "data/aligned/va-pi/0/generator.safetensors") for c in (checkout, parallel))
+    assert all(np.abs(together[name] - weights).max() < 1e-5 for name, weights in alone.items())
+    assert any((together[name] != weights).any() for name, weights in alone.items())  # a run of its own
+    alone, together = (
+        np.load(c.path / "data/samples/base/t1.0-g1.5-0/images.npy").astype(int) for c in (checkout, parallel)
+    )
+    same = np.abs(together - alone).max((1, 2, 3)) <= 1
+    assert same.mean() > 0.9  # rounding, of another number of threads too, can turn a token of an image
+    client = MlflowClient(f"sqlite:///{parallel.path}/mlflow.db")
+    experiment = client.get_experiment_by_name("tiny")
+    runs = client.search_runs([experiment.experiment_id], max_results=100)
+    names = [run.info.run_name for run in runs]
+    assert names.count("align@va-pi-0") == names.count("sample-base") == 1
+    assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+def test_an_error_of_all_processes_is_told_once(parallel):
+    (parallel.path / "data/classifiers/reward/classifier.safetensors").unlink()
+    result = parallel.run("python", "-m", "pipelines.stages.align", "--method", "va-pi", "--seed", "0")
+    assert result.returncode == 1
+    assert result.stderr.count("error: ") == 1 and "classifier.safetensors" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_table_of_rivals_runs_only_what_it_lacks_and_leaves_the_experiment_up_to_date(checkout):
+    result = checkout.run("dvc", "repro", "rivals")
+    assert result.returncode == 0, result.stdout + result.stderr
+    running = {line.split("'")[1] for line in result.stdout.splitlines() if line.startswith("Running stage")}
+    assert running == {
+        "rival-align@tokenizer-0",
+        "rival-sample@tokenizer",
+        "rival-temperatures",
+        "rival-steps",
+        "rival-score",
+        "rivals",
+    }
+    report = (checkout.path / "reports/rivals.md").read_text()
+    assert "VA-π" in report and "| tokenizer | 1.0 | 1.5 | 40 | 1 |" in report
+    assert (checkout.path / "reports/rivals/figures/densities.png").stat().st_size > 1000
+    assert (
+        json.loads((checkout.path / "reports/rivals/stages/align@tokenizer-0.json").read_text())["flops_per_image"] > 0
+    )
+    assert "Running stage" not in checkout.run("dvc", "repro", "report").stdout
+
+
+def test_an_ablation_table_runs_its_own_cells_and_needs_nothing_of_the_experiment_after_the_generator(checkout):
+    result = checkout.run("dvc", "repro", "ablation-reward")
+    assert result.returncode == 0, result.stdout + result.stderr
+    running = {line.split("'")[1] for line in result.stdout.splitlines() if line.startswith("Running stage")}
+    assert running == {"cell@0", "cell-base@0", "ablation-reward-cell@prior-0", "ablation-reward"}
+    report = (checkout.path / "reports/ablations/reward.md").read_text()
+    assert "| prior only | 14.17 | 88.78 |" in report and "40 images" in report
+    for picture in ("reward.png", "reward-samples.png"):
+        assert (checkout.path / "reports/ablations" / picture).stat().st_size > 1000
+    metrics = json.loads((checkout.path / "reports/ablations/stages/cell@0.json").read_text())
+    assert metrics["score/fid scorer-classifier"] > 0
+    assert "Running stage" not in checkout.run("dvc", "repro", "report", "ablation-reward").stdout
+
+
+def test_a_cell_that_is_the_one_of_params_yaml_is_copied_not_trained_again(checkout):
+    result = checkout.run("dvc", "repro", "ablation-noise")
+    assert result.returncode == 0, result.stdout + result.stderr
+    (cell,) = (checkout.path / "data/ablations/noise").glob("*/0")
+    whole = checkout.path / "data/ablations/va-pi/0"
+    assert (cell / "scores.csv").read_text() == (whole / "scores.csv").read_text()
+    (metrics,) = (checkout.path / "reports/ablations/stages").glob("ablation-noise-cell@*.json")
+    assert "images_per_second" not in json.loads(metrics.read_text())  # nothing was trained
+    assert (checkout.path / "reports/ablations/noise.md").is_file()
+
+
+@pytest.mark.skipif(not os.environ.get("VAPI_TEST_SERVERS"), reason="not yet seen to pass; VAPI_TEST_SERVERS=1 runs it")
+def test_a_cell_of_a_sweep_is_an_experiment_that_takes_its_upstream_from_the_cache_and_keeps_its_scores(checkout):
+    for command in (
+        ("add", "-A"),
+        ("-c", "user.name=tiny", "-c", "user.email=tiny@example.com", "commit", "-qm", "run"),
+    ):
+        assert checkout.run("git", *command).returncode == 0
+    form = sweep.SweepForm(noise_ratios=[0.9], seeds=[0], steps=2)
+    (cell,) = sweep.plan_cells(form, sweep.read_baseline(None, checkout.path))
+    result = checkout.run(*sweep.command(cell))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert [line for line in result.stdout.splitlines() if line.startswith("Running stage")] == [
+        "Running stage 'cell@0':"
+    ]
+    scores = sweep.read_scores(sweep.experiments(checkout.path)[cell.name], form.seeds, checkout.path)
+    assert scores["score/fid scorer-classifier"][0] > 0

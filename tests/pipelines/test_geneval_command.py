@@ -56,6 +56,23 @@ def test_a_folder_becomes_results_and_scores_that_name_the_detector(folder, mode
     assert (folder / "results.jsonl").read_bytes() == before
 
 
+def test_the_results_of_the_official_script_get_their_scores_without_any_model(tmp_path, capsys):
+    """Its lines have neither detector nor hash."""
+    lines = [
+        {"filename": f"x/{prompt:05}/samples/{i:04}.png", "tag": tag, "prompt": tag, "correct": i < right, "reason": ""}
+        | {"metadata": json.dumps({"tag": tag, "prompt": tag}), "details": "{}"}
+        for prompt, (tag, right) in enumerate([("counting", 1), ("colors", 4), ("colors", 2)])
+        for i in range(4)
+    ]
+    path = tmp_path / "results.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["--geneval", str(path), "--device", "cpu"]) == 0
+    assert "Detector: not named in the results" in capsys.readouterr().out
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["overall"]["mean"] == pytest.approx((0.25 + 0.75) / 2)
+    assert scores["tasks"]["colors"]["mean"] == pytest.approx(0.75) and scores["images"] == 12
+
+
 def test_the_score_stage_hands_over_to_the_command(folder, models, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["score", *command(folder, models, "--options", "threshold=0.2", "crop=0")])
     with pytest.raises(SystemExit) as end:

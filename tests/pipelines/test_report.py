@@ -3,9 +3,11 @@
 import pandas as pd
 import pytest
 
+from pipelines.comparison import compare, nested, summarize
 from pipelines.params import load_params
-from pipelines.report_text import findings, markdown_table, verdict_of, write_report
-from pipelines.stages.report import compare, headline_metrics, summarize
+from pipelines.report_text import findings, markdown_table, write_report
+
+NO_PROTOCOL = {"reference_batch": None, "inception_sha256": None}
 
 
 def scores(base, sharpened, aligned, continued):
@@ -42,7 +44,7 @@ def params():
 
 
 def told(table, params):
-    return findings(summarize(table), compare(table, 1.0), params)
+    return findings(compare(table, 1.0), params)
 
 
 def test_a_clear_gain_meets_the_target_and_beats_the_controls(params):
@@ -64,33 +66,29 @@ def test_a_gain_within_the_noise_is_not_called_one(params):
     assert "cannot be told apart" in lines[2]
 
 
-def test_differences_are_paired_by_seed():
-    table = compare(scores([10.0, 20.0, 30.0], [1.0, 1.0, 1.0], [9.0, 19.0, 29.0], [10.0, 20.0, 30.0]), 1.0)
-    row = table[(table["against"] == "base") & (table["temperature"] == 1.0)].iloc[0]
-    assert row["difference"] == pytest.approx(-1.0) and row["high"] < 0
-    assert verdict_of(row) == "is better"
-
-
-def test_the_summary_has_mean_and_standard_error_over_seeds():
-    row = summarize(scores([10.0, 12.0, 14.0], [1.0] * 3, [1.0] * 3, [1.0] * 3)).iloc[0]
-    assert row["fid"] == pytest.approx(12.0) and row["fid_se"] == pytest.approx(2 / 3**0.5)
-    assert row["seeds"] == 3 and row["samples"] == 1000
-
-
-def test_metrics_hold_the_main_reference_only():
+def test_metrics_hold_the_reference_that_is_given():
     table = scores([10.0] * 3, [1.0] * 3, [5.0] * 3, [1.0] * 3)
-    other = table.assign(reference="train", fid=0.0)
-    metrics = headline_metrics(summarize(pd.concat([table, other])), "heldout")
+    summary = summarize(pd.concat([table, table.assign(reference="train", fid=0.0)]))
+    metrics = nested(summary[summary["reference"] == "heldout"])
     assert metrics["scorer-classifier"]["va-pi T=1.0 g=1.0"]["fid"] == 5.0
 
 
 def test_the_report_is_written_whole(tmp_path, params):
     table = scores([20.0, 20.2, 19.8], [15.0, 15.1, 14.9], [10.0, 10.1, 9.9], [19.0, 19.1, 18.9])
     stages = {"tokenizer": {"seconds": 1.0, "peak_memory_mb": 2.0, "codebook_usage": 0.9, "reconstruction_mse": 0.01}}
-    write_report(tmp_path / "report.md", params, summarize(table), compare(table, 1.0), stages)
+    write_report(tmp_path / "report.md", params, summarize(table), compare(table, 1.0), stages, NO_PROTOCOL)
     text = (tmp_path / "report.md").read_text()
-    assert "| va-pi | 1.0 | 1.0 | 10 ± 0.058 |" in text and "nan" not in text.split("## Findings")[1]
+    assert "| va-pi | 1.0 | 1.0 | 10 ± 0.058 [9.9, 10.1] |" in text and "nan" not in text.split("## Findings")[1]
+    assert "1,000 images" in text and "Holm" in text
 
 
 def test_a_markdown_table_has_one_line_per_row():
     assert markdown_table(["a", "b"], [[1, 2]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+def test_one_seed_has_no_interval_and_the_report_says_so(tmp_path, params):
+    table = scores([20.0], [15.0], [10.0], [19.0])
+    lines = told(table, params)
+    assert "cannot be judged from one seed" in lines[0] and "nan" not in " ".join(lines)
+    write_report(tmp_path / "report.md", params, summarize(table), compare(table, 1.0), {}, NO_PROTOCOL)
+    assert "nan" not in (tmp_path / "report.md").read_text().split("## Findings")[1]

@@ -1,10 +1,24 @@
-"""Which image sets are drawn, and of which classes."""
+"""Which image sets are drawn, of which classes, and that a stage that was killed goes on from what it has."""
+
+import argparse
+import shutil
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
 from pipelines.params import load_params
-from pipelines.stages.sample import choose_classes, plan_sets
+from pipelines.paths import GENERATOR, RUN_FILE, SUBSET, TOKENIZER, WORK
+from pipelines.stage import Stage
+from pipelines.stages import sample
+from pipelines.stages.sample import choose_classes, draw_images, plan, plan_sets, work
+from tests.tiny import tiny_generator, tiny_tokenizer
+from vapi_core.data.sources import ImageSource
+from vapi_core.data.subset import plan_subset, write_subset
+from vapi_core.files import read_json, write_json
+from vapi_core.models.checkpoints import save_model
+from vapi_core.sampling import Sampler, SamplingConfig, generate
 
 
 @pytest.fixture
@@ -37,3 +51,102 @@ def test_balanced_classes_are_equally_many_and_random_ones_follow_their_seed():
     assert random.min() >= 0 and random.max() <= 9
     assert np.array_equal(random, choose_classes(100, 10, "random", 0))
     assert not np.array_equal(random, choose_classes(100, 10, "random", 1))
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    """A checkout in which everything before `sample` is done: images of 12 pixels, five classes."""
+    params = load_params()
+    monkeypatch.chdir(tmp_path)
+    source = ImageSource(
+        "tiny", 12, tuple("abcde"), tuple("01234"), np.arange(5), lambda i: np.full((12, 12, 3), i, "u1")
+    )
+    write_subset(source, plan_subset(source.labels, source.classes, {"train": 5}, 0), SUBSET)
+    save_model(TOKENIZER, "tokenizer", tiny_tokenizer(levels=3))
+    save_model(GENERATOR, "generator", tiny_generator())
+    write_json(GENERATOR / RUN_FILE, {"key": "abc"})
+    return params
+
+
+def run(params, **changes):
+    """Runs the stage `sample-base`; returns the first set's directory."""
+    changed = {"count": 11, "batch_size": 4, "guidance_scales": (1.0, 2.0), "control_temperatures": (), **changes}
+    subset = params.subset.model_copy(update={"image_size": 12})
+    align = params.align.model_copy(update={"seeds": (0,)})
+    drawn = params.sample.model_copy(update=changed)
+    params = params.model_copy(update={"sample": drawn, "subset": subset, "align": align})
+    arguments = argparse.Namespace(model="base")
+    work(Stage(plan(params, arguments), params, torch.device("cpu"), None, "key"), arguments)
+    return plan_sets(params, "base")[0].directory
+
+
+def test_a_killed_stage_goes_on_from_the_images_it_has_whatever_the_batch_size(workspace, monkeypatch):
+    whole = np.load(run(workspace) / "images.npy")
+    shutil.rmtree("data/samples")
+
+    drawn = []
+
+    def draw_and_die(sampler, tokenizer, class_ids, indices, *rest):
+        if len(drawn) == 4:  # the first set is whole, of the second one batch is there
+            raise KeyboardInterrupt
+        drawn.append(indices)
+        return draw_images(sampler, tokenizer, class_ids, indices, *rest)
+
+    monkeypatch.setattr(sample, "draw_images", draw_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        run(workspace)
+    shutil.rmtree("data/samples", ignore_errors=True)  # as DVC does before it runs a stage again
+
+    drawn.clear()
+    directory = run(workspace, batch_size=3)
+    assert drawn == [range(4, 7), range(7, 10), range(10, 11)]
+    np.testing.assert_array_equal(np.load(directory / "images.npy"), whole)
+    assert not any((WORK / "samples" / "sample-base").iterdir())
+
+
+def test_without_a_batch_size_memory_says_how_many_are_drawn_at_once(workspace, monkeypatch):
+    whole = np.load(run(workspace) / "images.npy")
+    shutil.rmtree("data/samples")
+    drawn = []
+
+    def draw(sampler, tokenizer, class_ids, indices, *rest):
+        drawn.append(len(indices))
+        return draw_images(sampler, tokenizer, class_ids, indices, *rest)
+
+    monkeypatch.setattr(sample, "draw_images", draw)
+    directory = run(workspace, batch_size=None)
+    assert set(drawn) == {11}
+    np.testing.assert_array_equal(np.load(directory / "images.npy"), whole)
+
+
+def test_images_of_other_settings_are_not_gone_on_with(workspace, monkeypatch):
+    def die(*arguments):
+        raise KeyboardInterrupt
+
+    run(workspace)
+    monkeypatch.setattr(sample, "draw_images", die)
+    for change in ({"temperature": 0.5}, {"seed": 3}, {"classes": "random"}, {"save_size": 9}):
+        with pytest.raises(KeyboardInterrupt):
+            run(workspace, **change)
+    assert len(list((WORK / "samples" / "sample-base").iterdir())) == 2  # of the last change alone
+
+
+def test_the_manifest_tells_what_the_images_are(workspace):
+    directory = run(workspace, save_size=9, classes="random")
+    manifest = read_json(directory / "manifest.json")
+    assert manifest["shape"] == list(np.load(directory / "images.npy").shape) == [11, 9, 9, 3]
+    assert (manifest["generated_size"], manifest["classes"], manifest["run"]) == (12, "random", "abc")
+
+
+def test_images_are_resized_as_the_official_sampler_does():
+    generator, tokenizer = tiny_generator(), tiny_tokenizer(levels=3)
+    arguments = (Sampler(generator, SamplingConfig()), tokenizer, torch.arange(4), range(4), 0)
+    small, large = draw_images(*arguments, 9), draw_images(*arguments, 12)
+    tokens = generate(
+        generator, torch.arange(4), sample.sampling_uniforms(0, range(4), generator.config.length), SamplingConfig()
+    )
+    with torch.inference_mode():
+        pixels = F.interpolate(tokenizer.decode(tokens), size=(9, 9), mode="bicubic")
+        official = torch.clamp(127.5 * pixels + 128.0, 0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    assert large.shape == (4, 12, 12, 3)
+    np.testing.assert_array_equal(small, official)

@@ -1,7 +1,5 @@
 """Features of images under the extractors."""
 
-from urllib.error import URLError
-
 import numpy as np
 import pytest
 import torch
@@ -103,13 +101,9 @@ def test_inception_weights_that_are_not_there_are_named_with_what_to_do(tmp_path
     assert error.value.path == tmp_path / "nowhere.pth"
 
 
-def test_inception_without_a_network_names_the_file_that_torchs_cache_lacks(tmp_path, monkeypatch):
-    def no_network(*args, **kwargs):
-        raise URLError("no route to host")
-
+def test_without_a_path_the_file_that_torchs_cache_lacks_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
-    with pytest.raises(FileError, match=r"inception-2015-12-05-6726825d.pth: .*no route to host.* Download") as error:
+    with pytest.raises(FileError, match=r"inception-2015-12-05-6726825d.pth: .*missing.* Download") as error:
         load_extractor("inception-v3-compat")
     assert error.value.path.parent == tmp_path / "checkpoints"
 

@@ -5,13 +5,15 @@ import pytest
 import torch
 
 from vapi_core.errors import FileError, ParameterError
+from vapi_core.randomness import derive_seed
+from vapi_core.scoring import fidelity as fidelity_module
 from vapi_core.scoring.features import Features
 from vapi_core.scoring.fidelity import (
     FeatureStatistics,
     feature_statistics,
     fidelity,
     frechet_distance,
-    load_adm_statistics,
+    load_reference_batch,
 )
 
 
@@ -98,29 +100,83 @@ def test_too_few_images_are_refused_with_the_number_that_is_needed():
         fidelity(gaussian_features(50, 1), gaussian_features(3, 0), seed=0)
 
 
-def test_adm_statistics_are_read_and_the_images_beside_them_are_not(tmp_path):
+def test_a_reference_batch_of_adm_has_statistics_and_images(tmp_path):
     statistics = feature_statistics(gaussian_features(50, 0)["features"])
     images = np.zeros((2, 8, 8, 3), np.uint8)
     np.savez(tmp_path / "batch.npz", arr_0=images, mu=statistics.mu.astype(np.float32), sigma=statistics.sigma)
-    loaded = load_adm_statistics(tmp_path / "batch.npz")
-    assert loaded.mu.dtype == np.float64
-    assert frechet_distance(loaded, statistics) == pytest.approx(0, abs=1e-6)
+    loaded = load_reference_batch(tmp_path / "batch.npz")
+    assert loaded.statistics.mu.dtype == np.float64 and loaded.images.shape == (2, 8, 8, 3)
+    assert frechet_distance(loaded.statistics, statistics) == pytest.approx(0, abs=1e-6)
 
 
 def test_an_adm_file_without_statistics_or_of_another_kind_is_named(tmp_path):
     np.savez(tmp_path / "samples.npz", arr_0=np.zeros(3))
-    np.savez(tmp_path / "unfit.npz", mu=np.zeros(3), sigma=np.eye(4))
+    np.savez(tmp_path / "unfit.npz", mu=np.zeros(3), sigma=np.eye(4), arr_0=np.zeros((1, 8, 8, 3), np.uint8))
+    np.savez(tmp_path / "floats.npz", mu=np.zeros(3), sigma=np.eye(3), arr_0=np.zeros((1, 8, 8, 3)))
     np.save(tmp_path / "array.npy", np.zeros(3))
     torch.save({"mu": torch.zeros(3)}, tmp_path / "torch.pt")
     (tmp_path / "text.npz").write_text("not found")
     for name, problem in {
-        "samples.npz": "no mu and sigma",
+        "samples.npz": "an array is missing.*a sample batch holds arr_0 alone",
+        "floats.npz": "arr_0 is float64",
         "unfit.npz": "do not fit together",
         "array.npy": "is not an npz",
-        "torch.pt": "no mu and sigma",  # torch's files are zip archives too
+        "torch.pt": "an array is missing",  # torch's files are zip archives too
         "text.npz": "is not an npz",
         "missing.npz": "is missing",
     }.items():
         with pytest.raises(FileError, match=problem) as error:
-            load_adm_statistics(tmp_path / name)
+            load_reference_batch(tmp_path / name)
         assert error.value.path == tmp_path / name
+
+
+def test_statistics_of_the_same_features_are_computed_once(tmp_path, monkeypatch):
+    features = gaussian_features(50, seed=0)["features"]
+    first = fidelity_module.cached_statistics(tmp_path, features)
+    plain = feature_statistics(features)
+    assert np.array_equal(first.mu, plain.mu) and np.array_equal(first.sigma, plain.sigma)
+    monkeypatch.setattr(fidelity_module, "feature_statistics", None)  # not asked again
+    again = fidelity_module.cached_statistics(tmp_path, features.copy())
+    assert np.array_equal(again.sigma, first.sigma)
+    monkeypatch.undo()
+    features[3, 4] += 1
+    assert not np.array_equal(fidelity_module.cached_statistics(tmp_path, features).sigma, first.sigma)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_damaged_statistics_are_named(tmp_path):
+    features = gaussian_features(50, seed=0)["features"]
+    fidelity_module.cached_statistics(tmp_path, features)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(FileError, match="only a cache"):
+        fidelity_module.cached_statistics(tmp_path, features)
+
+
+def test_every_score_is_torch_fidelitys_of_the_same_features():
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_isc import isc_features_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    samples, reference = gaussian_features(90, 1), gaussian_features(70, 2)
+    scores = fidelity(samples, reference, seed=0, inception_splits=10, kid_subsets=3, kid_subset_size=20)
+    a, b, logits = (torch.from_numpy(x) for x in (samples["features"], reference["features"], samples["logits"]))
+    theirs = fid_statistics_to_metric(
+        fid_features_to_statistics(a.double()), fid_features_to_statistics(b.double()), verbose=False
+    )
+    theirs |= isc_features_to_metric(logits, 10, rng_seed=derive_seed(0, "inception score") % 2**32)
+    seed = derive_seed(0, "kid subsets") % 2**32
+    theirs |= kid_features_to_metric(a, b, kid_subsets=3, kid_subset_size=20, rng_seed=seed, verbose=False)
+    theirs |= prc_features_to_metric(a, b, prc_neighborhood=3, prc_batch_size=1000, save_cpu_ram=False, verbose=False)
+    names = {
+        "fid": "frechet_inception_distance",
+        "is_mean": "inception_score_mean",
+        "is_std": "inception_score_std",
+        "kid_mean": "kernel_inception_distance_mean",
+        "kid_std": "kernel_inception_distance_std",
+        "precision": "precision",
+        "recall": "recall",
+    }
+    for ours, official in names.items():
+        assert scores[ours] == pytest.approx(theirs[official], rel=1e-6), ours

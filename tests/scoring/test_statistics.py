@@ -9,6 +9,7 @@ from scipy.stats import ttest_rel
 from vapi_core.scoring.statistics import (
     bootstrap_interval,
     bootstrap_metric,
+    holm,
     mean_and_standard_error,
     paired_difference,
 )
@@ -75,3 +76,13 @@ def test_the_bootstrap_repeats_for_a_seed_and_a_longer_one_begins_with_a_shorter
     assert bootstrap_interval(values, seed=7) != bootstrap_interval(values, seed=8)
     few, many = (bootstrap_metric(lambda i: values[i].mean(), 20, replicates, seed=7) for replicates in (5, 9))
     np.testing.assert_array_equal(few, many[:5])
+
+
+def test_holm_multiplies_the_smallest_by_all_the_next_by_one_less_and_never_turns_their_order():
+    assert holm([0.01, 0.04, 0.03, 0.005]).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]).tolist() == [1.0, 1.0]
+
+
+def test_a_comparison_that_could_not_be_made_counts_for_nothing():
+    adjusted = holm([0.02, math.nan, 0.03])
+    assert adjusted[[0, 2]].tolist() == pytest.approx([0.04, 0.04]) and math.isnan(adjusted[1])

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from vapi_core.alignment.data import AlignmentData
 from vapi_core.alignment.objective import prior_loss
-from vapi_core.models.generator import Generator
+from vapi_core.models.policy import Policy
 from vapi_core.training import Slots
 
 
 class CrossEntropy:
     """Next-token prediction of the reference tokens, for `vapi_core.training.train`."""
 
-    def __init__(self, generator: Generator, data: AlignmentData):
+    def __init__(self, generator: Policy, data: AlignmentData):
         self.generator, self.data = generator.eval(), data
 
     def __call__(self, slots: Slots) -> tuple[Tensor, dict[str, Tensor]]:

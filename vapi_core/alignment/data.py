@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vapi_core.images import to_tensor
-from vapi_core.models.generator import Condition
+from vapi_core.models.policy import Condition
 
 
 class Conditions(Protocol):
@@ -19,6 +19,13 @@ class Conditions(Protocol):
     def batch(self, items: np.ndarray, device: torch.device) -> Condition:
         """The conditions of these items, ready for the generator."""
         ...
+
+
+def batch_conditions(conditions: np.ndarray | Conditions, items: np.ndarray, device: torch.device) -> Condition:
+    """The conditions of these items, of class ids [N] or of captions."""
+    if isinstance(conditions, np.ndarray):
+        return torch.from_numpy(conditions[items].astype(np.int64)).to(device)
+    return conditions.batch(items, device)
 
 
 @dataclass(frozen=True)
@@ -39,9 +46,7 @@ class AlignmentData:
     def batch(self, items: np.ndarray) -> tuple[Tensor, Condition]:
         """Tokens [B, T] and the conditions of these items."""
         tokens = torch.from_numpy(self.tokens[items].astype(np.int64)).to(self.device)
-        if isinstance(self.conditions, np.ndarray):
-            return tokens, torch.from_numpy(self.conditions[items].astype(np.int64)).to(self.device)
-        return tokens, self.conditions.batch(items, self.device)
+        return tokens, batch_conditions(self.conditions, items, self.device)
 
     def reference_images(self, items: np.ndarray) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1] of these items."""

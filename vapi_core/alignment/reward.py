@@ -2,17 +2,24 @@
 
 R = -(sum of weighted terms). Terms: `mse` and `perceptual` are the paper's; `l1` and `embedding` (one minus the cosine
 between code vectors and the encoder's output) are further terms of the authors' trainer. Each is [B, G].
-Departure: features of the reference are computed once per image, not once per rollout.
+Departures: features of the reference are computed once per image, not once per rollout, and may be kept for the next time
+the image comes; and on a GPU decoder and perceptual network run in bfloat16, images are compared in float32. Rollouts are
+decoded and compared some at a time, as many as memory allows.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from vapi_core.models.tokenizer import Tokenizer
+from vapi_core.memory import free_bytes, how_many
+from vapi_core.models.tokenizer import Tokenizer, TokenizerConfig, decode_bytes
+
+CPU_CHUNK_BYTES = 2**27  # on a CPU more at a time is not faster, and rounding must not depend on what memory is free
 
 
 class PerceptualDistance(Protocol):
@@ -37,34 +44,141 @@ class RewardWeights:
     embedding: float = 0.0
 
 
+def rollout_bytes(config: TokenizerConfig, pixels: int, itemsize: int) -> int:
+    """About what decoding one rollout to `pixels` pixels and comparing it holds at once, in bytes.
+
+    Beside the decoder's, the float32 differences of 64 features a pixel, four times.
+    """
+    return decode_bytes(config, pixels, itemsize) + 4 * 4 * 64 * pixels
+
+
+def plan_chunks(images: int, group_size: int, rollouts: int) -> tuple[int, int]:
+    """How many images at a time, and how many of each one's rollouts, so that no more than `rollouts` are decoded."""
+    return min(images, max(1, rollouts // group_size)), min(group_size, rollouts)
+
+
+class ReferenceFeatures:
+    """Perceptual features of reference images, kept by item up to a number of bytes.
+
+    An image whose features are kept or may be is computed alone: the result must not depend on the batch it comes in.
+    """
+
+    def __init__(self, perceptual: PerceptualDistance, limit: int):
+        self._perceptual, self._left = perceptual, limit
+        self._kept: dict[int, list[Tensor]] = {}
+
+    def __call__(self, items: np.ndarray, images: Tensor) -> list[Tensor]:
+        """Features [B, C, H, W] of each stage, of items [B] and their images [B, 3, H, W]."""
+        rows = [self._one(int(item), images[i : i + 1]) for i, item in enumerate(items)]
+        return [torch.cat(stage) for stage in zip(*rows, strict=True)]
+
+    def _one(self, item: int, image: Tensor) -> list[Tensor]:
+        if item in self._kept:
+            return self._kept[item]
+        features = self._perceptual.features(image)
+        size = sum(f.nbytes for f in features)
+        if size <= self._left:
+            self._kept[item] = features
+            self._left -= size
+        return features
+
+
 class ReconstructionReward:
     """Decodes rollouts with the frozen tokenizer and compares them with the images they came from."""
 
-    def __init__(self, tokenizer: Tokenizer, weights: RewardWeights, perceptual: PerceptualDistance | None = None):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        weights: RewardWeights,
+        perceptual: PerceptualDistance | None = None,
+        dtype: torch.dtype | None = None,
+        kept_features: int = 0,
+        rollouts_at_a_time: int | None = None,
+    ):
+        """
+        Args:
+            dtype: of decoder and perceptual network; None: bfloat16 on a GPU, else the tokenizer's own.
+            kept_features: bytes of perceptual features of reference images to keep, for images that come again.
+            rollouts_at_a_time: None: from free memory.
+        """
         assert perceptual is not None or weights.perceptual == 0
-        self.tokenizer, self.weights, self.perceptual = tokenizer, weights, perceptual
+        self.tokenizer, self.weights, self.rollouts_at_a_time = tokenizer, weights, rollouts_at_a_time
+        device, own = tokenizer.post_quant_conv.weight.device, tokenizer.post_quant_conv.weight.dtype
+        self.dtype = dtype or (torch.bfloat16 if device.type == "cuda" else own)
+        self.decoder = tokenizer
+        if self.dtype != own:
+            self.decoder = copy.deepcopy(tokenizer).to(self.dtype)
+            if isinstance(perceptual, nn.Module):
+                perceptual = copy.deepcopy(perceptual).to(self.dtype)
+        self.perceptual = perceptual
+        self.references = ReferenceFeatures(perceptual, kept_features) if perceptual and kept_features else None
 
     @torch.no_grad()
-    def __call__(self, rollouts: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Rewards [B, G] of rollouts [B, G, T] for images [B, 3, H, W], and the unweighted terms, each [B, G]."""
+    def __call__(
+        self, rollouts: Tensor, images: Tensor, items: np.ndarray | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Rewards [B, G] of rollouts [B, G, T] for images [B, 3, H, W], and the unweighted terms, each [B, G].
+
+        `items` [B] says which images these are, if features are to be kept.
+        """
         b, g, _ = rollouts.shape
+        if not any(vars(self.weights).values()):  # nothing is rewarded: no rollout is better than another
+            return images.new_zeros(b, g), {}
+        some_images, some_rollouts = plan_chunks(b, g, self._rollouts_at_a_time(images))
+        rows: list[dict[str, Tensor]] = []
+        for i in range(0, b, some_images):
+            chunk = slice(i, i + some_images)
+            reference = self._reference(images[chunk], None if items is None else items[chunk])
+            parts = [
+                self._terms(rollouts[chunk, j : j + some_rollouts], images[chunk], *reference)
+                for j in range(0, g, some_rollouts)
+            ]
+            rows.append({name: torch.cat([part[name] for part in parts], 1) for name in parts[0]})
+        terms = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+        total = sum(getattr(self.weights, name) * value for name, value in terms.items())
+        return -torch.as_tensor(total), terms
+
+    def _rollouts_at_a_time(self, images: Tensor) -> int:
+        if self.rollouts_at_a_time is not None:
+            return self.rollouts_at_a_time
+        each = rollout_bytes(self.tokenizer.config, images.shape[2] * images.shape[3], self.dtype.itemsize)
+        if images.device.type == "cpu":
+            return how_many(CPU_CHUNK_BYTES, each, 2**20, share=1.0)
+        return how_many(free_bytes(images.device), each, 2**20)
+
+    def _reference(self, images: Tensor, items: np.ndarray | None) -> tuple[list[Tensor] | None, Tensor | None]:
+        """What rollouts of images [B, 3, H, W] are compared with beside pixels: features, and encoder outputs [B, D]."""
+        features = target = None
+        if self.weights.perceptual:
+            assert self.perceptual is not None
+            if self.references is not None and items is not None:
+                features = self.references(items, images)
+            else:
+                features = self.perceptual.features(images)
+        if self.weights.embedding:
+            target = self.tokenizer.embed(images).flatten(1)
+        return features, target
+
+    def _terms(
+        self, rollouts: Tensor, images: Tensor, features: list[Tensor] | None, target: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Unweighted terms [B, G] of rollouts [B, G, T] decoded at once."""
+        groups = rollouts.shape[:2]
         factor = self.tokenizer.config.downsample
         grid = (images.shape[2] // factor, images.shape[3] // factor)
         codes = self.tokenizer.quantize.look_up(rollouts.flatten(0, 1), grid)  # [B * G, D, h, w]
-        decoded = self.tokenizer.decode_codes(codes)  # [B * G, 3, H, W]
-        difference = decoded.unflatten(0, (b, g)) - images[:, None]
+        decoded = self.decoder.decode_codes(codes.to(self.dtype)).to(images.dtype)  # [B * G, 3, H, W]
         terms = {}
-        if self.weights.mse:
-            terms["mse"] = difference.square().mean((2, 3, 4))
-        if self.weights.l1:
-            terms["l1"] = difference.abs().mean((2, 3, 4))
-        if self.weights.perceptual:
+        if self.weights.mse or self.weights.l1:
+            difference = decoded.unflatten(0, groups) - images[:, None]
+            if self.weights.mse:
+                terms["mse"] = difference.square().mean((2, 3, 4))
+            if self.weights.l1:
+                terms["l1"] = difference.abs().mean((2, 3, 4))
+        if features is not None:
             assert self.perceptual is not None
-            reference = [f[:, None] for f in self.perceptual.features(images)]
-            rolled = [f.unflatten(0, (b, g)) for f in self.perceptual.features(decoded)]
-            terms["perceptual"] = self.perceptual.distance(rolled, reference)
-        if self.weights.embedding:
-            target = self.tokenizer.embed(images).flatten(1)[:, None]
-            terms["embedding"] = 1 - F.cosine_similarity(codes.unflatten(0, (b, g)).flatten(2), target, dim=-1)
-        total = sum(getattr(self.weights, name) * value for name, value in terms.items())
-        return -torch.as_tensor(total), terms
+            rolled = [f.unflatten(0, groups) for f in self.perceptual.features(decoded)]
+            terms["perceptual"] = self.perceptual.distance(rolled, [f[:, None] for f in features])
+        if target is not None:
+            terms["embedding"] = 1 - F.cosine_similarity(codes.unflatten(0, groups).flatten(2), target[:, None], dim=-1)
+        return terms

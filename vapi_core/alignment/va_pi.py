@@ -17,15 +17,17 @@ from torch import Tensor
 from vapi_core.alignment.data import AlignmentData
 from vapi_core.alignment.noise import Kernel, corrupt_prefix, draw_noise
 from vapi_core.alignment.objective import (
+    CHUNK_ELEMENTS,
     clipped_policy_loss,
+    final_log_probabilities,
     group_advantages,
     kl_estimate,
-    log_normalizer,
-    prior_loss,
+    mean_entropy,
+    row_chunks,
     token_log_probabilities,
 )
 from vapi_core.alignment.reward import ReconstructionReward, RewardWeights
-from vapi_core.models.generator import Generator
+from vapi_core.models.policy import Condition, Policy
 from vapi_core.randomness import stream
 from vapi_core.sampling import invert_cdf
 from vapi_core.training import Slots
@@ -51,12 +53,12 @@ class VaPi:
 
     def __init__(
         self,
-        generator: Generator,
+        generator: Policy,
         reward: ReconstructionReward,
         data: AlignmentData,
         config: VaPiConfig,
         seed: int,
-        base: Generator | None = None,
+        base: Policy | None = None,
     ):
         assert base is not None or (config.regularizer != "kl" and not config.log_kl_every)
         self.generator, self.reward, self.data = generator.eval(), reward, data
@@ -68,13 +70,15 @@ class VaPi:
         prefix = self._noisy_prefix(tokens, slots)  # [B, T-1]
         logits = self.generator(condition, prefix)  # [B, T, V]
         rollouts = self._roll_out(logits.detach(), slots)  # [B, G, T]
-        rewards, terms = self.reward(rollouts, self.data.reference_images(slots.items))  # [B, G]
+        entropy = mean_entropy(logits.detach())
+        rewards, terms = self.reward(rollouts, self.data.reference_images(slots.items), slots.items)  # [B, G]
         advantages = group_advantages(rewards, config.advantage_clamp)
 
-        log_p = token_log_probabilities(logits, rollouts)  # [B, G, T]
+        # the reference tokens ride along as one more sequence, so that one pass over the logits gives all that is needed
+        log_p = final_log_probabilities(logits, torch.cat([rollouts, tokens[:, None]], 1))  # [B, G + 1, T]
+        log_p, ce = log_p[:, :-1], -log_p[:, -1].mean()
         ratio = (log_p - log_p.detach()).exp()
         loss = clipped_policy_loss(ratio, advantages, config.clip_epsilon).mean()
-        ce = prior_loss(logits, tokens)
         metrics = {
             "reward": rewards.mean(),
             **{f"reward_{name}": value.mean() for name, value in terms.items()},
@@ -83,15 +87,13 @@ class VaPi:
             "ratio": ratio.detach().mean(),
             "clip_fraction": ((ratio.detach() - 1).abs() > config.clip_epsilon).float().mean(),
             "ce": ce.detach(),
-            "entropy": _entropy(logits.detach()),
+            "entropy": entropy,
         }
         if config.regularizer == "ce":
             loss = loss + config.regularizer_weight * ce
         if config.regularizer == "kl" or (config.log_kl_every and slots.step % config.log_kl_every == 0):
             assert self.base is not None
-            with torch.no_grad():
-                base_log_p = token_log_probabilities(self.base(condition, prefix), rollouts)
-            kl = kl_estimate(log_p, base_log_p).mean()
+            kl = kl_estimate(log_p, self._base_log_probabilities(self.base, condition, prefix, rollouts)).mean()
             metrics["kl"] = kl.detach()
             if config.regularizer == "kl":
                 loss = loss + config.regularizer_weight * kl
@@ -112,11 +114,14 @@ class VaPi:
         """G sequences [B, G, T] from logits [B, T, V]: temperature 1, no top-k, no top-p, no guidance."""
         shape = (logits.shape[1], self.config.group_size)
         rows = [stream(self.seed, "rollout", slots.step, p).random(shape, dtype=np.float32) for p in slots.positions]
-        uniforms = torch.from_numpy(np.stack(rows)).to(logits.device)  # [B, T, G]
-        return invert_cdf(logits.softmax(-1), uniforms).transpose(1, 2)
+        uniforms = torch.from_numpy(np.concatenate(rows)).to(logits.device)  # [B * T, G]
+        flat = logits.flatten(0, 1)
+        tokens = [invert_cdf(flat[chunk].softmax(-1), uniforms[chunk]) for chunk in row_chunks(flat)]
+        return torch.cat(tokens).unflatten(0, logits.shape[:2]).transpose(1, 2)
 
-
-def _entropy(logits: Tensor) -> Tensor:
-    """Mean entropy, in nats, of next-token distributions [B, T, V]."""
-    normalizer = log_normalizer(logits)
-    return (normalizer[..., 0] - (logits.softmax(-1) * logits).sum(-1)).mean()
+    @torch.no_grad()
+    def _base_log_probabilities(self, base: Policy, condition: Condition, prefix: Tensor, rollouts: Tensor) -> Tensor:
+        """Log-probabilities [B, G, T] under the base model, which holds the logits of few images beside the policy's."""
+        images = max(1, CHUNK_ELEMENTS // (rollouts.shape[2] * base.config.codebook_size))
+        parts = [slice(start, start + images) for start in range(0, len(rollouts), images)]
+        return torch.cat([token_log_probabilities(base(condition[p], prefix[p]), rollouts[p]) for p in parts])

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vapi_core.data.subset import array_writer, find_split, open_array, read_manifest, read_splits
+from vapi_core import distributed
+from vapi_core.data.subset import find_split, open_array, read_manifest, read_splits
 from vapi_core.errors import FileError
-from vapi_core.files import atomic_path, sha256_file, write_json
+from vapi_core.files import sha256_file, write_json
 
 REMEDY = "To make it anew, run `dvc repro tokenize`."
 
@@ -36,7 +37,8 @@ def write_token_cache(
     """Writes a token cache batch by batch, so that memory does not grow with the number of images.
 
     Args:
-        batches: integer arrays [B, T] of any batch size; their rows in all are the images of the subset, in its order.
+        batches: integer arrays [B, T] of any batch size; their rows in all are the images of the subset, in its order;
+            of several processes, each brings its share (`vapi_core.distributed.share`).
         labels: int64 [N], `Subset.labels`.
         splits: first row and one past the last row by name, `Subset.splits`.
         grid: tokens along one side of an image.
@@ -44,12 +46,20 @@ def write_token_cache(
         subset_sha256: `subset_hash` of the images.
     """
     count, dtype = len(labels), token_dtype(codebook_size)
-    with atomic_path(directory) as temporary:
-        temporary.mkdir(exist_ok=True)  # a killed process of the same id may have left one
-        with array_writer(temporary / "tokens.npy", (count, grid * grid), dtype) as append:
-            for tokens in batches:
-                assert tokens.min() >= 0 and tokens.max() < codebook_size, "a token is not in the codebook"
-                append(tokens.astype(dtype))
+    row = distributed.share_start(count)
+    with distributed.shared_path(directory) as temporary:
+        if distributed.is_main():
+            temporary.mkdir(exist_ok=True)  # a killed process of the same id may have left one
+            distributed.create_array(temporary / "tokens.npy", (count, grid * grid), dtype)
+        distributed.barrier()
+        for tokens in batches:
+            assert tokens.min() >= 0 and tokens.max() < codebook_size, "a token is not in the codebook"
+            distributed.write_rows(temporary / "tokens.npy", row, tokens.astype(dtype))
+            row += len(tokens)
+        assert row == distributed.share_start(count, distributed.rank() + 1), "not every image has its tokens"
+        distributed.barrier()
+        if not distributed.is_main():
+            return
         np.save(temporary / "labels.npy", labels.astype(np.int64))
         manifest = {
             "kind": "tokens",

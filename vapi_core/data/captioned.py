@@ -2,21 +2,21 @@
 
 Every caption is read when the source is made, no image is decoded before it is chosen. Captions stay as they stand in the
 data; encoders clean them. What lacks an image or a caption is an error that counts such items and names the first: the
-official loader trains on a black image in their place. Tar shards are indexed by their headers and read where they lie;
-the `datasets` library would copy all of them first.
+official loader trains on a black image in their place.
 """
 
 import csv
 import json
-import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from vapi_core.data.hub import load_row, open_dataset
+from vapi_core.data.shards import Files, Place, find_shards, place_of, read_samples
 from vapi_core.data.sources import IMAGE_SUFFIXES, ImageSource, read_image
-from vapi_core.errors import FileError, ParameterError
+from vapi_core.errors import FileError
 
 IMAGE_KEYS = ("file_name", "image_path", "image")
 CAPTION_KEYS = ("caption", "text")
@@ -133,79 +133,44 @@ def webdataset_source(root: Path | str, image_size: int, *, caption_key: str | N
             image is loaded, one that cannot be read.
     """
     root = Path(root)
-    shards = sorted(root.glob("*.tar"))
-    if not shards:
-        raise FileError(root, "there are no .tar files in this folder.", "Give the folder that holds the shards.")
     ids: list[str] = []
     captions: list[str] = []
-    places: list[tuple[Path, int, int]] = []  # shard, first byte, number of bytes
+    places: list[Place] = []
     without_image: list[str] = []
     without_caption: list[str] = []
-    for shard in shards:
-        for key, files, caption in _samples(shard, caption_key):
+    for shard in find_shards(root):
+        for key, files in read_samples(shard):
             name = f"{shard.stem}/{key}"
             image = next((file for suffix, file in files.items() if suffix in IMAGE_SUFFIXES), None)
             if image is None:
                 without_image.append(name)
-            elif not caption:
+            elif not (caption := _caption(shard, key, files, caption_key)):
                 without_caption.append(name)
             else:
                 ids.append(name)
                 captions.append(caption)
-                places.append((shard, image.offset_data, image.size))
+                places.append(place_of(shard, image))
     _refuse(root, "samples have no image", without_image, "Remove them from the shards.")
     _refuse(root, "samples have no caption", without_caption, "Remove them from the shards, or give another key.")
 
     def load(index: int) -> np.ndarray:
-        shard, start, size = places[index]
-        with open(shard, "rb") as file:
-            file.seek(start)
-            return read_image(shard / ids[index], image_size, file.read(size))
+        return read_image(places[index].shard / ids[index], image_size, places[index].read())
 
     return _source("webdataset", image_size, ids, captions, load)
 
 
-def _samples(shard: Path, caption_key: str | None) -> Iterator[tuple[str, dict[str, tarfile.TarInfo], str]]:
-    """Key, files by suffix, and caption of each sample of a shard, in the shard's order."""
-    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
-    try:
-        with open(shard, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            for member in archive:
-                folder, _, name = member.name.rpartition("/")
-                key, dot, suffix = name.partition(".")
-                if not (member.isfile() and key and dot):
-                    continue
-                files = samples.setdefault(f"{folder}/{key}" if folder else key, {})
-                if files.setdefault("." + suffix.lower(), member) is not member:
-                    raise FileError(shard, f"the file {member.name} comes twice.", "Remove one of them.")
-            file.seek(archive.offset)
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes a broken header for the end
-                raise tarfile.ReadError("the end of the archive is missing")
-            for key, files in samples.items():
-                yield key, files, _caption(shard / key, archive, files, caption_key)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise FileError(shard, f"the shard is damaged or cut off ({error}).", "Fetch it again.") from None
-
-
-def _caption(sample: Path, archive: tarfile.TarFile, files: dict[str, tarfile.TarInfo], caption_key: str | None) -> str:
+def _caption(shard: Path, key: str, files: Files, caption_key: str | None) -> str:
     """The caption of a sample, stripped; empty if it has none."""
-    member = files.get(".txt") if caption_key is None else None
-    if member is not None:
-        return _decode(sample.with_suffix(".txt"), _read(archive, member))
+    if caption_key is None and ".txt" in files:
+        return _decode(shard / f"{key}.txt", place_of(shard, files[".txt"]).read())
     if ".json" not in files:
         return ""
     try:
-        content = json.loads(_read(archive, files[".json"]))
+        content = json.loads(place_of(shard, files[".json"]).read())
     except ValueError as error:
-        raise FileError(sample.with_suffix(".json"), f"the file is damaged ({error}).") from None
+        raise FileError(shard / f"{key}.json", f"the file is damaged ({error}).") from None
     caption = content.get(caption_key or "caption") if isinstance(content, dict) else None
     return caption.strip() if isinstance(caption, str) else ""
-
-
-def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = archive.extractfile(member)
-    assert file is not None  # it is a regular file
-    return file.read()
 
 
 def dataset_source(
@@ -216,44 +181,20 @@ def dataset_source(
     image_column: str = "image",
     caption_column: str = "text",
 ) -> ImageSource:
-    """One split of a Hugging Face data set on disk: what `save_to_disk` wrote, or a folder that `load_dataset` reads.
+    """One split of a Hugging Face data set: what `save_to_disk` wrote, a folder that `load_dataset` reads, or a hub id.
 
     Raises:
         FileError: no such data set or split, or rows without a caption; and, when an image is loaded, one that is not
             there or cannot be read.
         ParameterError: no such column, or a column of another type.
     """
-    import datasets
-
-    path = Path(path)
-    if not path.is_dir():
-        raise FileError(path, "there is no such folder.")
-    try:
-        saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
-        data = datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(str(path))
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise FileError(path, f"the data set cannot be read ({reason}).") from None
-    if isinstance(data, dict):
-        if split not in data:
-            raise FileError(path, f"there is no split '{split}' in it, only {', '.join(map(str, data))}.")
-        data = data[split]
-    for parameter, column in (("subset.image_column", image_column), ("subset.caption_column", caption_column)):
-        if column not in data.column_names:
-            raise ParameterError(parameter, f"{path} has no column '{column}', only {', '.join(data.column_names)}.")
-    if not isinstance(data.features[image_column], datasets.Image):
-        raise ParameterError("subset.image_column", f"the column '{image_column}' of {path} does not hold images.")
-    encoded = data.cast_column(image_column, datasets.Image(decode=False))
-    captions = list(encoded[caption_column])
-    ids = [f"{split}/{row:06d}" for row in range(len(encoded))]
+    data = open_dataset(path, split, image_column, caption_column)
+    captions = list(data[caption_column])
+    ids = [f"{split}/{row:06d}" for row in range(len(data))]
     empty = (i for i, c in zip(ids, captions, strict=True) if not isinstance(c, str) or not c.strip())
-    _refuse(path, "rows have no caption", empty, "Remove them from the data set.")
+    _refuse(Path(path), "rows have no caption", empty, "Remove them from the data set.")
 
     def load(index: int) -> np.ndarray:
-        image = encoded[index][image_column]
-        if image is None:
-            raise FileError(path / ids[index], "the row has no image.", "Remove it from the data set.")
-        content = image["bytes"]
-        return read_image(Path(image["path"]) if content is None else path / ids[index], image_size, content)
+        return load_row(data, image_column, index, Path(path) / ids[index], image_size)
 
     return _source("dataset", image_size, ids, captions, load)

@@ -28,7 +28,7 @@ from vapi_core.models.captions import (
     find_long,
     valid_features,
 )
-from vapi_core.models.generator import Captions
+from vapi_core.models.policy import Captions
 
 REMEDY = "To make it anew, run `dvc repro tokenize`."
 FILES = ("features.npy", "offsets.npy", "hashes.npy")
@@ -153,6 +153,11 @@ class CaptionCache:
                 raise FileError(file, "the file is damaged: its sha256 is not that of the manifest.", REMEDY)
         row_of = {digest.tobytes(): row for row, digest in enumerate(digests)}
         return cls(directory, features, offsets, row_of, limit, made_with)
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.features.shape[1]
 
     def rows(self, captions: Sequence[str]) -> np.ndarray:
         """Numbers int64 [N] of these captions in the cache.

@@ -5,10 +5,11 @@ Whoever chooses images looks at ids and labels only, so no image is decoded that
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -31,6 +32,7 @@ class ImageSource:
     labels: np.ndarray  # int64 [N]
     load: Callable[[int], np.ndarray]  # index of an image -> uint8 [S, S, 3], RGB
     captions: tuple[str, ...] | None = None  # [N]
+    annotations: tuple[Mapping[str, Any], ...] | None = None  # [N], what else is known of each, ready for JSON
 
 
 def mnist_source(image_size: int) -> ImageSource:

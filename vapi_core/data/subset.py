@@ -95,7 +95,7 @@ def write_subset(source: ImageSource, plan: SubsetPlan, directory: Path | str) -
                     label = int(source.labels[index])
                     labels.append(label)
                     item = {"id": source.ids[index], "class": source.classes[label], "split": split, "sha256": sha256}
-                    items.append(item if source.captions is None else item | {"caption": source.captions[index]})
+                    items.append(item | _further(source, index))
                 splits[split] = [len(items) - len(indices), len(items)]
         np.save(temporary / "labels.npy", np.array(labels, dtype=np.int64))
         manifest = {
@@ -109,6 +109,16 @@ def write_subset(source: ImageSource, plan: SubsetPlan, directory: Path | str) -
             "items": items,
         }
         write_json(temporary / "manifest.json", manifest)
+
+
+def _further(source: ImageSource, index: int) -> dict[str, Any]:
+    """What the manifest says of an image beside its id, class and split."""
+    further: dict[str, Any] = {}
+    if source.captions is not None:
+        further["caption"] = source.captions[index]
+    if source.annotations is not None:
+        further["annotation"] = source.annotations[index]
+    return further
 
 
 def _load_new(
@@ -142,6 +152,7 @@ class Subset:
     image_size: int
     splits: dict[str, tuple[int, int]]  # name -> first image, one past the last
     captions: tuple[str, ...] | None = None  # [N], where the source has captions
+    annotations: tuple[dict[str, Any], ...] | None = None  # [N], where it has annotations
 
     @classmethod
     def open(cls, directory: Path | str) -> "Subset":
@@ -159,13 +170,15 @@ class Subset:
             expected = [classes.index(item["class"]) for item in manifest["items"]]
             captioned = any("caption" in item for item in manifest["items"])
             captions = tuple(item["caption"] for item in manifest["items"]) if captioned else None
+            annotated = any("annotation" in item for item in manifest["items"])
+            annotations = tuple(item["annotation"] for item in manifest["items"]) if annotated else None
         except (KeyError, TypeError, ValueError) as error:
             raise FileError(path, f"the manifest is damaged ({error!r}).", REMEDY) from None
         images = open_array(directory / "images.npy", (count, size, size, 3), np.uint8, REMEDY)
         labels = np.array(open_array(directory / "labels.npy", (count,), np.int64, REMEDY))
         if labels.tolist() != expected:
             raise FileError(directory / "labels.npy", "the labels are not those of the manifest.", REMEDY)
-        return cls(directory, images, labels, classes, size, splits, captions)
+        return cls(directory, images, labels, classes, size, splits, captions, annotations)
 
     def split(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Views of one split: images uint8 [n, S, S, 3] and labels int64 [n].

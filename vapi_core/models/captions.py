@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from vapi_core.errors import FileError, ParameterError
 from vapi_core.models.caption_cleaning import clean_caption
-from vapi_core.models.generator import Captions, left_pad
+from vapi_core.models.generator import left_pad
+from vapi_core.models.policy import Captions
 
 FLAN_T5_XL = "google/flan-t5-xl"
 CAPTION_TOKENS = 120  # of LlamaGen's generators

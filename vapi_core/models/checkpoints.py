@@ -20,36 +20,43 @@ from torch import Tensor, nn
 from vapi_core.errors import FileError
 from vapi_core.files import atomic_path, read_json, sha256_file, write_json
 from vapi_core.models.generator import Generator, GeneratorConfig
+from vapi_core.models.janus import Janus, JanusConfig
 from vapi_core.models.tokenizer import Tokenizer, TokenizerConfig
 
 WRAPPERS = ("model", "module", "state_dict")  # DDP training, DeepSpeed, Lightning; the first that is there is unwrapped
 
 Model = TypeVar("Model", Tokenizer, Generator)
-KINDS: dict[str, tuple[type, type]] = {
-    "tokenizer": (Tokenizer, TokenizerConfig),
-    "generator": (Generator, GeneratorConfig),
+ARCHITECTURES: dict[str, tuple[type, type]] = {
+    "Tokenizer": (Tokenizer, TokenizerConfig),
+    "Generator": (Generator, GeneratorConfig),
+    "Janus": (Janus, JanusConfig),
 }
 
 
-def save_model(directory: Path | str, kind: str, model: nn.Module, **facts: Any) -> str:
+def save_model(
+    directory: Path | str, kind: str, model: nn.Module, state: dict[str, Tensor] | None = None, **facts: Any
+) -> str:
     """Writes `KIND.safetensors` and `KIND.json` into `directory`; returns the sha256 of the weights.
 
     Args:
         kind: "tokenizer" or "generator".
+        state: its state dict, where the model itself has only a part of the weights.
         facts: what else the JSON should say, e.g. the sha256 of the tokens the model was trained on.
     """
     directory = Path(directory)
     weights = directory / f"{kind}.safetensors"
     with atomic_path(weights) as temporary:
-        save_file({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}, temporary)
+        state = model.state_dict() if state is None else state
+        save_file({name: t.detach().cpu().contiguous() for name, t in state.items()}, temporary)
     sha256 = sha256_file(weights)
     config = dataclasses.asdict(model.config)  # type: ignore[call-overload]
-    write_json(directory / f"{kind}.json", {"kind": kind, "config": config, "sha256": sha256, **facts})
+    description = {"kind": kind, "architecture": type(model).__name__, "config": config, "sha256": sha256}
+    write_json(directory / f"{kind}.json", description | facts)
     return sha256
 
 
 def load_model(directory: Path | str, kind: str, remedy: str = "") -> Any:
-    """Loads what `save_model` wrote, in eval mode; returns the Tokenizer or Generator.
+    """Loads what `save_model` wrote, in eval mode; returns the Tokenizer or the policy.
 
     Raises:
         FileError: a file is missing or damaged, or the weights are not those that the JSON describes.
@@ -61,7 +68,10 @@ def load_model(directory: Path | str, kind: str, remedy: str = "") -> Any:
         raise FileError(weights, "the file is missing.", remedy)
     if sha256_file(weights) != description["sha256"]:
         raise FileError(weights, f"the weights are not those that {kind}.json describes.", remedy)
-    model_class, config_class = KINDS[kind]
+    name = description.get("architecture", kind.capitalize())  # files of the first version do not say
+    if name not in ARCHITECTURES:
+        raise FileError(directory / f"{kind}.json", f"there is no architecture '{name}'.", remedy)
+    model_class, config_class = ARCHITECTURES[name]
     fields = {name: tuple(v) if isinstance(v, list) else v for name, v in description["config"].items()}
     try:
         config = config_class(**fields)

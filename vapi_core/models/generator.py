@@ -13,6 +13,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vapi_core.models.policy import Captions, Policy
 
 
 @dataclass(frozen=True)
@@ -73,29 +76,6 @@ OFFICIAL_GENERATORS = {
 }
 
 
-@dataclass(frozen=True)
-class Captions:
-    """Text features of B captions, left-padded to C tokens (`left_pad`); what the padding holds is never read."""
-
-    features: Tensor  # [B, C, D]
-    mask: Tensor  # bool [B, C], true at the caption's own tokens
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    @property
-    def device(self) -> torch.device:
-        return self.features.device
-
-    def repeat_interleave(self, repeats: int) -> "Captions":
-        """Each caption `repeats` times, one after the other, as a tensor of class ids repeats."""
-        return Captions(self.features.repeat_interleave(repeats, 0), self.mask.repeat_interleave(repeats, 0))
-
-
-# class ids [B], or captions: both have a length, a device and `repeat_interleave`
-Condition = Tensor | Captions
-
-
 def left_pad(features: Tensor, mask: Tensor) -> Captions:
     """Captions from right-padded text features [B, C, D] and their mask [B, C], as the official `sample_t2i.py`."""
     shift = mask.shape[1] - mask.long().sum(1)  # [B]
@@ -131,9 +111,14 @@ def rotary_table(grid: int, head_dim: int, condition_tokens: int, base: float = 
     return torch.cat([torch.zeros(condition_tokens, half, 2), table])
 
 
+def widened(x: Tensor) -> Tensor:
+    """At least float32: norms, rotations and logits are not computed in bfloat16, and not cut down from float64."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Turns neighbouring pairs of x [B, S, H, head_dim] by the angles of its S positions, table [S, head_dim / 2, 2]."""
-    pairs = x.float().unflatten(-1, (-1, 2))
+    pairs = widened(x).unflatten(-1, (-1, 2))
     cos, sin = table[:, None].unbind(-1)
     even, odd = pairs.unbind(-1)
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], -1).flatten(-2).type_as(x)
@@ -151,12 +136,34 @@ class KVCache:
         self.store = torch.zeros(shape, device=device, dtype=dtype)
         self.caption_mask: Tensor | None = None
 
+    def start(self, caption_mask: Tensor | None) -> None:
+        """Begins a batch. A mask of the same shape keeps its place in memory, which CUDA graphs read from."""
+        kept = self.caption_mask
+        if caption_mask is not None and kept is not None and kept.shape == caption_mask.shape:
+            kept.copy_(caption_mask)
+        else:
+            self.caption_mask = None if caption_mask is None else caption_mask.clone()
+
     def extend(self, layer: int, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Stores k, v [B, kv_heads, n, head_dim] at positions start..start+n, returns all positions so far."""
         stop = start + k.shape[2]
         keys, values = self.store[layer]
         keys[:, :, start:stop], values[:, :, start:stop] = k, v
         return keys[:, :, :stop], values[:, :, :stop]
+
+
+class CacheSlot:
+    """A KV cache as one decode step sees it whose position is a tensor [1]: it is read up to `stop`, masked behind that."""
+
+    def __init__(self, store: Tensor, position: Tensor, stop: int):
+        self.store, self.position, self.stop = store, position, stop
+
+    def extend(self, layer: int, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores k, v [B, kv_heads, 1, head_dim] at the position, returns the first `stop` positions."""
+        keys, values = self.store[layer]
+        keys.index_copy_(2, self.position, k)
+        values.index_copy_(2, self.position, v)
+        return keys[:, :, : self.stop], values[:, :, : self.stop]
 
 
 class RMSNorm(nn.Module):
@@ -166,7 +173,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).type_as(x) * self.weight
+        return F.rms_norm(widened(x), x.shape[-1:], eps=self.eps).type_as(x) * self.weight
 
 
 class Attention(nn.Module):
@@ -179,7 +186,7 @@ class Attention(nn.Module):
         self.resid_dropout = nn.Dropout(config.residual_dropout)
 
     def forward(
-        self, x: Tensor, table: Tensor, layer: int, start: int, cache: KVCache | None, mask: Tensor | None
+        self, x: Tensor, table: Tensor, layer: int, start: int, cache: KVCache | CacheSlot | None, mask: Tensor | None
     ) -> Tensor:
         heads, kv = self.config.heads, self.kv_heads
         q, k, v = self.wqkv(x).unflatten(-1, (-1, self.config.head_dim)).split([heads, kv, kv], dim=2)
@@ -219,7 +226,7 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
 
     def forward(
-        self, x: Tensor, table: Tensor, layer: int, start: int, cache: KVCache | None, mask: Tensor | None
+        self, x: Tensor, table: Tensor, layer: int, start: int, cache: KVCache | CacheSlot | None, mask: Tensor | None
     ) -> Tensor:
         x = x + self.attention(self.attention_norm(x), table, layer, start, cache, mask)
         return x + self.feed_forward(self.ffn_norm(x))
@@ -277,11 +284,10 @@ class CaptionEmbedding(nn.Module):
         return self.cap_proj(features)
 
 
-class Generator(nn.Module):
-    """The policy. Row t of its logits predicts token t from the condition and tokens 0..t-1.
+class Generator(Policy):
+    """LlamaGen's policy. A condition is a tensor of class ids [B] or `Captions`, whichever the configuration says."""
 
-    A condition is a tensor of class ids [B] or `Captions`, whichever the configuration says.
-    """
+    config: GeneratorConfig
 
     def __init__(self, config: GeneratorConfig):
         super().__init__()
@@ -306,11 +312,7 @@ class Generator(nn.Module):
     def null_class(self) -> int:
         return self.config.classes
 
-    @property
-    def device(self) -> torch.device:
-        return self.output.weight.device
-
-    def append_null(self, condition: Condition) -> Condition:
+    def append_null(self, condition: Tensor | Captions) -> Tensor | Captions:
         """Conditions [2B] for guidance: the B given ones, then as many null ones.
 
         A null caption keeps the mask of the caption it stands beside, as in the official `generate()`.
@@ -338,18 +340,20 @@ class Generator(nn.Module):
         stop = start + x.shape[1]
         table = self.rotary[start:stop]
         mask = None if caption_mask is None else caption_attention_mask(caption_mask, start, stop)
+        recompute = self.activation_checkpointing and cache is None and torch.is_grad_enabled()
         for i, block in enumerate(self.layers):
-            x = block(x, table, i, start, cache, mask)
-        return self.output(self.norm(x[:, first:])).float()
+            inputs = (x, table, i, start, cache, mask)
+            x = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
+        return widened(self.output(self.norm(x[:, first:])))
 
-    def forward(self, condition: Condition, prefix: Tensor) -> Tensor:
+    def forward(self, condition: Tensor | Captions, prefix: Tensor) -> Tensor:
         """Teacher-forced logits [B, T, V] from B conditions and the prefix tokens 0..T-2, [B, T-1]."""
         x = torch.cat([self.cls_embedding(condition), self.tok_embeddings(prefix)], dim=1)
         return self._trunk(x, 0, None, _mask(condition), self.config.condition_tokens - 1)
 
-    def prefill(self, condition: Condition, cache: KVCache) -> Tensor:
+    def prefill(self, condition: Tensor | Captions, cache: KVCache) -> Tensor:
         """Logits [B, V] of token 0; fills the cache with the condition."""
-        cache.caption_mask = _mask(condition)
+        cache.start(_mask(condition))
         first = self.config.condition_tokens - 1
         return self._trunk(self.cls_embedding(condition), 0, cache, cache.caption_mask, first)[:, -1]
 
@@ -358,6 +362,29 @@ class Generator(nn.Module):
         start = self.config.condition_tokens - 1 + position
         return self._trunk(self.tok_embeddings(tokens)[:, None], start, cache, cache.caption_mask)[:, -1]
 
+    def decode_step_at(self, tokens: Tensor, position: Tensor, stop: int, cache: KVCache) -> Tensor:
+        """`decode_step` in shapes that do not change, over `stop` image tokens; from the current one on they are masked."""
+        place = position + (self.config.condition_tokens - 1)  # [1]
+        stop = self.config.condition_tokens + stop
+        columns = torch.arange(stop, device=place.device)
+        mask = (columns <= place)[None, None, None]  # [1, 1, 1, stop]
+        if cache.caption_mask is not None:
+            readable = F.pad(cache.caption_mask, (0, stop - cache.caption_mask.shape[1]), value=True)
+            mask = mask & readable[:, None, None]
+        if self.rotary.device != place.device:
+            self.rotary = self.rotary.to(place.device)
+        table, slot = self.rotary.index_select(0, place), CacheSlot(cache.store, place, stop)
+        x = self.tok_embeddings(tokens)[:, None]
+        for i, block in enumerate(self.layers):
+            x = block(x, table, i, 0, slot, mask)
+        return widened(self.output(self.norm(x)))[:, -1]
 
-def _mask(condition: Condition) -> Tensor | None:
+    def cache_bytes(self) -> int:
+        """Bytes of the KV cache of one sequence."""
+        c = self.config
+        length = c.condition_tokens + c.length
+        return c.layers * 2 * (c.kv_heads or c.heads) * length * c.head_dim * self.output.weight.dtype.itemsize
+
+
+def _mask(condition: Tensor | Captions) -> Tensor | None:
     return condition.mask if isinstance(condition, Captions) else None

@@ -53,16 +53,20 @@ def _squared_differences(a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
 class FeatureDistance(nn.Module):
     """Per stage: squared differences of unit-normalised features, summed over channels, mean over space; mean of stages."""
 
-    def __init__(self, network: nn.Module):
-        """`network` has a method `stages`: images [N, 3, H, W] in [-1, 1] to a list of feature maps behind ReLUs."""
+    def __init__(self, network: nn.Module, first_stage: int = 0):
+        """`network` has a method `stages`: images [N, 3, H, W] in [-1, 1] to a list of feature maps behind ReLUs.
+
+        The stages before `first_stage` take no part.
+        """
         super().__init__()
-        self.network = network
+        self.network, self.first_stage = network, first_stage
         self.eval().requires_grad_(False)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Normalised feature maps [N, C, H, W] of each stage."""
         images = images.to(next(self.network.parameters()).dtype)
-        return [unit_normalize(f) for f in self.network.stages(images)]  # type: ignore[operator]
+        maps = self.network.stages(images)  # type: ignore[operator]
+        return [unit_normalize(f) for f in maps[self.first_stage :]]
 
     def distance(self, a: list[Tensor], b: list[Tensor]) -> Tensor:
         """Distances [...], float32, of features [..., C, H, W] whose leading dimensions broadcast."""

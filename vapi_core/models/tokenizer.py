@@ -3,6 +3,8 @@
 LlamaGen's architecture (official `tokenizer/tokenizer_image/vq_model.py`, a VQGAN with an l2-normalised codebook), with
 width, depth and channel multipliers as options: the same class is VQ-8, VQ-16 at full size, and a digit tokenizer.
 Tensor names and shapes equal the official state dict.
+Our own option: a tokenizer of gray images. Its decoder's three channels are averaged and clamped to what a pixel can be;
+without that, coloured fringes that no training image has are what a network of photographs sees first.
 """
 
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 OFFICIAL_USAGE_BUFFER = 65536  # the official quantizer carries a buffer of this length; it must be in a checkpoint
+DISTANCE_ELEMENTS = 2**24  # distances between outputs and entries in memory at a time, 64 MB in float32
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class TokenizerConfig:
     dropout: float = 0.0
     commitment_weight: float = 0.25
     entropy_weight: float = 0.0
+    gray: bool = False  # decoded images have one channel, thrice, in [-1, 1]
 
     @property
     def downsample(self) -> int:
@@ -215,19 +219,16 @@ class VectorQuantizer(nn.Module):
         rows = z.permute(0, 2, 3, 1).flatten(0, 2)
         return F.normalize(rows, dim=-1) if self.config.l2_norm else rows
 
-    def _distances(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Encoder outputs as rows [N, D] and their squared distances to all entries [N, K]."""
-        rows = self.rows(z)
-        codebook = self.codebook
-        squares = rows.square().sum(1, keepdim=True) + codebook.square().sum(1)
-        return rows, torch.addmm(squares, rows, codebook.T, alpha=-2)
-
     def nearest(self, z: Tensor) -> Tensor:
-        """Tokens [B, h * w] of encoder outputs [B, D, h, w]."""
-        return self._distances(z)[1].argmin(1).unflatten(0, (z.shape[0], -1))
+        """Tokens [B, h * w] of encoder outputs [B, D, h, w]; distances of some rows at a time are in memory."""
+        rows, codebook = self.rows(z), self.codebook
+        at_a_time = max(1, DISTANCE_ELEMENTS // len(codebook))
+        tokens = [squared_distances(part, codebook).argmin(1) for part in rows.split(at_a_time)]
+        return torch.cat(tokens).unflatten(0, (z.shape[0], -1))
 
     def forward(self, z: Tensor) -> Quantized:
-        rows, distances = self._distances(z)  # [N, D], [N, K]
+        rows = self.rows(z)  # [N, D]
+        distances = squared_distances(rows, self.codebook)  # [N, K]
         tokens = distances.argmin(1)
         codes = self.codebook[tokens]
         codebook_loss = F.mse_loss(codes, rows.detach())
@@ -246,6 +247,12 @@ class VectorQuantizer(nn.Module):
         )
 
 
+def squared_distances(rows: Tensor, codebook: Tensor) -> Tensor:
+    """[N, K] between rows [N, D] and entries [K, D]."""
+    squares = rows.square().sum(1, keepdim=True) + codebook.square().sum(1)
+    return torch.addmm(squares, rows, codebook.T, alpha=-2)
+
+
 def assignment_entropy(affinities: Tensor, temperature: float = 0.01) -> Tensor:
     """Mean entropy of soft assignments [N, K] minus the entropy of their mean: low when sure and evenly used.
 
@@ -257,6 +264,13 @@ def assignment_entropy(affinities: Tensor, temperature: float = 0.01) -> Tensor:
     mean_p = p.mean(0)
     of_mean = -(mean_p * (mean_p + 1e-5).log()).sum()
     return per_sample - of_mean
+
+
+def decode_bytes(config: TokenizerConfig, pixels: int, itemsize: int) -> int:
+    """About what decoding one image of `pixels` pixels holds at once: six feature maps like the decoder's largest."""
+    widths = [config.base_channels * m for m in reversed(config.decoder_multipliers)]  # coarsest first
+    areas = [pixels // 4 ** max(0, len(widths) - 2 - level) for level in range(len(widths))]  # after its upsampling
+    return 6 * itemsize * max(w * a for w, a in zip(widths, areas, strict=True))
 
 
 class Tokenizer(nn.Module):
@@ -280,9 +294,10 @@ class Tokenizer(nn.Module):
         return self.quantize.nearest(self.embed(images))
 
     def decode_codes(self, codes: Tensor) -> Tensor:
-        """Images of code vectors [B, D, h, w]; about [-1, 1], not clamped."""
+        """Images of code vectors [B, D, h, w]; about [-1, 1], not clamped unless they are gray."""
         # looked-up codes are channels-last in memory; the decoder's group norms take twice as long on such tensors
-        return self.decoder(self.post_quant_conv(codes.contiguous()))
+        images = self.decoder(self.post_quant_conv(codes.contiguous()))
+        return _to_gray(images) if self.config.gray else images
 
     def decode(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Images [B, 3, H, W] of tokens [B, h * w]; the grid is square unless given."""
@@ -301,3 +316,9 @@ class Tokenizer(nn.Module):
         """Images decoded from encoder outputs as they are, before the codebook has been started."""
         z = self.embed(images)
         return self.decode_codes(F.normalize(z, dim=1) if self.config.l2_norm else z)
+
+
+def _to_gray(images: Tensor) -> Tensor:
+    """Mean of the channels, clamped to [-1, 1]; the gradient is that of the mean, so that no pixel is stuck outside."""
+    mean = images.mean(1, keepdim=True)
+    return (mean + (mean.clamp(-1, 1) - mean).detach()).expand_as(images)

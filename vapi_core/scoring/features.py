@@ -48,7 +48,7 @@ def load_extractor(name: str, *, weights: Path | str | None = None, input_size: 
 
     Args:
         name: "efficientnet-lite0" (D = 1280, K = 1000), "inception-v3-compat" (2048, 1008) or "classifier".
-        weights: for "inception-v3-compat" the weights file, or None to take it from torch's cache or the web; for
+        weights: for "inception-v3-compat" the weights file, or None to take it from torch's cache; for
             "classifier" the directory of the classifier.
         input_size: side in pixels to which "efficientnet-lite0" resizes; the official 224 is slow on a CPU.
 
@@ -137,21 +137,22 @@ def _in_order(wanted: dict[str, Tensor], given: dict[str, Tensor]) -> dict[str, 
     return dict(zip(wanted, given.values(), strict=True))
 
 
+def inception_weights(weights: Path | str | None) -> Path:
+    """The weights file of InceptionV3: the given one, or where torch's cache has it."""
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rsplit("/", 1)[-1]
+    return cached if weights is None else Path(weights)
+
+
 def _inception(weights: Path | str | None) -> nn.Module:
     """torch-fidelity's InceptionV3: resizes as TensorFlow 1 did; features "2048", logits without the bias."""
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rsplit("/", 1)[-1]
-    path = cached if weights is None else Path(weights)
-    remedy = f"Download {URL_INCEPTION_V3} where there is a network, then put it there or name its path in the params."
+    path = inception_weights(weights)
+    remedy = f"Download {URL_INCEPTION_V3}, then put it there or name its path as score.inception_checkpoint."
     if not path.is_file():
-        if weights is not None:
-            raise FileError(path, "the weights of InceptionV3 are missing.", remedy)
-        try:
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(cached), progress=False)
-        except OSError as error:
-            raise FileError(path, f"the weights of InceptionV3 cannot be downloaded ({error}).", remedy) from None
+        raise FileError(path, "the weights of InceptionV3 are missing.", remedy)
     try:
         torch.load(path, weights_only=True)  # torch-fidelity would unpickle, and so run, whatever the file holds
         return FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(path))
@@ -168,14 +169,17 @@ def extract(
     """
     assert images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == 3 and len(images) > 0, images.shape
     network = extractor.network.to(device)
-    outputs: list[tuple[np.ndarray, np.ndarray]] = []
+    outputs: list[np.ndarray] = []
     with torch.inference_mode():
         for start in range(0, len(images), batch_size):
             batch = torch.from_numpy(np.array(images[start : start + batch_size])).to(device)
             features, logits = network(batch.permute(0, 3, 1, 2))  # this view is channels-last already
-            outputs.append((features.float().cpu().numpy(), logits.float().cpu().numpy()))
-    features, logits = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
-    return {"features": features, "logits": logits}
+            parts = [part.float().cpu().numpy() for part in (features, logits)]
+            if not outputs:  # each at full size from the first batch on, which tells D and K
+                outputs = [np.empty((len(images), part.shape[1]), np.float32) for part in parts]
+            for output, part in zip(outputs, parts, strict=True):
+                output[start : start + len(part)] = part
+    return {"features": outputs[0], "logits": outputs[1]}
 
 
 def cached_features(

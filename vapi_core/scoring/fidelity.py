@@ -5,6 +5,7 @@ enough on one CPU thread (0.6 s for 1280 features, 2.8 s for 2048), also where t
 Departure: FID's means and covariances are taken of float64 copies of the features.
 """
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from vapi_core.errors import FileError, ParameterError
+from vapi_core.files import atomic_path
 from vapi_core.randomness import derive_seed
 from vapi_core.scoring.features import Features
 
@@ -34,29 +36,62 @@ def feature_statistics(features: np.ndarray) -> FeatureStatistics:
     return FeatureStatistics(**fid_features_to_statistics(torch.from_numpy(features).double()))
 
 
-def load_adm_statistics(path: Path | str) -> FeatureStatistics:
-    """Reads `mu` and `sigma` of a reference batch of ADM, e.g. VIRTUAL_imagenet256_labeled.npz.
+@dataclass(frozen=True)
+class ReferenceBatch:
+    """A reference batch of ADM: FID compares with the statistics of a whole training set, the rest with some images."""
 
-    The batches are listed in guided-diffusion/evaluations. The statistics are of Inception's 2048 features: use the
-    extractor "inception-v3-compat". The file's images, `arr_0` (uint8 [N, H, W, 3]), are not read.
+    images: np.ndarray  # uint8 [N, H, W, 3]
+    statistics: FeatureStatistics  # of Inception's 2048 features: for the extractor "inception-v3-compat" alone
+
+
+def load_reference_batch(path: Path | str) -> ReferenceBatch:
+    """Reads `arr_0`, `mu` and `sigma` of a reference batch of ADM, e.g. VIRTUAL_imagenet256_labeled.npz (10,000 images).
+
+    The batches are those of guided-diffusion/evaluations, whose evaluator takes FID from the stored statistics, precision
+    and recall from the images.
 
     Raises:
-        FileError: the file is missing or damaged, or holds no such statistics.
+        FileError: the file is missing or damaged, or holds no such arrays.
     """
     path = Path(path)
     try:
         with np.load(path) as arrays:
             statistics = FeatureStatistics(arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64))
+            images = arrays["arr_0"]
     except FileNotFoundError:
         raise FileError(path, "the file is missing.", "Download ADM's reference batch of your data set.") from None
-    except KeyError:
-        raise FileError(path, "holds no mu and sigma.", "Use a reference batch of ADM, not a sample batch.") from None
+    except KeyError as error:
+        remedy = "Use a reference batch of ADM, which holds mu, sigma and arr_0; a sample batch holds arr_0 alone."
+        raise FileError(path, f"an array is missing ({error}).", remedy) from None
     except (OSError, ValueError, EOFError, TypeError, BadZipFile) as error:
         raise FileError(path, f"is not an npz file ({error}).", "Download it again.") from None
     if statistics.mu.ndim != 1 or statistics.sigma.shape != 2 * statistics.mu.shape:
         shapes = f"mu is {statistics.mu.shape}, sigma {statistics.sigma.shape}"
         raise FileError(path, f"the statistics do not fit together: {shapes}.", "Download it again.")
-    return statistics
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise FileError(path, f"arr_0 is {images.dtype} {images.shape}, not uint8 [N, H, W, 3].", "Download it again.")
+    return ReferenceBatch(images, statistics)
+
+
+def cached_statistics(directory: Path | str, features: np.ndarray) -> FeatureStatistics:
+    """`feature_statistics`, kept in `directory` in a file named by the hash of the features [N, D], for many comparisons.
+
+    Raises:
+        FileError: the file kept there is damaged.
+    """
+    content = np.ascontiguousarray(features)
+    digest = hashlib.sha256(f"{content.dtype} {content.shape}".encode())
+    digest.update(content.data)
+    path = Path(directory) / f"statistics-{digest.hexdigest()}.npz"
+    if not path.is_file():
+        statistics = feature_statistics(content)
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, mu=statistics.mu, sigma=statistics.sigma)
+    try:
+        with np.load(path) as arrays:
+            return FeatureStatistics(arrays["mu"], arrays["sigma"])
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        raise FileError(path, f"the file is damaged ({error}).", "Remove it: it is only a cache.") from None
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:

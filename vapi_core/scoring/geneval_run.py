@@ -13,7 +13,9 @@ from vapi_core.files import sha256_file
 from vapi_core.scoring.geneval import (
     TASKS,
     CropColors,
+    Decision,
     Detections,
+    FoundObjects,
     GenEvalOptions,
     decide,
     filter_detections,
@@ -21,6 +23,7 @@ from vapi_core.scoring.geneval import (
 )
 from vapi_core.scoring.geneval_folder import (
     GenEvalResult,
+    Prompt,
     Sample,
     append_results,
     read_folder,
@@ -58,22 +61,32 @@ class Judge:
         ]
         return "; ".join([self.detector.name, f"colors by {self.colors_name}", *changed])
 
-    def __call__(self, samples: Sequence[Sample], images: Sequence[Image.Image]) -> list[GenEvalResult]:
-        """Decides over some images."""
-        thresholds = [self.options.score_threshold(sample.prompt.task) for sample in samples]
+    def decide(self, prompts: Sequence[Prompt], images: Sequence[Image.Image]) -> list[tuple[Decision, FoundObjects]]:
+        """Decides over some images, each by its prompt."""
+        thresholds = [self.options.score_threshold(prompt.task) for prompt in prompts]
         detected = self.detector.detect(images, min(thresholds))
-        results = []
-        for sample, image, detections in zip(samples, images, detected, strict=True):
-            found = filter_detections(detections, self.classes, sample.prompt.task, self.options)
+        decisions = []
+        for prompt, image, detections in zip(prompts, images, detected, strict=True):
+            found = filter_detections(detections, self.classes, prompt.task, self.options)
             colors = image_colors(image, self.colors, self.options)
-            decision = decide(found, sample.prompt.metadata, colors, self.options)
-            sha256 = sha256_file(sample.path)
-            results.append(
-                GenEvalResult.of(
-                    sample.path, sample.prompt, decision.correct, decision.reason, found, self.name, sha256
-                )
+            decisions.append((decide(found, prompt.metadata, colors, self.options), found))
+        return decisions
+
+    def __call__(self, samples: Sequence[Sample], images: Sequence[Image.Image]) -> list[GenEvalResult]:
+        """Decides over some images of a folder."""
+        decisions = self.decide([sample.prompt for sample in samples], images)
+        return [
+            GenEvalResult.of(
+                sample.path,
+                sample.prompt,
+                decision.correct,
+                decision.reason,
+                found,
+                self.name,
+                sha256_file(sample.path),
             )
-        return results
+            for sample, (decision, found) in zip(samples, decisions, strict=True)
+        ]
 
 
 @dataclass(frozen=True)

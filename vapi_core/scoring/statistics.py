@@ -55,6 +55,18 @@ def paired_difference(
     return PairedDifference(mean, error, mean - reach, mean + reach, p_value, differences.size)
 
 
+def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """P-values adjusted for their number (Holm 1979): those below a level are, together, wrong that rarely at most.
+
+    Comparisons that could not be made (NaN) stay so and do not count.
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]  # NaN sorts last
+    adjusted = np.full(p.shape, np.nan)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1.0)
+    return adjusted
+
+
 def bootstrap_metric(
     metric: Callable[[np.ndarray], float], n_items: int, replicates: int = REPLICATES, seed: int = 0
 ) -> np.ndarray:

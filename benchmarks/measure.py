@@ -1,0 +1,105 @@
+"""Time, memory, work and what the machine can do: everything that a benchmark measures."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+PAIRS = 5  # at least
+PROCESS, CPU, LOAD = Path("/proc/self"), Path("/proc/cpuinfo"), Path("/proc/loadavg")
+Results = dict[str, Any]
+Work = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One timed run."""
+
+    seconds: float
+    peak_bytes: int | None  # above what was in use before: torch's on a GPU, the process's on Linux, else unknown
+
+
+def run(work: Work, device: torch.device) -> Run:
+    """Runs work once."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    else:
+        before = _reset_peak()
+    started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return Run(time.perf_counter() - started, torch.cuda.max_memory_allocated(device) - before)
+    elapsed = time.perf_counter() - started
+    return Run(elapsed, None if before is None else _status("VmHWM") - before)
+
+
+def _reset_peak() -> int | None:
+    """Sets the process's peak to what is resident now, and returns that in bytes; None where the system cannot."""
+    if not (PROCESS / "clear_refs").exists():
+        return None
+    (PROCESS / "clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _status(name: str) -> int:
+    line = next(line for line in (PROCESS / "status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+def flops(work: Work) -> int:
+    """Operations of matrix products, convolutions and attention of one run; a multiply-add is 2."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def pairs(ours: Work, authors: Work, device: torch.device, count: int) -> Results:
+    """Runs both sides in turn `count` times: times, medians, the median ratio and its range, the largest peaks."""
+    runs = [(run(ours, device), run(authors, device)) for _ in range(count)]
+    sides = {name: [pair[i] for pair in runs] for i, name in enumerate(("ours", "authors"))}
+    ratios = [a.seconds / o.seconds for o, a in runs]
+    peaks = {name: [r.peak_bytes for r in side if r.peak_bytes is not None] for name, side in sides.items()}
+    return {
+        "seconds": {name: [r.seconds for r in side] for name, side in sides.items()},
+        "median_seconds": {name: statistics.median(r.seconds for r in side) for name, side in sides.items()},
+        "ratio": statistics.median(ratios),
+        "ratio_range": [min(ratios), max(ratios)],
+        "peak_bytes": {name: max(values) if values else None for name, values in peaks.items()},
+    }
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a square matrix product, the best of five."""
+    side = 8192 if device.type == "cuda" else 1024
+    a = torch.randn(side, side, device=device, dtype=dtype)
+    return 2 * side**3 / min(run(lambda: a @ a, device).seconds for _ in range(5))
+
+
+def memory_rate(device: torch.device) -> float:
+    """Bytes a second at which a large tensor is read, the best of five."""
+    x = torch.ones(2**30 if device.type == "cuda" else 2**25, device=device)
+    return x.nbytes / min(run(lambda: x.sum(), device).seconds for _ in range(5))
+
+
+def machine(device: torch.device) -> Results:
+    """What the figures were measured on, and how busy it was."""
+    facts: Results = {"torch": torch.__version__, "python": platform.python_version()}
+    if device.type == "cuda":
+        return facts | {"device": torch.cuda.get_device_name(device)}
+    lines = CPU.read_text().splitlines() if CPU.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    facts |= {"device": names[0] if names else platform.processor(), "cores": os.cpu_count()}
+    facts["threads"] = torch.get_num_threads()
+    if LOAD.is_file():
+        facts["load_average"] = float(LOAD.read_text().split()[0])
+    return facts

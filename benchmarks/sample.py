@@ -1,0 +1,89 @@
+"""Sampling tokens: our cache and loop against the official sampler's, at equal batch and on the same random numbers."""
+
+import argparse
+
+import torch
+
+from benchmarks import authors
+from benchmarks.measure import Results, flops, machine, matmul_rate, memory_rate, pairs, run
+from benchmarks.models import CLASSES, Setting, build_generator, setting
+from vapi_core.models.generator import Generator
+from vapi_core.sampling import Sampler, SamplingConfig, sampling_uniforms
+
+
+def bytes_read(generator: Generator, batch: int, guided: bool) -> float:
+    """What drawing a batch must read at least: all weights, and the filled part of the KV cache, once a token."""
+    length, size = generator.config.length, generator.output.weight.dtype.itemsize
+    weights = sum(p.numel() for name, p in generator.named_parameters() if "embed" not in name) * size
+    rows = 2 * batch if guided else batch
+    of_position = generator.cache_bytes() / (generator.config.condition_tokens + length)
+    return length * weights + rows * of_position * length * (length + 1) / 2
+
+
+def benchmark(options: argparse.Namespace) -> Results:
+    """Tokens of both sides compared, then timed in pairs."""
+    s = setting(options)
+    generator = build_generator(s).to(s.dtype)
+    config = SamplingConfig(guidance_scale=s.guidance_scale)
+    guided = s.guidance_scale != 1.0
+    class_ids = torch.arange(s.images, device=s.device) % CLASSES
+    uniforms = sampling_uniforms(0, range(s.images), s.generator.length).to(s.device)
+    sampler = Sampler(generator, config, options.compile)
+
+    def ours() -> torch.Tensor:
+        return sampler(class_ids, uniforms)
+
+    def theirs() -> torch.Tensor:
+        return authors.generate(generator, class_ids, uniforms, config)
+
+    same = (ours() == theirs()).float()
+    work = {"ours": flops(Eager(generator, config, class_ids, uniforms)), "authors": flops(theirs)}
+    results: Results = {
+        "setting": s.describe() | {"guidance_scale": s.guidance_scale, "compiled": options.compile},
+        "machine": machine(s.device),
+        "flops": work,
+        "equal_tokens": float(same.mean()),
+        "equal_sequences": float(same.all(1).float().mean()),
+    }
+    if options.quick:
+        return results
+    results |= pairs(ours, theirs, s.device, options.pairs)
+    rates = matmul_rate(s.device, s.dtype), memory_rate(s.device)
+    limit = bytes_read(generator, s.images, guided) / rates[1]
+    results |= {
+        "matmul_flops_per_second": rates[0],
+        "memory_bytes_per_second": rates[1],
+        "share_of_matmul_rate": {n: work[n] / t / rates[0] for n, t in results["median_seconds"].items()},
+        "share_of_memory_limit": {n: limit / t for n, t in results["median_seconds"].items()},
+        "images_per_second": {n: s.images / t for n, t in results["median_seconds"].items()},
+    }
+    if options.growth:
+        results["growth"] = growth(s, generator, config)
+    return results
+
+
+class Eager:
+    """Our plain loop, whose work can be counted where the compiled one's cannot."""
+
+    def __init__(self, generator: Generator, config: SamplingConfig, class_ids: torch.Tensor, uniforms: torch.Tensor):
+        self.sampler, self.inputs = Sampler(generator, config), (class_ids, uniforms)
+
+    def __call__(self) -> torch.Tensor:
+        return self.sampler(*self.inputs)
+
+
+def growth(s: Setting, generator: Generator, config: SamplingConfig) -> list[Results]:
+    """Peak memory of one batch of each side as the batch doubles."""
+    rows = []
+    for images in (s.images, 2 * s.images, 4 * s.images):
+        class_ids = torch.arange(images, device=s.device) % CLASSES
+        uniforms = sampling_uniforms(0, range(images), s.generator.length).to(s.device)
+        sampler = Sampler(generator, config)
+        row: Results = {"quantity": "images", "value": images}
+        row["ours"] = run(lambda c=class_ids, u=uniforms, draw=sampler: draw(c, u), s.device).peak_bytes
+        del sampler
+        row["authors"] = run(
+            lambda c=class_ids, u=uniforms: authors.generate(generator, c, u, config), s.device
+        ).peak_bytes
+        rows.append(row)
+    return rows

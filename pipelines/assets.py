@@ -1,0 +1,213 @@
+"""Files that a profile takes from elsewhere: which, where to get them, and which are missing, before any work.
+
+`python -m pipelines.assets [PROFILE]` (`make check-assets NAME=PROFILE`) lists those of params.yaml or of a profile; every
+stage looks for its own, and for those of the stages behind it, before it starts. Nothing is downloaded here.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.params import Params, load_params
+from vapi_core.data.hub import is_hub_id
+from vapi_core.errors import FileError, VapiError
+from vapi_core.models.perceptual import HEADS_FILES, VGG_FILE
+
+STAGES = ("subset", "classifier", "tokenizer", "tokenize", "generator", "align", "sample", "score", "report")
+RIVALS = "rivals"  # needed by `dvc repro rivals` alone
+
+LLAMAGEN = "Hugging Face repository FoundationVision/LlamaGen"
+LLAMAGEN_T2I = "Hugging Face repository peizesun/llamagen_t2i"
+OFFICIAL = {  # checkpoints by the name of their file
+    **dict.fromkeys(("vq_ds16_c2i.pt", "vq_ds8_c2i.pt"), LLAMAGEN),
+    **{f"c2i_{size}_{side}.pt": LLAMAGEN for size in ("B", "L") for side in (256, 384)},
+    **{f"c2i_{size}_384.pt": LLAMAGEN for size in ("XL", "XXL", "3B")},
+    **dict.fromkeys(("vq_ds16_t2i.pt", "t2i_XL_stage1_256.pt", "t2i_XL_stage2_512.pt"), LLAMAGEN_T2I),
+}
+IMAGES = "your own images; ImageNet: image-net.org, or the gated Hugging Face data set ILSVRC/imagenet-1k"
+CAPTIONED = "your own images with captions; LAION-COCO: its addresses as a Hugging Face data set, images by img2dataset"
+INCEPTION = "GitHub toshas/torch-fidelity, release v0.2.0, file weights-inception-2015-12-05-6726825d.pth"
+VGG = f"torchvision's VGG16 for ImageNet, file {VGG_FILE}"
+HEADS = (
+    f"GitHub richzhang/PerceptualSimilarity, file lpips/weights/v0.1/{HEADS_FILES[0]} (the package `lpips` has it), or "
+    f"GitHub toshas/torch-fidelity, release v0.2.0, file {HEADS_FILES[1]}"
+)
+ADM = (
+    "GitHub openai/guided-diffusion, evaluations: the reference batch of ImageNet 256x256, "
+    "openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/256/VIRTUAL_imagenet256_labeled.npz"
+)
+GENEVAL = "GitHub djghosh13/geneval, file prompts/evaluation_metadata.jsonl"
+DETECTOR = "facebook/mask2former-swin-small-coco-instance"
+CLIP = ("timm/vit_large_patch14_clip_224.openai", ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"))
+HPSV2 = ("xswu/HPSv2", ("HPS_v2_compressed.pt",))
+ENCODERS = {
+    "flan-t5-xl": "google/flan-t5-xl",
+    "janus": "deepseek-community/Janus-Pro-1B",
+}  # minilm comes with a package
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A file or folder that some stage reads."""
+
+    parameter: str
+    place: str  # a path, or the id of a repository of the hub
+    source: str  # where to get it
+    stage: str  # the stage that reads it
+    files: tuple[str, ...] = ()  # of a folder or a repository: one of these must be in it
+    hub: bool = False  # whether it is looked for in the hub's cache
+    fetched: bool = False  # whether the stage itself fetches it where it is missing
+
+    def exists(self) -> bool:
+        if self.hub and not Path(self.place).exists():
+            from huggingface_hub import try_to_load_from_cache
+
+            found = (try_to_load_from_cache(self.place, file) for file in self.files or ("config.json",))
+            return any(isinstance(path, str) for path in found)
+        path = Path(self.place)
+        if self.files and not path.is_file():
+            return any((path / file).is_file() for file in self.files)
+        return path.exists()
+
+    @property
+    def state(self) -> str:
+        return "there" if self.exists() else "fetched when needed" if self.fetched else "missing"
+
+
+def assets_of(params: Params) -> list[Asset]:
+    """All assets of a profile, in the order of the stages that read them."""
+    p, a, found = params, params.align, []
+    if p.subset.path is not None:
+        hub = p.subset.source == "dataset" and is_hub_id(p.subset.path)
+        source = IMAGES if p.task == "c2i" else CAPTIONED
+        found.append(Asset("subset.path", p.subset.path, source, "subset", fetched=hub))
+    if isinstance(p.subset.prompts, str):
+        found.append(Asset("subset.prompts", p.subset.prompts, GENEVAL, "subset"))
+    for stage, checkpoint in (("tokenizer", p.tokenizer.checkpoint), ("generator", p.generator.checkpoint)):
+        if checkpoint is not None:
+            hub = is_hub_id(checkpoint) and Path(checkpoint).suffix not in (".pt", ".pth", ".safetensors")
+            found.append(Asset(f"{stage}.checkpoint", checkpoint, _source(checkpoint), stage, hub=hub))
+    if p.captions is not None and p.captions.encoder in ENCODERS:
+        repository = ENCODERS[p.captions.encoder]
+        found.append(_hub_asset("captions.checkpoint", p.captions.checkpoint, repository, (), "tokenize"))
+    aligned = _alignment_assets(params, set(a.methods), "align")
+    for_rivals = _alignment_assets(params, set(p.rivals.methods), RIVALS)
+    known = {(asset.parameter, asset.files) for asset in aligned}
+    found += aligned + [asset for asset in for_rivals if (asset.parameter, asset.files) not in known]
+    if "inception-v3-compat" in p.score.extractors:
+        place = p.score.inception_checkpoint or f"{_torch_cache()}/weights-inception-2015-12-05-6726825d.pth"
+        found.append(Asset("score.inception_checkpoint", place, INCEPTION, "score"))
+    if p.score.reference_batch is not None:
+        found.append(Asset("score.reference_batch", p.score.reference_batch, ADM, "score"))
+    if p.score.geneval is not None and p.score.geneval.detector == "mask2former":
+        g = p.score.geneval
+        found.append(_hub_asset("score.geneval.checkpoint", g.checkpoint, DETECTOR, (), "score"))
+        found.append(_hub_asset("score.geneval.colors_checkpoint", g.colors_checkpoint, *CLIP, "score"))
+    return found
+
+
+def _alignment_assets(params: Params, methods: set[str], stage: str) -> list[Asset]:
+    """What the reward models of these methods are read from."""
+    a, found = params.align, []
+    if methods & {"va-pi", "ste", "tokenizer"} and a.reward.perceptual and a.reward_network == "lpips":
+        place = a.lpips_checkpoint or _torch_cache()
+        found.append(Asset("align.lpips_checkpoint", place, VGG, stage, (VGG_FILE,)))
+        found.append(Asset("align.lpips_checkpoint", place, HEADS, stage, HEADS_FILES))
+    if "ar-grpo" in methods:
+        g = a.ar_grpo
+        if g.rewards.clip_score:
+            found.append(_hub_asset("align.ar_grpo.clip_checkpoint", g.clip_checkpoint, *CLIP, stage))
+        if g.rewards.hpsv2:
+            found.append(_hub_asset("align.ar_grpo.hpsv2_checkpoint", g.hpsv2_checkpoint, *HPSV2, stage))
+    return found
+
+
+def _hub_asset(parameter: str, place: str | None, repository: str, files: tuple[str, ...], stage: str) -> Asset:
+    """A path, or without one a repository in the hub's cache."""
+    source = f"Hugging Face repository {repository}" + (f", file {files[0]}" if files else "")
+    return Asset(parameter, place or repository, source, stage, () if place else files, hub=place is None)
+
+
+def _source(checkpoint: str) -> str:
+    name = Path(checkpoint).name
+    if name in OFFICIAL:
+        return f"{OFFICIAL[name]}, file {name}"
+    return f"Hugging Face repository {checkpoint}" if is_hub_id(checkpoint) else "your own file"
+
+
+def _torch_cache() -> str:
+    import torch
+
+    return f"{torch.hub.get_dir()}/checkpoints"
+
+
+def needed_by(stage: str, assets: list[Asset]) -> list[Asset]:
+    """What must be there when a stage starts, by its name ("align@va-pi-0"): what it reads, and what stages behind it read.
+
+    A run from the start so stops in seconds; a stage whose inputs were made elsewhere does not ask for what made them.
+    """
+    kind, _, rest = stage.partition("@")
+    kind = {"cell": "align", "sample-base": "sample"}.get(kind, kind)
+    if kind not in STAGES:
+        return []
+    position = STAGES.index(kind)
+    rival = kind == "align" and rest.startswith(("ste", "tokenizer", "ar-grpo"))
+    return [
+        asset
+        for asset in assets
+        if (asset.stage in STAGES and STAGES.index(asset.stage) >= position) or (asset.stage == RIVALS and rival)
+    ]
+
+
+def require_assets(params: Params, stage: str) -> None:
+    """Raises a VapiError that lists what is missing for a stage."""
+    missing = [asset for asset in needed_by(stage, assets_of(params)) if asset.state == "missing"]
+    if missing:
+        raise VapiError(f"{table(missing)}\n{summary(params.profile, missing)}")
+
+
+def table(assets: list[Asset]) -> str:
+    """One paragraph per asset: state, place and parameter, where to get it."""
+    lines = []
+    for asset in assets:
+        inside = f", {' or '.join(asset.files)}" if asset.files else ""
+        cached = " in the hub's cache" if asset.hub else ""
+        lines.append(f"{asset.state:8} {asset.place}{inside}{cached} ({asset.parameter}; stage {asset.stage})")
+        if asset.state != "there":
+            lines.append(f"{'':8} from {asset.source}")
+    return "\n".join(lines)
+
+
+def summary(profile: str, missing: list[Asset]) -> str:
+    if not missing:
+        return f"profile {profile}: nothing is missing."
+    return (
+        f"profile {profile}: {len(missing)} of its files are missing. Put them there, or name other places in params.yaml; "
+        "make check-assets lists them all."
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m pipelines.assets", description="Files that a profile needs.")
+    parser.add_argument("profile", nargs="?", help="name of a file in profiles/; without one, params.yaml")
+    options = parser.parse_args(arguments)
+    path = Path("params.yaml") if options.profile is None else Path("profiles", f"{options.profile}.yaml")
+    try:
+        if not path.is_file():
+            known = ", ".join(sorted(p.stem for p in Path("profiles").glob("*.yaml")))
+            raise FileError(path, f"there is no such profile; there are {known}.")
+        params = load_params(path)
+    except VapiError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    assets = assets_of(params)
+    missing = [asset for asset in assets if asset.state == "missing"]
+    if assets:
+        print(table(assets))
+    print(summary(params.profile, missing))
+    return 1 if missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""The user's command: images for any prompts, or those of a finished set, as a folder in GenEval's layout.
+
+    python -m pipelines.draw FOLDER --prompts drawbench.csv [--model va-pi --seed 0] [--guidance 7.5] [--count 4]
+    python -m pipelines.draw FOLDER --set data/samples/va-pi/t1.0-g7.5-0
+
+Then `python -m pipelines.stages.score --geneval FOLDER`, `--preference FOLDER`, or the official scripts. Prompts are
+GenEval's (.jsonl) or any others (.csv, .tsv, .json, one a line), and need not be those of the run; its generators, text
+encoder and sampling parameters are used. Image k of prompt i is drawn from the stream that the stage `sample` would draw
+it from. An interrupted run goes on where it was.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipelines.geneval_command import choose_device, positive
+from pipelines.inputs import open_generator, open_prompts, open_tokenizer
+from pipelines.params import Params, load_params
+from pipelines.paths import BASE, CAPTIONS
+from pipelines.progress import progress
+from pipelines.stages.sample import draw_images, sample_set
+from pipelines.stages.tokenize import open_encoder
+from vapi_core.data.scenes import DIGITS
+from vapi_core.errors import FileError, ParameterError, VapiError
+from vapi_core.files import read_json, write_json
+from vapi_core.models.captions import LongCaptionError, count_tokens, encode_captions, find_long
+from vapi_core.models.checkpoints import model_hash
+from vapi_core.models.janus import PromptConditions, load_prompt_tokenizer
+from vapi_core.models.policy import Captions, Condition
+from vapi_core.sampling import Sampler, SamplingConfig
+from vapi_core.scoring.detectors import COCO_CLASSES
+from vapi_core.scoring.geneval_folder import Prompt, read_prompts, sample_path, write_prompts, write_sample
+from vapi_core.scoring.preference import read_prompt_list
+
+DRAWN = "draw.json"  # in the folder: all that determines its images
+BATCH = 16
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m pipelines.draw", description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path, help="where the images go, in GenEval's layout")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompts", type=Path, metavar="FILE", help="GenEval's .jsonl, or .csv, .tsv, .json, .txt")
+    what.add_argument("--set", type=Path, metavar="DIR", help="a finished image set of the run, below data/samples")
+    parser.add_argument("--model", default=BASE, help="base, or a method of the run (default base)")
+    parser.add_argument(
+        "--seed", type=int, help="of the alignment and of the images (default: the first of align.seeds)"
+    )
+    parser.add_argument("--guidance", type=float, help="default: the first of sample.guidance_scales")
+    parser.add_argument("--temperature", type=float, help="default: sample.temperature")
+    parser.add_argument("--count", type=positive, help="images of a prompt (default: sample.count)")
+    parser.add_argument("--batch-size", type=positive, default=BATCH, help="has no influence on the images")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    return parser.parse_args(arguments)
+
+
+def read_any_prompts(path: Path, params: Params) -> list[Prompt]:
+    """Prompts of GenEval, checked by its rules, or of any other file.
+
+    Raises:
+        FileError: the file is missing, or prompts are wrong; they are counted and named.
+    """
+    if path.suffix == ".jsonl":
+        return read_prompts(path, DIGITS if params.subset.source == "scenes" else COCO_CLASSES)
+    return read_prompt_list(path)
+
+
+def open_text(params: Params, texts: Sequence[str], device: torch.device) -> Callable[[Sequence[str]], Condition]:
+    """What turns texts into conditions, by the run's text encoder.
+
+    Raises:
+        LongCaptionError: texts are too long and may not be cut off; names them.
+    """
+    assert params.captions is not None
+    unique = list(dict.fromkeys(texts))
+    if params.captions.encoder == "janus":
+        tokenizer = load_prompt_tokenizer(CAPTIONS)
+        tokenizer.check_length(unique, params.captions.tokens)
+
+        def prompts(batch: Sequence[str]) -> Condition:
+            ids = tokenizer.token_ids(batch)
+            return PromptConditions(ids, tokenizer.pad_id).batch(np.arange(len(ids)), device)
+
+        return prompts
+    encoder = open_encoder(params.captions, device)
+    truncate, dtype = params.captions.truncate, getattr(torch, params.captions.dtype)
+    if (long := find_long(encoder, unique, count_tokens(encoder, unique))) and not truncate:
+        raise LongCaptionError(long, len(unique), encoder.limit)
+
+    def encode(batch: Sequence[str]) -> Captions:
+        captions = encode_captions(encoder, batch, truncate=truncate)
+        return Captions(captions.features.to(dtype), captions.mask)  # in the precision of the run's own cache
+
+    return encode
+
+
+def sampling(params: Params, arguments: argparse.Namespace) -> SamplingConfig:
+    """The run's sampling parameters, or those of the command line."""
+    s, given = params.sample, arguments
+    config = s.config(s.temperature, s.guidance_scales[0])
+    if given.guidance is not None:
+        config = replace(config, guidance_scale=given.guidance)
+    return config if given.temperature is None else replace(config, temperature=given.temperature)
+
+
+def draw(arguments: argparse.Namespace, params: Params) -> int:
+    """Draws what the folder lacks; returns how many images it has then."""
+    prompts = read_any_prompts(arguments.prompts, params)
+    seed = params.align.seeds[0] if arguments.seed is None else arguments.seed
+    made = sample_set(arguments.model, seed, sampling(params, arguments), Path())
+    count, stream_seed = arguments.count or params.sample.count, params.sample.seed + seed
+    drawn = {
+        "model": made.model,
+        "seed": seed,
+        "sampling_seed": stream_seed,
+        "images_per_prompt": count,
+        **vars(made.config),
+        "generator_sha256": model_hash(made.generator, "generator"),
+        "tokenizer_sha256": model_hash(made.tokenizer, "tokenizer"),
+    }
+    check_folder(arguments.folder, drawn)
+    write_prompts(arguments.folder, prompts)
+    write_json(arguments.folder / DRAWN, drawn)
+    texts = [prompt.text for prompt in prompts]
+    places = [(i, k) for i in range(len(prompts)) for k in range(count)]
+    missing = [n for n, place in enumerate(places) if not sample_path(arguments.folder, *place).exists()]
+    device = torch.device(choose_device(arguments.device))
+    encode = open_text(params, texts, device)
+    dtype = getattr(torch, params.launch.dtype)
+    sampler = Sampler(open_generator(made.generator, device).to(dtype), made.config)
+    tokenizer = open_tokenizer(device, made.tokenizer)
+    size = params.sample.save_size or params.subset.image_size
+    with progress("draw", len(missing), "images") as advance:
+        for start in range(0, len(missing), arguments.batch_size):
+            batch: Any = np.array(missing[start : start + arguments.batch_size])
+            condition = encode([texts[places[n][0]] for n in batch])
+            for n, image in zip(
+                batch, draw_images(sampler, tokenizer, condition, batch, stream_seed, size), strict=True
+            ):
+                prompt, sample = places[n]
+                write_sample(arguments.folder, prompt, sample, image)
+            advance(len(batch))
+    return len(places)
+
+
+def check_folder(folder: Path, drawn: dict[str, Any]) -> None:
+    """Raises FileError where the folder has images that were drawn otherwise."""
+    path = folder / DRAWN
+    if path.exists():
+        before = read_json(path, "Remove the folder.")
+        if unlike := [name for name, value in drawn.items() if before.get(name) != value]:
+            names = ", ".join(f"{name} {before.get(name)}, not {drawn[name]}" for name in unlike)
+            raise FileError(folder, f"its images are others: {names}.", "Name another folder.")
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise FileError(folder, "the folder is not empty, and this command did not make it.", "Name another folder.")
+
+
+def export(folder: Path, directory: Path) -> int:
+    """Writes the images of a set of the run; returns how many.
+
+    Raises:
+        FileError: no such set, or one that was not drawn by prompts.
+    """
+    manifest = read_json(directory / "manifest.json", "Name a folder below data/samples, as `dvc repro` makes it.")
+    prompts = open_prompts()
+    if not prompts:
+        raise FileError(directory, "this set was drawn by classes; GenEval's layout is for prompts.")
+    check_folder(folder, manifest)
+    write_prompts(folder, prompts)
+    write_json(folder / DRAWN, manifest)
+    images, labels = np.load(directory / "images.npy", mmap_mode="r"), np.load(directory / "labels.npy")
+    seen = np.zeros(len(prompts), dtype=int)
+    with progress("export", len(images), "images") as advance:
+        for image, prompt in zip(images, labels, strict=True):
+            write_sample(folder, int(prompt), int(seen[prompt]), image)
+            seen[prompt] += 1
+            advance()
+    return len(images)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Draws or exports."""
+    if arguments.set is not None:
+        return export(arguments.folder, arguments.set)
+    params = load_params()
+    if params.task != "t2i":
+        raise ParameterError("task", "images are drawn by prompts where the run is text to image (task: t2i).")
+    return draw(arguments, params)
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command; 1 on an error of the user's."""
+    try:
+        given = parse(arguments)
+        print(f"{run(given)} images in {given.folder}")
+    except VapiError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,73 @@
+"""Commands that hand results to other people's scripts: `python -m pipelines.export weights ...` and `... images ...`.
+
+`weights` writes a trained model as an official `.pt` of LlamaGen, {"model": state dict}, for its own sampling and training
+scripts. `images` writes a sampled set as the `.npz` of ADM's evaluator, arr_0 uint8 [N, H, W, 3].
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from vapi_core.data.subset import open_array
+from vapi_core.errors import FileError, VapiError
+from vapi_core.files import atomic_path, read_json
+from vapi_core.models.checkpoints import export_official, load_model
+from vapi_core.models.generator import Generator
+from vapi_core.models.tokenizer import Tokenizer
+
+
+def export_weights(directory: Path, path: Path) -> None:
+    """Writes the model of a stage's output, e.g. data/aligned/va-pi/0, as an official `.pt`.
+
+    Raises:
+        FileError: there is no model, it is damaged, or it is not LlamaGen's.
+    """
+    kinds = [kind for kind in ("generator", "tokenizer") if (directory / f"{kind}.json").is_file()]
+    if not kinds:
+        raise FileError(directory, "there is no model in it.", "Name a folder such as data/aligned/va-pi/0.")
+    model = load_model(directory, kinds[0])
+    if not isinstance(model, Generator | Tokenizer):
+        raise FileError(directory, f"a {type(model).__name__} has no official LlamaGen format.")
+    export_official(path, model)
+
+
+def export_images(directory: Path, path: Path) -> None:
+    """Writes the images of a sampled set, e.g. data/samples/va-pi/t1.0-g1.0-0, as ADM's `.npz`; images are not held.
+
+    Raises:
+        FileError: there is no such set, or it is damaged.
+    """
+    manifest = read_json(directory / "manifest.json", "Name the folder of one set, e.g. data/samples/base/t1.0-g1.0-0.")
+    if not isinstance(manifest, dict) or manifest.get("kind") != "samples":
+        raise FileError(
+            directory, "this is not a set of samples.", "Name a folder such as data/samples/base/t1.0-g1.0-0."
+        )
+    images = open_array(directory / "images.npy", tuple(manifest["shape"]), np.uint8, "Run `dvc repro` for it.")
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, arr_0=images)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m pipelines.export", description=__doc__.partition("\n")[0])
+    commands = parser.add_subparsers(dest="what", required=True)
+    for what, example, written in (
+        ("weights", "data/aligned/va-pi/0", "va-pi.pt"),
+        ("images", "data/samples/va-pi/t1.0-g1.0-0", "va-pi.npz"),
+    ):
+        command = commands.add_parser(what)
+        command.add_argument("directory", type=Path, help=f"e.g. {example}")
+        command.add_argument("file", type=Path, help=f"what to write, e.g. {written}")
+    options = parser.parse_args(arguments)
+    try:
+        {"weights": export_weights, "images": export_images}[options.what](options.directory, options.file)
+    except VapiError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{options.file}: {options.file.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""Flow `ablation-sweep`: every cell of a form as one Prefect task and one DVC experiment.
+
+A cell whose experiment exists is skipped, so that running a sweep again resumes it; within a cell, training goes on from
+its last checkpoint. From plain Python: `python -m pipelines.flows.ablation_sweep --noise-ratios 0 0.5 --dry-run`.
+"""
+
+import argparse
+import base64
+import os
+import re
+import shlex
+import sys
+import time
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.states import Completed, State
+from pydantic import ValidationError
+
+from pipelines import dashboards
+from pipelines.flows.running import gpu_tags, run_all, run_command
+from pipelines.paths import WORK
+from pipelines.results import publish
+from pipelines.sweep import (
+    Cell,
+    SweepForm,
+    command,
+    experiments,
+    plan_cells,
+    plan_upstream,
+    read_baseline,
+    read_scores,
+    sweep_name,
+)
+from vapi_core.errors import VapiError
+from vapi_core.scoring.statistics import mean_and_standard_error
+
+PAPERS_NOISE = SweepForm.model_validate({})  # what the form holds when it opens: the paper's table 5
+SKIPPED = "Skipped"  # name of the state of a cell that was finished before
+
+
+@task(retries=1, retry_delay_seconds=2)
+def run_cell(cell: Cell) -> State:
+    """One experiment, unless it exists."""
+    if cell.name in experiments():
+        return Completed(name=SKIPPED, message="the experiment exists")
+    run_command(command(cell), cell.name)
+    return Completed(message="the experiment is new")
+
+
+@flow(name="ablation-sweep")
+def ablation_sweep(form: SweepForm = PAPERS_NOISE, dry_run: bool = False) -> State:
+    """Runs VA-π with every combination of noise ratios, regularizers, their weights and rewards, with every seed.
+
+    Args:
+        form: the grid.
+        dry_run: only print the plan and its commands.
+    """
+    logger = get_run_logger()
+    baseline = read_baseline(form.profile)
+    upstream, cells = plan_upstream(form, baseline), plan_cells(form, baseline)
+    if dry_run:
+        logger.info(plan_text(upstream, cells))
+        return Completed(message=f"{len(cells)} cells planned, none run")
+    progress = Progress(cells, form.seeds)
+    tags = gpu_tags(baseline.profile["device"])
+    shared = run_cell.with_options(task_run_name=upstream.name, tags=tags)(upstream, return_state=True)
+    if not shared.is_completed():
+        raise VapiError(f"{upstream.name}, on which all cells build, did not end well: {shared.message}")
+    by_name = {cell.name: cell for cell in cells}
+    states = run_all(
+        dict.fromkeys(by_name, []),
+        lambda name, _: run_cell.with_options(task_run_name=name, tags=tags).submit(by_name[name]),
+        form.parallelism,
+        progress.finished,
+    )
+    publish(sweep_name(cells), baseline.profile["profile"], form.model_dump(), by_name)
+    progress.conclude(baseline.profile)
+    failed = [name for name, state in states.items() if not state.is_completed()]
+    if failed:
+        raise VapiError(f"{len(failed)} of {len(cells)} cells did not end well: {', '.join(failed)}")
+    return Completed(message=f"{len(cells)} cells are finished")
+
+
+class Progress:
+    """The sweep's artifacts: its grid as a table and how much of it is done, renewed as cells end; then figures and links."""
+
+    def __init__(self, cells: list[Cell], seeds: list[int]):
+        self._key, self._seeds = sweep_name(cells), seeds
+        self._rows: dict[str, dict[str, Any]] = {
+            c.name: {"cell": c.name, **c.setting, "state": "waiting"} for c in cells
+        }
+        self._bar: Any = create_progress_artifact(0.0, key=f"{self._key}-progress", description=f"{len(cells)} cells")
+        self._started, self._ended = time.monotonic(), 0
+        self._show()
+
+    def finished(self, name: str, state: State) -> None:
+        self._ended += 1
+        self._rows[name]["state"] = str(state.name).lower()
+        if state.is_completed():
+            self._rows[name] |= scores_row(read_scores(experiments()[name], self._seeds))
+        else:
+            self._rows[name]["problem"] = (state.message or "no message").strip().splitlines()[-1]
+        update_progress_artifact(self._bar, 100 * self._ended / len(self._rows))
+        self._show()
+
+    def conclude(self, profile: dict[str, Any]) -> None:
+        """The figures that `publish` drew, and links to the runs in MLflow if that is a server."""
+        for path in sorted((WORK / "sweeps" / self._key).glob("*.png")):
+            image = base64.b64encode(path.read_bytes()).decode()
+            key = re.sub("[^a-z0-9]+", "-", f"{self._key}-{path.stem}")
+            create_image_artifact(f"data:image/png;base64,{image}", key=key, description=str(path))
+        server = os.environ.get("MLFLOW_TRACKING_URI", "")
+        if not server.startswith("http"):
+            get_run_logger().info("No links to MLflow, which is no server here: MLFLOW_TRACKING_URI names none.")
+            return
+        boards = dashboards.plan_dashboards(profile["score"]["extractors"], profile["score"]["geneval"] is not None)
+        experiment = dashboards.register(profile["profile"], boards)
+        create_link_artifact(
+            f"{server}/#/experiments/{experiment}", key=f"{self._key}-runs", link_text="runs in MLflow"
+        )
+        for board in boards:
+            link = dashboards.url(server, experiment, board)
+            create_link_artifact(link, key=f"{self._key}-{board.key}", link_text=f"dashboard {board.key}")
+
+    def _show(self) -> None:
+        names = list(dict.fromkeys(name for row in self._rows.values() for name in row))
+        table = [{name: row.get(name, "") for name in names} for row in self._rows.values()]
+        left = len(table) - self._ended
+        create_table_artifact(
+            table, key=self._key, description=f"{self._ended} of {len(table)} cells ended, {left} left"
+        )
+
+
+def scores_row(scores: dict[str, list[float]]) -> dict[str, str]:
+    """Scores of a finished cell for the table: mean ± standard error over seeds."""
+    row = {}
+    for name, values in scores.items():
+        mean, error = mean_and_standard_error(values)
+        row[name.removeprefix("score/")] = f"{mean:.4g} ± {error:.2g}"
+    return row
+
+
+def plan_text(upstream: Cell, cells: list[Cell]) -> str:
+    """The plan of a sweep for people: every experiment and the command that runs it."""
+    existing = experiments()
+    lines = [
+        f"{sweep_name(cells)}: {len(cells)} cells, {sum(c.name in existing for c in cells)} of them finished before"
+    ]
+    for cell in (upstream, *cells):
+        note = " (finished before)" if cell.name in existing else ""
+        lines += ["", f"{cell.name}{note}", f"  {shlex.join(command(cell))}"]
+    return "\n".join(lines)
+
+
+def parse_form(arguments: list[str]) -> tuple[SweepForm, bool]:
+    """The form from command line options of the same names. Raises ValidationError."""
+    parser = argparse.ArgumentParser(
+        description="Runs a sweep, as a Prefect flow. Without options, the form's defaults."
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and its commands, run nothing")
+    for name, field in SweepForm.model_fields.items():
+        option = f"--{name.replace('_', '-')}"
+        is_list = isinstance(field.default, list)
+        parser.add_argument(option, nargs="*" if is_list else None, default=argparse.SUPPRESS, help=field.description)
+    options = vars(parser.parse_args(arguments))
+    dry_run = options.pop("dry_run")
+    return SweepForm(**options), dry_run
+
+
+def main() -> None:
+    try:
+        form, dry_run = parse_form(sys.argv[1:])
+        if dry_run:
+            baseline = read_baseline(form.profile)
+            print(plan_text(plan_upstream(form, baseline), plan_cells(form, baseline)))
+        else:
+            ablation_sweep(form)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc'])) or 'form'}: {e['msg']}" for e in error.errors()]
+        sys.exit("\n".join(f"error: {problem}" for problem in problems))
+    except VapiError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

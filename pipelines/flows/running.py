@@ -1,0 +1,116 @@
+"""What both flows are made of: one DVC command in a task, and tasks that run as their dependencies allow."""
+
+import os
+import shlex
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
+from prefect.futures import PrefectFuture, as_completed
+from prefect.states import State
+
+from pipelines import processes
+from pipelines.paths import WORK
+from pipelines.tracking import DEFAULT_URI
+
+GPU = "gpu"  # tag of tasks that need one, and name of the limit on how many run at the same time
+TAIL = 8  # lines of a failed command's output that its task's message repeats
+
+
+class CommandFailed(RuntimeError):
+    """A command ended with an error."""
+
+
+def run_command(command: Sequence[str], name: str) -> None:
+    """Runs a command of DVC from the top of the repository, its output in the log of the task.
+
+    Args:
+        name: whoever runs a command under this name waits for, or ends, what another one left; see `processes`.
+
+    Raises:
+        CommandFailed: with the end of the output.
+    """
+    logger = get_run_logger()
+    tail: deque[str] = deque(maxlen=TAIL)
+
+    def log(line: str) -> None:
+        tail.append(line)
+        logger.info(line)
+
+    logger.info(shlex.join(command))
+    code = processes.run(command, name, environment(), log)
+    if code != 0:
+        raise CommandFailed("\n".join([f"{command[0]} ended with exit code {code}. The end of its output:", *tail]))
+
+
+def environment() -> dict[str, str]:
+    """For commands that may work in another directory: the same Python, working files and tracking server."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_URI)
+    local = uri.removeprefix("sqlite:///")
+    if local != uri and not local.startswith("/"):
+        uri = f"sqlite:///{Path(local).resolve()}"
+    return {
+        **os.environ,
+        "PWD": str(Path.cwd()),  # prefect.yaml builds on it
+        "VAPI_WORK": str(WORK.resolve()),
+        "MLFLOW_TRACKING_URI": uri,
+        "DVC_NO_ANALYTICS": "1",
+    }
+
+
+def run_all(
+    graph: dict[str, list[str]],
+    submit: Callable[[str, list[PrefectFuture]], PrefectFuture],
+    parallelism: int,
+    finished: Callable[[str, State], Any] = lambda name, state: None,
+) -> dict[str, State]:
+    """Runs every item of a graph after those it builds on, so many at a time; a failure stops only what builds on it.
+
+    Args:
+        graph: item -> the items it builds on.
+        submit: starts an item, given the futures of what it builds on.
+        finished: told of every item that has ended, well or not.
+
+    Returns:
+        The final state of every item.
+    """
+    waiting, running, futures = dict(graph), dict[PrefectFuture, str](), dict[str, PrefectFuture]()
+    states: dict[str, State] = {}
+    try:
+        while waiting or running:
+            for name in [n for n, needs in waiting.items() if all(need in states for need in needs)]:
+                if len(running) < parallelism:
+                    futures[name] = submit(name, [futures[need] for need in waiting.pop(name)])
+                    running[futures[name]] = name
+            future = next(iter(as_completed(list(running))))
+            future.wait()  # takes over the final state
+            name = running.pop(future)
+            states[name] = future.state
+            finished(name, future.state)
+    except BaseException:  # cancelled, or Ctrl-C: tasks wait for their commands in threads that nothing else ends
+        processes.end_all()
+        raise
+    return states
+
+
+def gpu_tags(device: str) -> list[str]:
+    """Tags of tasks that run on a device of the params; sees to it that the limit for GPUs exists."""
+    import torch
+
+    if device == "cpu" or not torch.cuda.is_available():
+        return []
+    limit_gpus(torch.cuda.device_count())
+    return [GPU]
+
+
+def limit_gpus(count: int) -> None:
+    """Creates the limit unless there is one, which may have been changed in the UI."""
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_concurrency_limit_by_tag(GPU)
+        except ObjectNotFound:
+            client.create_concurrency_limit(GPU, concurrency_limit=count)

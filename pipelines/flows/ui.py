@@ -1,0 +1,175 @@
+"""`make ui`: Prefect server, MLflow server and a worker on this machine, with deployments and dashboards, until Ctrl-C.
+
+What PREFECT_API_URL or MLFLOW_TRACKING_URI (http) names is used, not started. The databases are Prefect's and MLflow's
+own defaults, or PREFECT_SERVER_DATABASE_CONNECTION_URL and MLFLOW_TRACKING_URI as a database URL, e.g. of PostgreSQL.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.exceptions import ObjectNotFound
+from prefect.workers.process import ProcessWorker
+
+from pipelines.flows.running import environment
+from pipelines.paths import WORK
+from pipelines.processes import Guarded
+from vapi_core.errors import VapiError
+
+HOST = "127.0.0.1"
+POOL = "local"
+START_SECONDS = 900.0  # on a machine that does nothing else it takes 15
+LOGS = WORK / "ui"
+
+
+class Stopped(Exception):
+    """Ctrl-C, or a request to terminate."""
+
+
+class Service:
+    """A server or worker, its output in a file."""
+
+    def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str], stack: ExitStack):
+        LOGS.mkdir(parents=True, exist_ok=True)
+        self.name, self.log = name, LOGS / f"{name}.log"
+        self.process = stack.enter_context(Guarded(command, f"{name}-{os.getpid()}", env))
+        threading.Thread(target=self._write, daemon=True).start()
+
+    def _write(self) -> None:
+        with self.log.open("w") as file:
+            for line in self.process.lines():
+                print(line, file=file, flush=True)
+
+    def check(self) -> None:
+        """Raises VapiError if it has ended."""
+        if not self.process.running:
+            end = "\n".join(self.log.read_text().splitlines()[-10:])
+            raise VapiError(f"the {self.name} has ended; the end of {self.log}:\n{end}")
+
+    def wait_for(self, url: str) -> None:
+        """Returns when the URL answers. Raises VapiError if that takes too long."""
+        deadline = time.monotonic() + START_SECONDS
+        while not answers(url):
+            self.check()
+            if time.monotonic() > deadline:
+                raise VapiError(f"the {self.name} did not answer at {url} within {START_SECONDS:.0f} s; see {self.log}")
+            time.sleep(0.2)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def free_port(preferred: int) -> int:
+    """The preferred port, or any other if that is taken."""
+    for port in (preferred, 0):
+        with socket.socket() as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                s.bind((HOST, port))
+                return s.getsockname()[1]
+            except OSError:
+                continue
+    raise VapiError(f"no port is free on {HOST}")
+
+
+def start_prefect(env: dict[str, str], stack: ExitStack) -> Service:
+    port = free_port(4200)
+    api = f"http://{HOST}:{port}/api"
+    command = ["prefect", "server", "start", "--host", HOST, "--port", str(port)]
+    service = Service("prefect-server", command, {**env, "PREFECT_SERVER_UI_API_URL": api}, stack)
+    env["PREFECT_API_URL"] = api
+    return service
+
+
+def start_mlflow(env: dict[str, str], stack: ExitStack) -> Service:
+    port = free_port(5000)
+    command = ["mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", env["MLFLOW_TRACKING_URI"]]
+    server_env = {**env, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # half the memory and start-up
+    service = Service("mlflow-server", command, server_env, stack)
+    env["MLFLOW_TRACKING_URI"] = f"http://{HOST}:{port}"
+    return service
+
+
+def create_pool(api: str) -> None:
+    """The work pool of prefect.yaml, unless there is one."""
+    with SyncPrefectClient(api=api) as client:
+        try:
+            client.read_work_pool(POOL)
+        except ObjectNotFound:
+            template = ProcessWorker.get_default_base_job_template()
+            client.create_work_pool(WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=template))
+
+
+def run(command: Sequence[str], env: Mapping[str, str]) -> str:
+    """Output of a command. Raises VapiError with all it said if it fails."""
+    result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise VapiError(f"{' '.join(command)} failed:\n{result.stdout}{result.stderr}")
+    return result.stdout
+
+
+def serve(stack: ExitStack) -> None:
+    env = environment()
+    started: list[tuple[Service, str]] = []
+    if "PREFECT_API_URL" not in env:
+        service = start_prefect(env, stack)
+        started.append((service, f"{env['PREFECT_API_URL']}/health"))
+    if not env["MLFLOW_TRACKING_URI"].startswith("http"):
+        service = start_mlflow(env, stack)
+        started.append((service, f"{env['MLFLOW_TRACKING_URI']}/health"))
+    for service, url in started:
+        service.wait_for(url)
+    create_pool(env["PREFECT_API_URL"])
+    run(["prefect", "--no-prompt", "deploy", "--all"], env)
+    dashboards = run([sys.executable, "-m", "pipelines.dashboards"], env)
+    prefect_ui = env["PREFECT_API_URL"].removesuffix("/api")
+    print(f"Prefect: {prefect_ui}/deployments", flush=True)
+    print(f"MLflow:  {env['MLFLOW_TRACKING_URI']}", flush=True)
+    print(dashboards, end="")
+    print(f"Logs:    {LOGS}. Ctrl-C stops everything.", flush=True)
+    worker = ["prefect", "worker", "start", "--pool", POOL, "--limit", "4"]
+    while True:
+        with ExitStack() as turn:
+            service = Service("prefect-worker", worker, env, turn)
+            while service.process.running:
+                time.sleep(0.5)
+                for server, _ in started:
+                    server.check()
+        print("The worker has ended; another one starts.", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    def stop(*_: object) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # ending takes a moment, and is not to be interrupted
+        raise Stopped
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    try:
+        with ExitStack() as stack:
+            serve(stack)
+    except Stopped:
+        print("Everything has stopped.", flush=True)
+    except VapiError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""Long processes that leave nothing running, whoever is killed.
+
+`run` starts a command under a guard, a small process of its own. The guard ends the command and all its descendants when
+the command ends, when it is told to, and when its caller is gone, even by kill -9: it sees its standard input close. Only
+one command of a name runs at a time, here or in another process; one that outlived a killed guard is ended first, found
+by its name in the environment of the process.
+"""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+
+import psutil
+
+from pipelines.paths import WORK
+
+MARK = "VAPI_PROCESS"  # environment variable: the name of the command a process belongs to
+GRACE_SECONDS = 10.0  # between asking a process to end and ending it
+
+
+class Guarded:
+    """A command under a guard. Used as a context, it has ended when the block has."""
+
+    def __init__(self, command: Sequence[str], name: str, environment: Mapping[str, str] | None = None):
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.processes", name, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=dict(os.environ if environment is None else environment),
+            start_new_session=True,  # out of reach of a Ctrl-C that is meant for the caller
+        )
+
+    def __enter__(self) -> "Guarded":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def lines(self) -> Iterator[str]:
+        """Standard output and error, until all that wrote there have ended."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            yield line.rstrip()
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def wait(self) -> int:
+        """Exit code of the command, negative if a signal ended it."""
+        return self._process.wait()
+
+    def end(self) -> int:
+        """Ends the command if it still runs."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        return self._process.wait()
+
+
+_live: set[Guarded] = set()
+_ending = threading.Event()
+
+
+def run(command: Sequence[str], name: str, environment: Mapping[str, str], log: Callable[[str], object]) -> int:
+    """Runs a command to its end, its output line by line to `log`; returns its exit code."""
+    with Guarded(command, name, environment) as process:
+        _live.add(process)
+        try:
+            if _ending.is_set():  # a retry, say, of what was just ended
+                process.end()
+            for line in process.lines():
+                log(line)
+            return process.wait()
+        finally:
+            _live.discard(process)
+
+
+def end_all() -> None:
+    """Ends every command that `run` has started in any thread, and all that it will start: this process is to end."""
+    _ending.set()
+    for process in list(_live):
+        process.end()
+
+
+def marked(name: str) -> list[psutil.Process]:
+    """Live processes that belong to the command of a name."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == name and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:  # gone, or somebody else's
+            continue
+    return found
+
+
+def end_marked(name: str) -> None:
+    """Ends every process of a name: interrupt, so that it can tidy up; then kill."""
+    processes = marked(name)
+    for process in processes:
+        _signal(process, signal.SIGINT)
+    _, alive = psutil.wait_procs(processes, timeout=GRACE_SECONDS)
+    while alive:
+        for process in alive:
+            _signal(process, signal.SIGKILL)
+        psutil.wait_procs(alive, timeout=GRACE_SECONDS)
+        alive = marked(name)  # what they started meanwhile
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    with suppress(psutil.Error):
+        process.send_signal(number)
+
+
+@contextmanager
+def _only_one(name: str) -> Iterator[None]:
+    """Waits until no other guard has a command of this name."""
+    directory = WORK / "running"
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+class _Guard:
+    """The process beside the command."""
+
+    def __init__(self, name: str):
+        self._name = name
+        self._starting = threading.Lock()
+        self._ours = False  # whether what runs under the name is ours to end; if not, it is another guard's
+
+    def run(self, command: list[str]) -> int:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: threading.Thread(target=self._end).start())
+        threading.Thread(target=self._end_with_caller, daemon=True).start()
+        with _only_one(self._name):
+            with self._starting:
+                end_marked(self._name)
+                process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env={**os.environ, MARK: self._name})
+                self._ours = True
+            code = process.wait()
+            end_marked(self._name)
+        return code
+
+    def _end_with_caller(self) -> None:
+        os.read(sys.stdin.fileno(), 1)  # returns when the caller closes it or is gone
+        self._end()
+
+    def _end(self) -> None:
+        with self._starting:
+            if self._ours:
+                end_marked(self._name)
+            os._exit(128 + signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(_Guard(sys.argv[1]).run(sys.argv[2:]))

@@ -1,0 +1,202 @@
+"""The grid of a sweep, one row per cell and seed: from DVC's experiments and from MLflow's runs alike, and to MLflow.
+
+`python -m pipelines.results` prints it as CSV, from DVC or, with `--from mlflow`, from MLflow; `from_dvc` and `from_mlflow`
+are the same as pandas DataFrames. Scores have six digits, as in the metrics files.
+"""
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipelines import tracking
+from pipelines.grid_figures import draw_heatmap, draw_lines, panels
+from pipelines.paths import WORK
+from pipelines.sweep import METRICS
+from vapi_core.errors import FileError
+from vapi_core.files import atomic_path, read_yaml
+from vapi_core.scoring.statistics import mean_and_standard_error
+
+AXES = ("noise_ratio", "regularizer", "regularizer_weight", "reward")
+COLUMNS = ("experiment", *AXES, "seed")
+DRAWN = ("fid", "is_mean", "accuracy", "overall")
+LABELS = {"noise_ratio": "ξ", "regularizer_weight": "β", "reward": "reward", "regularizer": "regularizer"}
+DIGITS = 6
+SHARED = "upstream-"  # how `sweep.plan_upstream` names its experiment
+
+
+def from_dvc(names: Iterable[str] | None = None) -> pd.DataFrame:
+    """The finished cells among DVC's experiments, read by `dvc exp show`; all of HEAD's, or those of these names.
+
+    Raises:
+        FileError: this is no repository of DVC's, or git has no commit.
+    """
+    command = ["dvc", "exp", "show", "--json", *itertools.chain(*(["--rev", rev] for rev in _baselines(names)))]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise FileError(".", f"`dvc exp show` fails: {result.stderr.strip()}")
+    experiments = [e["revs"][0] for baseline in json.loads(result.stdout) for e in baseline["experiments"] or []]
+    wanted = None if names is None else set(names)
+    rows = [row for e in experiments if e.get("data") and (wanted is None or e["name"] in wanted) for row in _rows(e)]
+    return _frame(rows)
+
+
+def _baselines(names: Iterable[str] | None) -> list[str]:
+    """The commits on which experiments of these names build."""
+    if names is None:
+        return []
+    command = ["git", "for-each-ref", "--format=%(refname)", *(f"refs/exps/*/*/{name}" for name in names)]
+    refs = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    return list(dict.fromkeys("".join(ref.split("/")[2:4]) for ref in refs))
+
+
+def _rows(experiment: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row per seed of an experiment as `dvc exp show` has it; none for what is no cell.
+
+    What the cells of a sweep share is no cell either, although it shows the scores that git has from before.
+    """
+    if experiment["name"].startswith(SHARED):
+        return []
+    align = experiment["data"]["params"]["params.yaml"]["data"]["align"]
+    setting = {
+        "noise_ratio": align["noise_ratio"],
+        "regularizer": align["regularizer"],
+        "regularizer_weight": align["regularizer_weight"] if align["regularizer"] != "none" else 0.0,
+        "reward": "+".join(name for name, weight in align["reward"].items() if weight) or "prior",
+    }
+    rows = []
+    for seed in align["seeds"]:
+        metrics = experiment["data"]["metrics"].get(METRICS.format(seed=seed), {}).get("data", {})
+        scores = {n.removeprefix("score/"): v for n, v in metrics.items() if n.startswith("score/")}
+        if scores:
+            rows.append({"experiment": experiment["name"], **setting, "seed": seed, **scores})
+    return rows
+
+
+def from_mlflow(experiment: str, names: Iterable[str] | None = None) -> pd.DataFrame:
+    """The finished cells among the runs of an MLflow experiment (a profile); all that DVC's experiments made, or these."""
+    rows = []
+    wanted = None if names is None else set(names)
+    for run in tracking.find_runs(experiment, "tags.stage = 'cell' and attributes.status = 'FINISHED'"):
+        name, p = run.data.tags.get(tracking.EXPERIMENT_TAG), run.data.params
+        if name is None or (wanted is not None and name not in wanted):
+            continue
+        setting = {
+            "noise_ratio": float(p["noise_ratio"]),
+            "regularizer": p["regularizer"],
+            "regularizer_weight": float(p["regularizer_weight"]) if p["regularizer"] != "none" else 0.0,
+            "reward": p["terms"],
+        }
+        metrics = {n.removeprefix("score/"): v for n, v in run.data.metrics.items() if n.startswith("score/")}
+        scores = {n: float(f"{v:.{DIGITS}g}") for n, v in metrics.items()}
+        rows.append({"experiment": name, **setting, "seed": int(p["seed"]), **scores})
+    return _frame(rows)
+
+
+def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    scores = sorted({name for row in rows for name in row} - set(COLUMNS))
+    table = pd.DataFrame(rows, columns=[*COLUMNS, *scores])
+    return table.sort_values([*AXES, "seed", "experiment"], ignore_index=True)
+
+
+def over_axis(grid: pd.DataFrame, axis: str, score: str) -> dict[str, pd.DataFrame]:
+    """Lines of a score over one axis, one per combination of the others: columns x, y and standard error over seeds."""
+    others = [name for name in AXES if name != axis and grid[name].nunique() > 1]
+    lines = {}
+    for key, part in grid.groupby(others, sort=False) if others else [((), grid)]:
+        name = ", ".join(f"{LABELS[other]} {value}" for other, value in zip(others, key, strict=True))
+        rows = [(x, *mean_and_standard_error(group[score].to_numpy())) for x, group in part.groupby(axis)]
+        lines[name] = pd.DataFrame(rows, columns=["x", "y", "error"])
+    return lines
+
+
+def over_plane(grid: pd.DataFrame, rows: str, columns: str, score: str) -> pd.DataFrame:
+    """Mean of a score over all else, by two axes."""
+    grid = grid.rename(columns={rows: LABELS[rows], columns: LABELS[columns]})
+    return grid.pivot_table(index=LABELS[rows], columns=LABELS[columns], values=score, aggfunc="mean", sort=True)
+
+
+def draw(grid: pd.DataFrame, folder: Path) -> list[Path]:
+    """The figures of a grid, one panel per score: lines over ξ and β, heatmaps of ξ and β, and of reward and regularizer."""
+    scores = [n for n in grid.columns if n.partition(" ")[0] in DRAWN and grid[n].notna().all()]
+    varied = {axis for axis in AXES if grid[axis].nunique() > 1}
+    files = []
+
+    def figure(name: str, draw_panel: Any, **labels: str) -> None:
+        from pipelines.figures import save_figure
+
+        made, axes = panels(len(scores))
+        for ax, score in zip(axes, scores, strict=True):
+            draw_panel(ax, score)
+            ax.set(title=score, **labels)
+        files.append(folder / f"{name}.png")
+        save_figure(files[-1], made)
+
+    for axis in ("noise_ratio", "regularizer_weight"):
+        if axis in varied:
+            log = axis == "regularizer_weight" and bool((grid[axis] > 0).all())
+            figure(
+                f"over-{axis}",
+                lambda ax, score, axis=axis, log=log: draw_lines(ax, over_axis(grid, axis, score), log),
+                xlabel=LABELS[axis],
+            )
+    for rows, columns in (("regularizer_weight", "noise_ratio"), ("reward", "regularizer")):
+        if {rows, columns} <= varied:
+            figure(
+                f"{rows}-by-{columns}",
+                lambda ax, score, rows=rows, columns=columns: draw_heatmap(ax, over_plane(grid, rows, columns, score)),
+            )
+    return files
+
+
+def publish(sweep: str, profile: str, form: dict[str, Any], names: Iterable[str]) -> pd.DataFrame:
+    """Makes the sweep a run of MLflow, parent of its cells, with form, grid and figures; replaces an earlier one.
+
+    Args:
+        sweep: its name.
+        profile: the MLflow experiment.
+        names: DVC's experiments that are its cells, finished or not.
+    """
+    names = sorted(names)
+    grid = from_dvc(names)
+    folder = WORK / "sweeps" / sweep
+    with atomic_path(folder / "grid.csv") as temporary:
+        grid.to_csv(temporary, index=False, lineterminator="\n")
+    files = [folder / "grid.csv", *(draw(grid, folder) if len(grid) else [])]
+    key = tracking.stage_key("sweep", {"cells": names}, [])
+    tags = {"stage": "sweep", "profile": profile}
+    with tracking.stage_run(experiment=profile, name=sweep, key=key, params=form, tags=tags) as run:
+        run.log({"finished_cells": grid["experiment"].nunique(), "cells": len(names)})
+        run.table("grid", grid.replace({np.nan: None}).to_dict("records"))
+        for file in files:
+            run.artifact(file)
+        run.adopt(tracking.keys_of_experiments(profile, names))
+    return grid
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Prints the grid of all cells that were run, as CSV.")
+    parser.add_argument("--from", dest="source", choices=["dvc", "mlflow"], default="dvc")
+    parser.add_argument("--profile", help="for mlflow: the experiment; without it that of params.yaml")
+    parser.add_argument("experiments", nargs="*", help="only these cells, by the names of their DVC experiments")
+    arguments = parser.parse_args()
+    names = arguments.experiments or None
+    try:
+        if arguments.source == "dvc":
+            grid = from_dvc(names)
+        else:
+            grid = from_mlflow(arguments.profile or read_yaml("params.yaml")["profile"], names)
+    except FileError as error:
+        sys.exit(f"error: {error}")
+    grid.to_csv(sys.stdout, index=False, lineterminator="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""Ablation sweeps: which cells a form asks for, and the command that runs each.
+
+A cell is one setting of VA-π with all its seeds: stage `cell` of dvc.yaml under changed params. It runs as a DVC experiment in a temporary directory, named by a hash of
+its parameters and of what it builds on: an experiment of that name is that cell, finished. All cells share one
+experiment of everything before the alignment, whose stages they then take from DVC's cache.
+
+The planning functions are pure; `read_baseline` and `experiments` look at the repository.
+"""
+
+import copy
+import hashlib
+import itertools
+import json
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from vapi_core.errors import FileError, ParameterError
+from vapi_core.files import read_yaml
+
+MAX_CELLS = 500
+LONGEST_LIST = 10  # Prefect checks this when a form is submitted, the number of cells when the run starts
+METRICS = "reports/ablations/stages/cell@{seed}.json"  # of a cell, as in dvc.yaml
+CODE = ("params.yaml", "dvc.yaml", "pipelines", "vapi_core")  # what decides a cell's result, beside git's HEAD
+UPSTREAM = ("classifier", "tokenize", "generator", "cell-base")
+TARGETS = ("cell",)
+METHOD = "va-pi"
+PRIOR_ONLY = "prior"  # the reward that has no term
+
+Regularizer = Literal["ce", "kl", "none"]
+TERMS = ("mse", "perceptual", "l1", "embedding")
+_TERM = f"({'|'.join(TERMS)})"
+Reward = Annotated[str, Field(pattern=rf"^({PRIOR_ONLY}|{_TERM}(\+{_TERM})*)$")]
+NONE_TWICE: dict[str, Any] = {"uniqueItems": True}
+
+
+def _keep_order(schema: dict[str, Any]) -> None:
+    """Tells Prefect's form the order of the fields, which its database need not keep."""
+    for position, field in enumerate(schema["properties"].values()):
+        field["position"] = position
+
+
+class SweepForm(BaseModel):
+    """What a researcher fills in. Every combination of the first four lists is a cell; each cell runs every seed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_keep_order)
+
+    noise_ratios: list[Annotated[float, Field(ge=0, le=1)]] = Field(
+        [0.0, 0.25, 0.5, 0.75, 0.95],
+        min_length=1,
+        max_length=LONGEST_LIST,
+        json_schema_extra=NONE_TWICE,
+        description="ξ, share of prefix tokens replaced before the forward",
+    )
+    regularizer_weights: list[Annotated[float, Field(ge=0)]] = Field(
+        [0.1], min_length=1, max_length=LONGEST_LIST, json_schema_extra=NONE_TWICE, description="β"
+    )
+    regularizers: list[Regularizer] = Field(["ce"], min_length=1, json_schema_extra=NONE_TWICE)
+    reward_terms: list[Reward] = Field(
+        ["mse+perceptual"],
+        min_length=1,
+        max_length=LONGEST_LIST,
+        json_schema_extra=NONE_TWICE,
+        description=f"terms of the reward joined by +, of {', '.join(TERMS)}; or {PRIOR_ONLY}: no reward",
+    )
+    seeds: list[int] = Field([4, 5, 6], min_length=1, max_length=LONGEST_LIST, json_schema_extra=NONE_TWICE)
+    steps: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="of each alignment; empty: those of the profile"
+    )
+    profile: str | None = Field(None, description="a file of profiles/, without .yaml; empty: params.yaml as it is")
+    parallelism: int = Field(1, ge=1, le=64, description="cells that run at the same time")
+    threads: int = Field(1, ge=0, description="CPU threads of a cell, 0: all; another number rounds differently")
+
+    @model_validator(mode="after")
+    def _check(self) -> "SweepForm":
+        lists = ("noise_ratios", "regularizer_weights", "regularizers", "reward_terms")
+        for name in (*lists, "seeds"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ValueError(f"{name}: an entry stands twice")
+        count = 1
+        for name in lists:
+            count *= len(getattr(self, name))
+            if count > MAX_CELLS:
+                raise ValueError(
+                    f"{name}: with this list the sweep has {count} cells or more; {MAX_CELLS} is the limit"
+                )
+        return self
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What a sweep builds on."""
+
+    revision: str  # hash of git's HEAD and of uncommitted changes to the code and params.yaml
+    params: dict[str, Any]  # content of params.yaml
+    profile: dict[str, Any]  # content of the form's profile; without one, that of params.yaml
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One experiment."""
+
+    name: str
+    setting: dict[str, Any]  # noise_ratio, regularizer, regularizer_weight, reward; empty for what the cells share
+    overrides: dict[str, Any]  # dotted parameter -> value; +parameter: one that params.yaml lacks, ~: one that goes
+    targets: tuple[str, ...]
+
+
+def plan_upstream(form: SweepForm, baseline: Baseline) -> Cell:
+    """The experiment of all that the cells share."""
+    overrides = _differences(baseline.params, baseline.profile) | _shared_overrides(form)
+    return Cell(f"upstream-{_hash(baseline, overrides)}", {}, overrides, UPSTREAM)
+
+
+def plan_cells(form: SweepForm, baseline: Baseline) -> list[Cell]:
+    """The cells of a form, in the order of its lists; without those that have nothing to learn from, which are the base.
+
+    Raises:
+        ParameterError: a cell breaks a rule between parameters, or there is no cell; names the parameter.
+    """
+    from pipelines.params import check_params  # imports torch, which takes seconds and the form does not need
+
+    differences, shared = _differences(baseline.params, baseline.profile), _shared_overrides(form)
+    cells: dict[str, Cell] = {}
+    for noise, kind, weight, reward in itertools.product(
+        form.noise_ratios, form.regularizers, form.regularizer_weights, form.reward_terms
+    ):
+        weight = 0.0 if kind == "none" else weight
+        if reward == PRIOR_ONLY and (
+            kind != "ce" or weight == 0
+        ):  # the KL of the base to itself has no gradient either
+            continue
+        setting = {"noise_ratio": noise, "regularizer": kind, "regularizer_weight": weight, "reward": reward}
+        own = shared | {
+            "align.noise_ratio": noise,
+            "align.regularizer": kind,
+            "align.regularizer_weight": weight,
+            **_reward_overrides(reward, baseline),
+        }
+        if form.steps is not None:
+            own["align.steps"] = form.steps
+        check_params(_apply(own, baseline.profile))
+        overrides = differences | own
+        name = f"noise{noise:g}-{kind}{weight:g}-{reward}-{_hash(baseline, overrides)}"
+        cells[name] = Cell(name, setting, overrides, TARGETS)  # kind none: the weights make one cell, not several
+    if not cells:
+        raise ParameterError("reward_terms", f"'{PRIOR_ONLY}' needs the regularizer ce and a weight above 0.")
+    return list(cells.values())
+
+
+def sweep_name(cells: Iterable[Cell]) -> str:
+    """Identity of a sweep: that of its cells, in any order."""
+    return f"sweep-{_digest(sorted(cell.name for cell in cells))}"
+
+
+def command(cell: Cell) -> list[str]:
+    """The command that runs a cell.
+
+    The flag stands before the subcommand: without it, parallel cells fail for DVC's lock instead of waiting.
+    """
+    line = ["dvc", "--wait-for-lock", "exp", "run", "--temp", "--name", cell.name]
+    for name, value in cell.overrides.items():
+        line += ["--set-param", name if name.startswith("~") else f"{name}={_hydra(value)}"]
+    return [*line, *cell.targets]
+
+
+def _shared_overrides(form: SweepForm) -> dict[str, Any]:
+    return {"threads": form.threads, "align.methods": [METHOD], "align.seeds": form.seeds}
+
+
+def _reward_overrides(reward: str, baseline: Baseline) -> dict[str, Any]:
+    """A chosen term has the weight of the profile, or 1 where that is 0."""
+    chosen = () if reward == PRIOR_ONLY else reward.split("+")
+    weights = baseline.profile["align"]["reward"]
+    return {f"align.reward.{term}": float(weights[term] or 1.0) if term in chosen else 0.0 for term in TERMS}
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Overrides that make `new` of `old`."""
+    changes: dict[str, Any] = {f"~{prefix}{name}": None for name in old if name not in new}
+    for name, value in new.items():
+        if name not in old:
+            changes[f"+{prefix}{name}"] = value
+        elif isinstance(value, dict) and isinstance(old[name], dict):
+            changes |= _differences(old[name], value, f"{prefix}{name}.")
+        elif value != old[name]:
+            changes[f"{prefix}{name}"] = value
+    return changes
+
+
+def _apply(overrides: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
+    """A copy of nested params with dotted overrides in place."""
+    params = copy.deepcopy(params)
+    for name, value in overrides.items():
+        *path, last = name.split(".")
+        section = params
+        for part in path:
+            section = section[part]
+        section[last] = value
+    return params
+
+
+def _hydra(value: Any) -> str:
+    """A value in the grammar of `dvc exp run --set-param`, which is Hydra's."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {_hydra(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_hydra(item) for item in value) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _hash(baseline: Baseline, overrides: dict[str, Any]) -> str:
+    return _digest([baseline.revision, overrides])
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def read_baseline(profile: str | None, root: Path = Path()) -> Baseline:
+    """The repository as it is, uncommitted changes included: `dvc exp run` takes them along.
+
+    Raises:
+        ParameterError: there is no such profile.
+        FileError: the folder has no git commit.
+    """
+    params = read_yaml(root / "params.yaml")
+    path = root / ("params.yaml" if profile is None else f"profiles/{profile}.yaml")
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in (root / "profiles").glob("*.yaml")))
+        raise ParameterError("profile", f"there is no profile '{profile}'; there are: {known}.")
+    if not (head := _git(root, "rev-parse", "--verify", "--quiet", "HEAD").strip()):
+        raise FileError(root, "git has no commit here, which `dvc exp run` needs.", "Run `git add -A; git commit`.")
+    revision = _digest([head, _git(root, "diff", "HEAD", "--", *CODE)])
+    return Baseline(revision, params, read_yaml(path))
+
+
+def experiments(root: Path = Path()) -> dict[str, str]:
+    """Name -> commit of every DVC experiment here: git references refs/exps/BASELINE/NAME."""
+    lines = _git(root, "for-each-ref", "--format=%(refname:lstrip=4) %(objectname)", "refs/exps/*/*/*").splitlines()
+    return {name: commit for name, _, commit in (line.rpartition(" ") for line in lines)}
+
+
+def read_scores(commit: str, seeds: Iterable[int], root: Path = Path()) -> dict[str, list[float]]:
+    """Score, e.g. "score/fid scorer-classifier" -> its values over seeds.
+
+    Args:
+        commit: of a cell's experiment.
+    """
+    metrics = [json.loads(_git(root, "show", f"{commit}:{METRICS.format(seed=seed)}")) for seed in seeds]
+    names = [name for name in metrics[0] if name.startswith("score/")]
+    return {name: [m[name] for m in metrics] for name in names}
+
+
+def _git(root: Path, *arguments: str) -> str:
+    """Output of a git command; empty if it fails."""
+    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False).stdout

@@ -1,0 +1,40 @@
+"""What leaves the project fits other people's scripts."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.export import main
+from tests.tiny import tiny_generator, tiny_tokenizer
+from vapi_core.files import write_json
+from vapi_core.models.checkpoints import import_model, save_model
+
+
+@pytest.mark.parametrize(("kind", "make"), [("generator", tiny_generator), ("tokenizer", tiny_tokenizer)])
+def test_an_aligned_model_goes_to_an_official_file_and_back_unchanged(tmp_path, kind, make):
+    model = make(seed=1)
+    save_model(tmp_path / "aligned", kind, model, base_sha256="abc")
+    assert main(["weights", str(tmp_path / "aligned"), str(tmp_path / "official.pt")]) == 0
+    content = torch.load(tmp_path / "official.pt", weights_only=True)
+    assert list(content) == ["model"] and list(content["model"]) == list(model.state_dict())
+    again = import_model(tmp_path / "official.pt", make(seed=2)).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
+
+
+def test_a_set_of_images_goes_to_the_file_that_adms_evaluator_reads(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    folder = tmp_path / "t1.0-g1.0-0"
+    folder.mkdir()
+    np.save(folder / "images.npy", images)
+    write_json(folder / "manifest.json", {"kind": "samples", "shape": [5, 8, 8, 3]})
+    assert main(["images", str(folder), str(tmp_path / "samples.npz")]) == 0
+    with np.load(tmp_path / "samples.npz") as written:
+        assert written.files == ["arr_0"]
+        np.testing.assert_array_equal(written["arr_0"], images)
+
+
+@pytest.mark.parametrize(("what", "problem"), [("weights", "there is no model"), ("images", "the file is missing")])
+def test_a_folder_without_anything_to_export_is_named(tmp_path, capsys, what, problem):
+    assert main([what, str(tmp_path / "nowhere"), str(tmp_path / "out")]) == 1
+    assert "nowhere" in (told := capsys.readouterr().err) and problem in told
+    assert not (tmp_path / "out").exists()

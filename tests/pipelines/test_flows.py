@@ -1,0 +1,335 @@
+"""The flows as their users run them: under one real Prefect server, MLflow server and worker, started by `make ui`'s program.
+
+The repository they work in is the toy of tests/toy.py. Servers and worker take minutes of CPU: VAPI_TEST_SERVERS=1 turns
+these tests on.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterKey,
+    DeploymentFilter,
+    DeploymentFilterId,
+    FlowRunFilter,
+    FlowRunFilterId,
+    LogFilter,
+    LogFilterFlowRunId,
+)
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.states import Cancelling
+
+from tests.toy import WORK, make_toy
+
+pytestmark = pytest.mark.skipif(
+    "VAPI_TEST_SERVERS" not in os.environ,
+    reason="starts servers: VAPI_TEST_SERVERS=1 pytest tests/pipelines/test_flows.py",
+)
+SECONDS = 600  # until a wait is given up
+
+
+class Ui:
+    """`make ui` in a toy repository, and what a user sees and does there."""
+
+    def __init__(self, root: Path, **settings: str):
+        make_toy(root)
+        self.root, self.work = root, root / WORK
+        self.environment = {
+            **{k: v for k, v in os.environ.items() if k not in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "VAPI_WORK")},
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PREFECT_HOME": str(root.with_name("prefect")),
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "1",
+            "OMP_NUM_THREADS": "1",
+            **settings,
+        }
+        self.process = self.start("-m", "pipelines.flows.ui")
+        self.printed: dict[str, str] = {}
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            name, _, rest = line.partition(": ")
+            self.printed[name] = rest.strip()
+            if name == "Logs":
+                break
+        assert "Logs" in self.printed, self.printed
+        self.api = self.printed["Prefect"].removesuffix("/deployments") + "/api"
+        self.environment["PREFECT_API_URL"] = self.api
+        self.client = SyncPrefectClient(api=self.api)
+
+    def start(self, *arguments: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=self.root,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def submit(self, deployment: str, **parameters):
+        """Presses run."""
+        found = self.client.read_deployment_by_name(deployment)
+        return self.client.create_flow_run_from_deployment(found.id, parameters=parameters).id
+
+    def state(self, run):
+        return self.client.read_flow_run(run).state
+
+    def finish(self, run):
+        """Waits for the end of a run; its final state."""
+        wait_until(lambda: self.state(run).is_final())
+        return self.state(run)
+
+    def tasks(self, run) -> dict[str, str]:
+        """Name -> state of each task, without the hashes of cells."""
+        tasks = self.client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run])))
+        return {plain(task.name): task.state.name for task in tasks}
+
+    def log(self, run) -> str:
+        filters = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run]))
+        return "\n".join(log.message for log in self.client.read_logs(filters, limit=200))
+
+    def events(self) -> list[str]:
+        path = self.work / "stages.log"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def sign(self, name: str) -> Path:
+        """A file that a stage of the toy looks for."""
+        path = self.work / name
+        path.touch()
+        return path
+
+    def table(self, rows: int) -> list[dict]:
+        """The newest table artifact of so many rows."""
+        artifacts = self.client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(like_="sweep-%")))
+        tables = [json.loads(a.data) for a in sorted(artifacts, key=lambda a: a.created) if a.type == "table"]
+        return [table for table in tables if len(table) == rows][-1]
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything that runs in the repository."""
+        return [p for p in psutil.process_iter() if works_in(p, self.root)]
+
+    def stages(self) -> list[psutil.Process]:
+        return [p for p in self.processes() if p.cmdline()[1:2] == ["toy.py"]]
+
+    def stage_and_dvc(self) -> list[psutil.Process]:
+        """The process of the one stage that runs, and of the DVC that runs it."""
+        (stage,) = self.stages()
+        return [stage, next(p for p in stage.parents() if "--wait-for-lock" in p.cmdline())]
+
+
+def works_in(process: psutil.Process, root: Path) -> bool:
+    try:
+        return Path(process.cwd()).is_relative_to(root) and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def plain(name: str) -> str:
+    return re.sub(r"-[0-9a-f]{8}$", "", name)
+
+
+def wait_until(condition, seconds=SECONDS):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def postgres():
+    """A PostgreSQL server of our own with two empty databases: its URL without scheme and database, None without one."""
+    if shutil.which("initdb") is None or shutil.which("postgres") is None:
+        yield None
+        return
+    import psycopg2
+
+    data = tempfile.mkdtemp(prefix="vapi-postgres-")
+    as_user = []
+    if os.getuid() == 0:  # which PostgreSQL refuses to run as
+        shutil.chown(data, "nobody")
+        as_user = ["runuser", "-u", "nobody", "--"]
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    quiet = {"cwd": "/", "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run([*as_user, "initdb", "-D", data, "-U", "lab", "-A", "trust", "--no-sync"], check=True, **quiet)
+    options = ["-D", data, "-p", str(port), "-k", data, "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
+    server = subprocess.Popen([*as_user, "postgres", *options], **quiet)
+
+    def connect():
+        try:
+            return psycopg2.connect(host="127.0.0.1", port=port, user="lab", dbname="postgres")
+        except psycopg2.OperationalError:
+            return None
+
+    wait_until(connect)
+    connection = connect()
+    connection.autocommit = True
+    for database in ("prefect", "mlflow"):
+        connection.cursor().execute(f"CREATE DATABASE {database}")
+    connection.close()
+    yield f"lab@127.0.0.1:{port}"
+    server.terminate()
+    server.wait()
+    shutil.rmtree(data)
+
+
+@pytest.fixture(scope="module")
+def ui(tmp_path_factory, postgres):
+    """On PostgreSQL where there is one, else on SQLite."""
+    settings = {}
+    if postgres is not None:
+        settings["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = f"postgresql+asyncpg://{postgres}/prefect"
+        settings["MLFLOW_TRACKING_URI"] = f"postgresql://{postgres}/mlflow"
+    ui = Ui(tmp_path_factory.mktemp("ui") / "toy", **settings)
+    yield ui
+    ui.process.send_signal(signal.SIGINT)
+    ui.process.wait()
+
+
+def form(*noise_ratios: float, **others):
+    return {"noise_ratios": list(noise_ratios), "seeds": [1], **others}
+
+
+CELL = "noise{}-ce0.1-mse+perceptual"
+
+
+def test_reproduce_is_one_task_per_stage_of_the_dvc_graph_and_independent_stages_run_at_the_same_time(ui):
+    independent = ("classifier@reward", "classifier@scorer")
+    holds = [ui.sign(f"hold-{stage}") for stage in independent]
+    run = ui.submit("reproduce/reproduce", target="report", parallelism=2)
+    wait_until(lambda: all(f"began {stage} 0.1" in ui.events() for stage in independent))
+    for hold in holds:
+        hold.unlink()
+    assert ui.finish(run).is_completed(), ui.log(run)
+    stages = {"subset", "classifier@reward", "classifier@scorer", "tokenize", "generator", "report"}
+    assert ui.tasks(run) == dict.fromkeys(stages, "Completed")
+    events = ui.events()
+    assert events.index("ended generator 0.1") < events.index("began report 0.1")
+
+
+def test_a_sweep_goes_on_beside_a_failing_cell_and_running_it_again_does_only_what_is_missing(ui):
+    fail, hold = ui.sign("fail-0.5"), ui.sign("hold-0.75")
+    wanted = json.dumps(form(0.0, 0.5, 0.75, parallelism=3))
+    command = ui.start("-m", "prefect", "deployment", "run", "ablation-sweep/ablation-sweep", "-p", f"form={wanted}")
+    assert command.wait() == 0
+    (run,) = [r.id for r in ui.client.read_flow_runs() if "form" in r.parameters]
+    wait_until(lambda: "began cell@1 0.75" in ui.events())
+    stage, dvc = ui.stage_and_dvc()
+    dvc.kill()
+    wait_until(lambda: not stage.is_running())  # which the killed DVC had started
+    hold.unlink()
+    state = ui.finish(run)
+    assert state.is_failed() and "1 of 3 cells" in state.message
+    tasks = ui.tasks(run)
+    assert [tasks[CELL.format(n)] for n in ("0", "0.5", "0.75")] == ["Completed", "Failed", "Completed"]
+    assert "this cell was told to fail" in ui.log(run)
+    table = {plain(row["cell"]): row for row in ui.table(rows=3)}
+    assert table[CELL.format("0.5")]["state"] == "failed"
+    assert table[CELL.format("0.75")]["fid toy"] == "9.25 ± nan"
+
+    fail.unlink()
+    before = len(ui.events())
+    again = ui.submit("ablation-sweep/ablation-sweep", form=form(0.0, 0.5, 0.75))
+    assert ui.finish(again).is_completed(), ui.log(again)
+    assert ui.events()[before:] == ["began cell@1 0.5", "ended cell@1 0.5"]
+    tasks = ui.tasks(again)
+    assert [tasks[CELL.format(n)] for n in ("0", "0.5", "0.75")] == ["Skipped", "Completed", "Skipped"]
+
+
+def test_a_cancelled_run_and_a_killed_worker_leave_no_process_and_another_run_resumes_the_sweep(ui):
+    hold = ui.sign("hold-0.2")
+    run = ui.submit("ablation-sweep/ablation-sweep", form=form(0.2))
+    wait_until(lambda: "began cell@1 0.2" in ui.events())
+    ui.client.set_flow_run_state(run, Cancelling())
+    wait_until(lambda: ui.state(run).is_cancelled())
+    wait_until(lambda: not ui.stages())
+
+    run = ui.submit("ablation-sweep/ablation-sweep", form=form(0.2))
+    wait_until(lambda: ui.events().count("began cell@1 0.2") == 2)
+    (worker,) = [p for p in ui.processes() if "worker" in p.cmdline() and "pipelines.processes" not in p.cmdline()]
+    worker.kill()
+    wait_until(lambda: not ui.stages())
+
+    hold.unlink()
+    run = ui.submit("ablation-sweep/ablation-sweep", form=form(0.2))  # `make ui` starts another worker
+    assert ui.finish(run).is_completed(), ui.log(run)
+    assert ui.events()[-2:] == ["began cell@1 0.2", "ended cell@1 0.2"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("noise_ratios", [1.5]),
+        ("reward_terms", ["mse+beauty"]),
+    ],
+)
+def test_bad_input_is_refused_at_submission_with_the_fields_name(ui, field, value):
+    with pytest.raises(PrefectHTTPStatusError) as caught:
+        ui.submit("ablation-sweep/ablation-sweep", form={field: value})
+    assert field in caught.value.response.text
+
+
+def test_schedules_make_runs_that_run_and_a_dry_run_prints_its_commands_and_runs_nothing(ui):
+    deployment = ui.client.read_deployment_by_name("ablation-sweep/ablation-sweep")
+    ui.client._client.patch(
+        f"/deployments/{deployment.id}", json={"parameters": {"form": form(0.25), "dry_run": True}}
+    ).raise_for_status()
+    known = {r.id for r in ui.client.read_flow_runs()}
+    interval, cron = IntervalSchedule(interval=5), CronSchedule(cron="* * * * *")
+    ui.client.create_deployment_schedules(deployment.id, [(interval, True), (cron, True)])
+
+    def scheduled():
+        filters = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
+        runs = ui.client.read_flow_runs(deployment_filter=filters)
+        return [r for r in runs if r.id not in known and r.auto_scheduled]
+
+    before = ui.events()
+    wait_until(lambda: any(r.state.is_completed() for r in scheduled()))
+    (ran, *_) = [r for r in scheduled() if r.state.is_completed()]
+    wait_until(lambda: "--set-param align.noise_ratio=0.25" in ui.log(ran.id))  # logs arrive a little later
+    assert ui.events() == before
+    on_the_minute = [r for r in scheduled() if r.expected_start_time.second == 0]
+    assert len({r.expected_start_time for r in on_the_minute}) >= 2  # cron's, and not only the next one
+    for schedule in ui.client.read_deployment_schedules(deployment.id):
+        ui.client.delete_deployment_schedule(deployment.id, schedule.id)
+
+
+def test_both_servers_keep_their_records_in_postgresql(ui, postgres):
+    if postgres is None:
+        pytest.skip("no PostgreSQL here (initdb and postgres on the PATH): the servers above ran on SQLite")
+    import psycopg2
+
+    def count(database, table):
+        user, _, address = postgres.partition("@")
+        host, _, port = address.partition(":")
+        connection = psycopg2.connect(host=host, port=port, user=user, dbname=database)
+        cursor = connection.cursor()
+        cursor.execute(f"SELECT count(*) FROM {table}")
+        (rows,) = cursor.fetchone()
+        connection.close()
+        return rows
+
+    assert count("prefect", "flow_run") == len(ui.client.read_flow_runs(limit=200)) > 0
+    assert count("mlflow", "experiments") > 0
+
+
+def test_ctrl_c_stops_everything(ui):
+    assert len(ui.processes()) > 3
+    ui.process.send_signal(signal.SIGINT)
+    assert ui.process.wait(timeout=SECONDS) == 0
+    assert ui.processes() == []

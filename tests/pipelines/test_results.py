@@ -1,0 +1,143 @@
+"""A sweep's grid is the same whether DVC's experiments or MLflow's runs are asked, and MLflow holds it as one run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from pipelines import results, tracking
+
+ROOT = Path(__file__).parents[2]
+# stage `cell` without its training: it reports to DVC and MLflow as the real one does
+CELL = """
+import json, sys, yaml
+from pathlib import Path
+from pipelines.tracking import stage_run
+align, seed = yaml.safe_load(open("params.yaml"))["align"], int(sys.argv[1])
+if align["noise_ratio"] > 0.9:
+    sys.exit("this cell fails")
+terms = "+".join(name for name, weight in align["reward"].items() if weight) or "prior"
+fid = 1 / 3 + align["noise_ratio"] + seed
+params = {**align, "seed": seed, "terms": terms}
+key = f"{align['noise_ratio']} {align['regularizer']} {seed}"
+with stage_run(experiment="tiny", name=f"cell@{seed}", key=key, params=params, tags={"stage": "cell"}) as run:
+    run.log({"score/fid scorer-classifier": fid, "stage/seconds": 1.0})
+path = Path(f"reports/ablations/stages/cell@{seed}.json")
+path.parent.mkdir(parents=True, exist_ok=True)
+path.write_text(json.dumps({"score/fid scorer-classifier": float(f"{fid:.6g}"), "seconds": 1.0}))
+"""
+PARAMS = {
+    "profile": "tiny",
+    "align": {
+        "seeds": [0, 1],
+        "noise_ratio": 0.0,
+        "regularizer": "ce",
+        "regularizer_weight": 0.1,
+        "reward": {"mse": 1.0, "perceptual": 1.0},
+    },
+}
+STAGES = {
+    "cell": {
+        "matrix": {"seed": "${align.seeds}"},
+        "cmd": "python cell.py ${item.seed}",
+        "params": ["align"],
+        "metrics": [{"reports/ablations/stages/cell@${item.seed}.json": {"cache": False}}],
+    }
+}
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """A repository in which a sweep of three cells was run, one of which failed."""
+    folder, kept = tmp_path_factory.mktemp("sweep"), (Path.cwd(), dict(os.environ))
+    (folder / "cell.py").write_text(CELL)
+    (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS))
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": STAGES}))
+    (folder / ".gitignore").write_text("/mlflow.db\n/.work/\n")
+    os.chdir(folder)
+    os.environ |= {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "DVC_NO_ANALYTICS": "1",
+    }
+    try:
+        for command in (
+            "git init -q",
+            "dvc init -q",
+            "git add -A",
+            "git -c user.name=a -c user.email=a@b commit -qm a",
+        ):
+            subprocess.run(command.split(), check=True)
+        for name, changes in {
+            "half": ["align.noise_ratio=0.5"],
+            "kl": ["align.regularizer=kl", "align.reward.perceptual=0.0"],
+            "fails": ["align.noise_ratio=0.95"],
+        }.items():
+            settings = [part for change in changes for part in ("--set-param", change)]
+            subprocess.run(["dvc", "exp", "run", "--temp", "--name", name, *settings, "cell"], check=False)
+        yield folder
+    finally:
+        os.chdir(kept[0])
+        os.environ.clear()
+        os.environ.update(kept[1])
+
+
+def test_dvc_and_mlflow_tell_the_same_grid(sweep):
+    grid = results.from_dvc()
+    assert grid[["experiment", "noise_ratio", "regularizer", "reward", "seed"]].values.tolist() == [
+        ["kl", 0.0, "kl", "mse", 0],
+        ["kl", 0.0, "kl", "mse", 1],
+        ["half", 0.5, "ce", "mse+perceptual", 0],
+        ["half", 0.5, "ce", "mse+perceptual", 1],
+    ]
+    assert grid["fid scorer-classifier"].tolist() == [0.333333, 1.33333, 0.833333, 1.83333]
+    pd.testing.assert_frame_equal(results.from_mlflow("tiny"), grid)
+    pd.testing.assert_frame_equal(results.from_mlflow("tiny", ["half"]), results.from_dvc(["half"]))
+
+
+def test_a_sweep_is_one_run_with_its_grid_and_figures_and_its_cells_below_it(sweep):
+    for _ in range(2):  # publishing again replaces the run
+        results.publish("sweep-1", "tiny", {"noise_ratios": [0.0, 0.5]}, ["half", "kl", "fails"])
+    client = tracking.connect()
+    (parent,) = tracking.find_runs("tiny", "tags.stage = 'sweep'")
+    assert parent.data.params["noise_ratios"] == "[0.0, 0.5]" and parent.data.metrics["finished_cells"] == 2
+    artifacts = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert {"grid.json", "grid.csv", "over-noise_ratio.png", "reward-by-regularizer.png"} <= artifacts
+    cells = tracking.find_runs("tiny", "tags.stage = 'cell'")
+    assert {run.data.tags["mlflow.parentRunId"] for run in cells} == {parent.info.run_id} and len(cells) == 4
+
+
+def grid():
+    rows = [
+        (noise, kind, weight, "mse", seed, noise + weight + seed)
+        for noise in (0.0, 0.5)
+        for kind in ("ce", "kl")
+        for weight in (0.1, 1.0)
+        for seed in (0, 2)
+    ]
+    return pd.DataFrame(rows, columns=[*results.AXES, "seed", "fid a"])
+
+
+def test_there_is_a_line_for_each_combination_of_the_other_axes_with_its_error_over_seeds():
+    lines = results.over_axis(grid(), "noise_ratio", "fid a")
+    assert set(lines) == {f"regularizer {kind}, β {weight}" for kind in ("ce", "kl") for weight in (0.1, 1.0)}
+    line = lines["regularizer ce, β 0.1"]
+    assert line["x"].tolist() == [0.0, 0.5] and line["y"].tolist() == pytest.approx([1.1, 1.6])
+    assert np.allclose(line["error"], 1.0)
+
+
+def test_a_heatmap_is_the_mean_over_all_else():
+    plane = results.over_plane(grid(), "regularizer_weight", "noise_ratio", "fid a")
+    assert plane.loc[1.0, 0.5] == pytest.approx(2.5) and plane.shape == (2, 2)
+
+
+def test_only_axes_that_vary_are_drawn(tmp_path):
+    drawn = {path.name for path in results.draw(grid(), tmp_path)}
+    assert drawn == {"over-noise_ratio.png", "over-regularizer_weight.png", "regularizer_weight-by-noise_ratio.png"}
+    assert all((tmp_path / name).stat().st_size > 3000 for name in drawn)

@@ -1,0 +1,71 @@
+"""The protocol of the ImageNet profiles end to end through DVC, on tiny random files in the official formats."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipelines.export import main as export
+from pipelines.params import load_params
+from tests.checkout import ROOT, Checkout
+from tests.smoke_assets import PROFILE, write_smoke_assets
+from vapi_core.models.checkpoints import import_model, load_model, read_state_dict
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    checkout = Checkout(tmp_path_factory.mktemp("smoke"))
+    shutil.copy(ROOT / PROFILE, checkout.path / "params.yaml")
+    missing = checkout.run("python", "-m", "pipelines.stages.subset")
+    assert missing.returncode == 1 and "make check-assets" in missing.stderr and "c2i_tiny_48.pt" in missing.stderr
+    write_smoke_assets(load_params(ROOT / PROFILE), checkout.path)
+    result = checkout.run("dvc", "repro", "report")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return checkout
+
+
+def test_the_imported_models_are_the_official_files_tensor_for_tensor(checkout):
+    for kind, file in (("tokenizer", "vq_ds16_c2i.pt"), ("generator", "c2i_tiny_48.pt")):
+        official = read_state_dict(checkout.path / "assets/smoke" / file)
+        imported = load_model(checkout.path / "data" / kind, kind).state_dict()
+        assert all((imported[name] == value).all() for name, value in official.items()) and len(imported) == len(
+            official
+        )
+
+
+def test_images_are_drawn_at_48_pixels_of_random_classes_and_stored_at_32(checkout):
+    folder = checkout.path / "data/samples/va-pi/t1.0-g2.0-0"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert np.load(folder / "images.npy").shape == (12, 32, 32, 3) and manifest["generated_size"] == 48
+    assert np.load(folder / "labels.npy").tolist() != (np.arange(12) % 5).tolist()
+
+
+def test_every_set_is_scored_against_the_reference_batch_alone(checkout):
+    scores = pd.read_csv(checkout.path / "reports/scores/scores.csv")
+    assert set(scores["reference"]) == {"VIRTUAL_imagenet256_labeled"}
+    assert set(zip(scores["model"], scores["guidance_scale"], strict=True)) == {
+        (model, guidance) for model in ("base", "va-pi") for guidance in (1.0, 2.0)
+    }
+    assert (scores["reference_samples"] == 8).all()
+    assert np.isfinite(scores[["fid", "is_mean", "precision", "recall"]].to_numpy()).all()
+
+
+def test_the_report_warns_that_none_of_it_is_comparable(checkout):
+    report = (checkout.path / "reports/report.md").read_text()
+    warning = next(line for line in report.splitlines() if "Not comparable" in line)
+    assert "8 images of 32 pixels" in warning and "weights are not the published ones" in warning
+    assert "sets of 12 images" in warning
+
+
+def test_the_aligned_weights_go_back_to_an_official_file(checkout, tmp_path):
+    folder = checkout.path / "data/aligned/va-pi/0"
+    assert export(["weights", str(folder), str(tmp_path / "aligned.pt")]) == 0
+    aligned, base = load_model(folder, "generator"), load_model(checkout.path / "data/generator", "generator")
+    again = import_model(tmp_path / "aligned.pt", base).state_dict()
+    assert all((again[name] == value).all() for name, value in aligned.state_dict().items())
+
+
+def test_a_second_repro_runs_nothing(checkout):
+    assert "Running stage" not in checkout.run("dvc", "repro", "report").stdout

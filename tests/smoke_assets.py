@@ -1,0 +1,104 @@
+"""Every file that the profile llamagen-smoke needs, tiny and random, in the official formats: `python -m tests.smoke_assets`.
+
+LlamaGen's `.pt` files (a DDP checkpoint with arguments and optimizer, and a bare one as FSDP leaves it), torchvision's VGG16
+with LPIPS's heads and torch-fidelity's Inception at their full size, an ADM reference batch, and a folder of photographs
+(well, gradients) with a subfolder per class.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pipelines.params import Params, grid_side, load_params
+from vapi_core.models.generator import Generator
+from vapi_core.models.perceptual import HEADS_FILES, LPIPS, VGG_FILE
+from vapi_core.models.tokenizer import Tokenizer
+from vapi_core.randomness import seed_torch, stream
+from vapi_core.scoring.features import extract, load_extractor
+from vapi_core.scoring.fidelity import feature_statistics
+
+PROFILE = Path("profiles/llamagen-smoke.yaml")
+CLASSES, IMAGES_OF_A_CLASS, REFERENCE_IMAGES = 5, 4, 8
+
+
+def write_images(folder: Path) -> None:
+    """Color gradients of unlike sizes, as JPEG files, one subfolder per class."""
+    for label in range(CLASSES):
+        (folder / f"n{label:08d}").mkdir(parents=True)
+        for number in range(IMAGES_OF_A_CLASS):
+            draws = stream(0, "smoke image", label, number)
+            height, width = draws.integers(60, 110, 2)
+            corners = draws.integers(0, 256, (2, 2, 3)).astype(np.uint8)
+            picture = Image.fromarray(corners).resize((width, height), Image.Resampling.BILINEAR)
+            picture.save(folder / f"n{label:08d}" / f"{number}.JPEG")
+
+
+def write_tokenizer(path: Path, params: Params) -> None:
+    """A DDP training checkpoint of LlamaGen's tokenizer."""
+    seed_torch(0, "smoke tokenizer")
+    tokenizer = Tokenizer(params.tokenizer.config())
+    torch.nn.init.normal_(tokenizer.quantize.embedding.weight)
+    content = {"model": tokenizer.state_dict(), "args": argparse.Namespace(vq_model="VQ-16"), "steps": 1}
+    torch.save(content, path)
+
+
+def write_generator(path: Path, params: Params) -> None:
+    """A bare state dict, as LlamaGen's FSDP training leaves it; logits of the order of 1."""
+    seed_torch(0, "smoke generator")
+    generator = Generator(params.generator.config(grid_side(params), params.tokenizer.codebook_size, CLASSES))
+    torch.nn.init.normal_(generator.output.weight, std=0.2)
+    torch.save(generator.state_dict(), path)
+
+
+def write_lpips(folder: Path) -> None:
+    """torchvision's VGG16 (its features; the classifier is not read) and the heads of LPIPS, random and non-negative."""
+    folder.mkdir()
+    seed_torch(0, "smoke lpips")
+    state = LPIPS().state_dict()
+    vgg = {f"features.{name.split('.', 2)[2]}": value for name, value in state.items() if name.startswith("net.")}
+    torch.save(vgg, folder / VGG_FILE)
+    heads = {name: value.abs() for name, value in state.items() if name.startswith("lin")}
+    torch.save(heads, folder / HEADS_FILES[0])
+
+
+def write_inception(path: Path) -> None:
+    """Random weights in the layout of torch-fidelity's InceptionV3."""
+    from unittest.mock import patch
+
+    from torch_fidelity import feature_extractor_inceptionv3 as module
+
+    class Unloaded(module.FeatureExtractorInceptionV3):
+        def load_state_dict(self, *args, **kwargs):
+            pass
+
+    seed_torch(0, "smoke inception")
+    with patch.object(module, "load_state_dict_from_url", lambda *args, **kwargs: {}):
+        torch.save(Unloaded("inception", ["2048"]).state_dict(), path)
+
+
+def write_reference_batch(path: Path, inception: Path, side: int) -> None:
+    """ADM's format: mu and sigma of Inception's features, and some images."""
+    images = stream(0, "smoke reference").integers(0, 256, (REFERENCE_IMAGES, side, side, 3), dtype=np.uint8)
+    features = extract(images, load_extractor("inception-v3-compat", weights=inception))["features"]
+    statistics = feature_statistics(features)
+    np.savez(path, arr_0=images, mu=statistics.mu, sigma=statistics.sigma)
+
+
+def write_smoke_assets(params: Params, root: Path = Path()) -> None:
+    """All files, where `params` look for them, below `root`."""
+    subset, score = params.subset, params.score
+    assert subset.path and params.tokenizer.checkpoint and params.generator.checkpoint and params.align.lpips_checkpoint
+    assert score.inception_checkpoint and score.reference_batch and params.sample.save_size
+    write_images(root / subset.path)
+    write_tokenizer(root / params.tokenizer.checkpoint, params)
+    write_generator(root / params.generator.checkpoint, params)
+    write_lpips(root / params.align.lpips_checkpoint)
+    write_inception(root / score.inception_checkpoint)
+    write_reference_batch(root / score.reference_batch, root / score.inception_checkpoint, params.sample.save_size)
+
+
+if __name__ == "__main__":
+    write_smoke_assets(load_params(PROFILE))

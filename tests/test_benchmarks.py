@@ -1,0 +1,94 @@
+"""The benchmarks in their quick form: both sides give the same. Nothing here is about time."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks import __main__ as command
+from benchmarks import authors, work
+from benchmarks.figures import save_figure
+from benchmarks.measure import pairs, run
+from vapi_core.models.generator import OFFICIAL_GENERATORS, GeneratorConfig
+from vapi_core.models.tokenizer import TokenizerConfig
+
+CPU = torch.device("cpu")
+WORK_OF_XL = {"policy": 0.93, "decode": 0.57, "lpips": 0.09, "encode": 0.31}  # TFLOP an image at 384
+
+
+def quick(monkeypatch, name: str, *options: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["benchmarks", name, "--profile", "mnist", "--quick", *options])
+    return command.main()
+
+
+@pytest.mark.parametrize("name", ["align", "sample", "tokenize", "score"])
+def test_ours_and_the_authors_schedule_give_the_same(monkeypatch, capsys, name):
+    assert quick(monkeypatch, name) == 0, capsys.readouterr().err
+    assert "the same" in capsys.readouterr().out
+
+
+def test_the_authors_contexts_may_come_in_parts(monkeypatch):
+    assert quick(monkeypatch, "align", "--contexts-at-a-time", "5") == 0
+
+
+def test_a_side_that_gives_something_else_fails(monkeypatch, capsys):
+    chosen = authors._chosen
+    monkeypatch.setattr(authors, "_chosen", lambda logits, tokens: 1.01 * chosen(logits, tokens))
+    assert quick(monkeypatch, "align") == 1
+    assert "gradients differ" in capsys.readouterr().err
+    monkeypatch.setattr(authors, "invert_cdf", lambda p, u: p.argmax(-1, keepdim=True))
+    assert quick(monkeypatch, "sample") == 1
+    assert "tokens are equal" in capsys.readouterr().err
+
+
+def test_an_unknown_profile_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "align", "--profile", "nothing"])
+    assert command.main() == 1
+    assert "There are: " in capsys.readouterr().err
+
+
+def test_pairs_alternate_and_their_figure_is_drawn(tmp_path):
+    order = []
+    results = pairs(lambda: order.append("ours"), lambda: order.append("authors"), CPU, 3)
+    assert order == ["ours", "authors"] * 3
+    low, high = results["ratio_range"]
+    assert low <= results["ratio"] <= high
+    results["growth"] = [{"quantity": "images", "value": n, "ours": n * 2**20, "authors": None} for n in (1, 2)]
+    save_figure(tmp_path / "figure.png", "align", results)
+    assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the process's peak memory is Linux's")
+def test_the_peak_of_a_run_is_what_it_holds_at_once():
+    megabytes = 64
+    peak = run(lambda: torch.ones(megabytes * 2**18).sum(), CPU).peak_bytes
+    assert megabytes * 2**20 * 0.9 < peak < megabytes * 2**20 * 1.5
+
+
+IMPORTS = """
+import sys
+import benchmarks.align, benchmarks.sample, benchmarks.tokenize, benchmarks.__main__
+bare = [m for m in ("dvc", "mlflow", "prefect", "pydantic", "pandas", "scipy", "matplotlib") if m in sys.modules]
+assert not bare, bare
+import pipelines.stages.subset, pipelines.stages.tokenize, pipelines.stages.sample
+import pipelines.stages.score, pipelines.stages.report
+slow = ("dvc", "mlflow", "prefect", "transformers", "timm", "torch_fidelity", "datasets", "open_clip", "torchvision")
+slow += ("scipy", "skimage", "matplotlib")
+loaded = [m for m in slow if m in sys.modules]
+assert not loaded, loaded
+"""
+
+
+def test_benchmarks_need_a_bare_machine_and_stages_that_train_nothing_import_only_what_they_use():
+    result = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_work_of_a_step_is_what_its_parts_are():
+    """XL at 384, G = 8: the authors' schedule does 37 TFLOP an image, of which 8 are needed."""
+    dim, layers, heads = OFFICIAL_GENERATORS["GPT-XL"]
+    of = work.parts(GeneratorConfig(dim=dim, layers=layers, heads=heads, grid=24), TokenizerConfig())
+    assert {name: round(value, 2) for name, value in of.items()} == WORK_OF_XL
+    total = work.schedules(of, 8)
+    assert total["authors"] == pytest.approx(37, rel=0.02) and total["ours"] == pytest.approx(8.2, rel=0.03)

@@ -1,0 +1,82 @@
+"""A repository with the pipeline's shape and none of its work: the flows' tests look at how stages run, not at what they do.
+
+The stages of its dvc.yaml run this file. A stage waits while VAPI_WORK has a file `hold-STAGE`, or `hold-RATIO` for its
+noise ratio; with `fail-RATIO` it fails. What began and ended is told in `stages.log` there.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+WORK = ".work"
+STAGES = """
+stages:
+  subset: {cmd: python toy.py data/subset, deps: [toy.py], params: [profile], outs: [data/subset]}
+  classifier:
+    matrix: {role: [reward, scorer]}
+    cmd: python toy.py data/classifiers/${item.role}
+    deps: [data/subset]
+    outs: ["data/classifiers/${item.role}"]
+  tokenize: {cmd: python toy.py data/tokens, deps: [data/subset], outs: [data/tokens]}
+  generator: {cmd: python toy.py data/generator, deps: [data/tokens], outs: [data/generator]}
+  cell-base:
+    matrix: {seed: "${align.seeds}"}
+    cmd: python toy.py data/base/${item.seed}
+    deps: [data/generator, data/classifiers]
+    outs: ["data/base/${item.seed}"]
+  cell:
+    matrix: {seed: "${align.seeds}"}
+    cmd: python toy.py data/cell/${item.seed} reports/ablations/stages/cell@${item.seed}.json
+    deps: [data/generator, data/classifiers]
+    params: [align]
+    outs: ["data/cell/${item.seed}"]
+    metrics: ["reports/ablations/stages/cell@${item.seed}.json": {cache: false}]
+  report: {cmd: python toy.py reports/report.md, deps: [data/generator, data/classifiers], outs: [reports/report.md: {cache: false}]}
+"""
+
+
+def make_toy(path: Path) -> None:
+    """Makes the repository in an empty folder: our code and params with the stages above, and one git commit."""
+    for name in (".dvc/config", ".dvcignore", ".gitignore", "params.yaml", "prefect.yaml"):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, path / name)
+    for name in ("pipelines", "vapi_core"):
+        shutil.copytree(ROOT / name, path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (path / "dvc.yaml").write_text(STAGES)
+    shutil.copy(__file__, path / "toy.py")
+    for command in ("init -q", "add -A", "-c user.name=toy -c user.email=toy@example.com commit -qm toy"):
+        subprocess.run(["git", *command.split()], cwd=path, check=True)
+
+
+def work() -> Path:
+    return Path(os.environ["VAPI_WORK"])
+
+
+def tell(event: str, noise: float) -> None:
+    with (work() / "stages.log").open("a") as file:
+        file.write(f"{event} {os.environ['DVC_STAGE']} {noise}\n")
+
+
+def main() -> None:
+    output, *metrics = sys.argv[1:]
+    noise = yaml.safe_load(Path("params.yaml").read_text())["align"]["noise_ratio"]
+    tell("began", noise)
+    while any((work() / f"hold-{name}").exists() for name in (noise, os.environ["DVC_STAGE"])):
+        time.sleep(0.02)
+    if (work() / f"fail-{noise}").exists():
+        sys.exit("this cell was told to fail")
+    for path in (output, *metrics):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps({"score/fid toy": 10 - noise}))
+    tell("ended", noise)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""The reconstruction loss of the rivals that differentiate through the decoder: the terms of VA-π's reward, with a gradient.
+
+Weights are those of the reward, so that all methods pursue the same aim. The term `embedding` compares tokens, not
+pixels, and has no place here.
+"""
+
+import torch
+from torch import Tensor
+
+from vapi_core.alignment.reward import PerceptualDistance, RewardWeights
+
+
+def reconstruction_loss(
+    decoded: Tensor, images: Tensor, weights: RewardWeights, perceptual: PerceptualDistance | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weighted loss of decoded images [B, 3, H, W] against images of that shape, and its unweighted, detached terms."""
+    assert weights.embedding == 0
+    difference = decoded - images
+    terms = {}
+    if weights.mse:
+        terms["mse"] = difference.square().mean()
+    if weights.l1:
+        terms["l1"] = difference.abs().mean()
+    if weights.perceptual:
+        assert perceptual is not None
+        with torch.no_grad():
+            reference = perceptual.features(images)
+        terms["perceptual"] = perceptual.distance(perceptual.features(decoded), reference).mean()
+    loss = torch.as_tensor(sum(getattr(weights, name) * value for name, value in terms.items()))
+    return loss, {name: value.detach() for name, value in terms.items()}

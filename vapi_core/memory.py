@@ -1,0 +1,28 @@
+"""Free memory, and how much of a batch fits into it: a pure function decides, so that a plan can be tested anywhere."""
+
+import os
+from pathlib import Path
+
+import torch
+
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that this process can still allocate: the GPU's with what torch holds unused, else main memory's."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if not MEMINFO.is_file():  # no Linux
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    available = next(line for line in MEMINFO.read_text().splitlines() if line.startswith("MemAvailable:"))
+    free = int(available.split()[1]) * 1024
+    limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
+    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()) != "max":
+        free = min(free, int(text) - int(used.read_text()))
+    return max(0, free)
+
+
+def how_many(free: int, each: int, limit: int, share: float = 0.5) -> int:
+    """How many things of `each` bytes to hold at once: what fits into a share of the free bytes; 1 at least."""
+    return max(1, min(limit, int(free * share) // each))
