@@ -1,7 +1,8 @@
 """How the settings of the default profile were chosen: one base, then alignments of it, on seeds that are not reported.
 
-    python benchmarks/default_profile.py --pretraining 400
-    python benchmarks/default_profile.py --pretraining 400 --method va-pi --learning-rate 6.0e-4 --seeds 21 22
+    python -m benchmarks.default_profile --pretraining 400
+    python -m benchmarks.default_profile --pretraining 400 --method va-pi --set noise_ratio=0.5 steps=25 --seeds 21 22
+    python -m benchmarks.default_profile --pretraining 400 --method ar-grpo --set ar_grpo.learning_rate=5.0e-4
 
 Without --method it scores the base at several temperatures. Settings that are not given are those of `params.yaml`. The
 split, the weights and all streams have other seeds than there (SPLIT_SEED, MODEL_SEED, --seeds), since what is chosen on
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 
 from pipelines.params import AlignParams, Params, grid_side, load_params
 from vapi_core.alignment.ar_grpo import ArGrpo
@@ -155,28 +157,34 @@ def score(base: Base, images: np.ndarray) -> str:
     return ", ".join(line) + f" accuracy {accuracy(samples['logits'], np.arange(len(images)) % CLASSES):.3f}"
 
 
+def changed(params: AlignParams, assignments: list[str]) -> AlignParams:
+    """The parameters with `key=value` or `section.key=value` put in; checked like params.yaml."""
+    values = params.model_dump()
+    for assignment in assignments:
+        key, _, value = assignment.partition("=")
+        *sections, name = key.split(".")
+        inner = values
+        for section in sections:
+            inner = inner[section]
+        inner[name] = yaml.safe_load(value)
+    return AlignParams.model_validate(values)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pretraining", type=int, required=True, help="steps of the base generator")
     parser.add_argument("--method", choices=METHODS)
-    parser.add_argument("--learning-rate", type=float)
-    parser.add_argument("--beta", type=float, help="weight of the regularizer")
-    parser.add_argument("--steps", type=int, help="of the alignment")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="of `align` in params.yaml")
     parser.add_argument("--seeds", type=int, nargs="+", default=[21])
     parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0, 0.8, 0.6], help="of the base")
+    parser.add_argument("--threads", type=int, help="of the CPU; default: as params.yaml says")
     parser.add_argument("--count", type=int, default=1000, help="images of a set")
     parser.add_argument("--cache", type=Path, default=Path(".work/default-profile"))
     arguments = parser.parse_args()
     params = load_params()
-    torch.set_num_threads(params.threads or torch.get_num_threads())
+    torch.set_num_threads(arguments.threads or params.threads or torch.get_num_threads())
     base = Base(params, arguments.cache, arguments.pretraining)
-    given = {"regularizer_weight": arguments.beta, "steps": arguments.steps, "learning_rate": arguments.learning_rate}
-    changes = {name: value for name, value in given.items() if value is not None}
-    settings = params.align.model_copy(update=changes)
-    if arguments.method in ("ste", "tokenizer", "ar-grpo") and arguments.learning_rate is not None:
-        section = arguments.method.replace("-", "_")
-        own = getattr(settings, section).model_copy(update={"learning_rate": arguments.learning_rate})
-        settings = settings.model_copy(update={section: own})
+    settings = changed(params.align, arguments.set)
     for seed in arguments.seeds:
         if arguments.method is None:
             for temperature in arguments.temperatures:
@@ -185,7 +193,7 @@ def main() -> None:
         else:
             generator, tokenizer, seconds = align(base, arguments.method, settings, seed)
             images = draw(generator, tokenizer, 100 + seed, 1.0, arguments.count)
-            name = f"{arguments.method} {changes}, seed {seed}, {seconds:.0f} CPU s"
+            name = f"{' '.join([arguments.method, *arguments.set])}, seed {seed}, {seconds:.0f} CPU s"
             print(f"{name}: {score(base, images)}", flush=True)
 
 

@@ -21,6 +21,9 @@ from pipelines.paths import WORK
 
 MARK = "VAPI_PROCESS"  # environment variable: the name of the command a process belongs to
 GRACE_SECONDS = 10.0  # between asking a process to end and ending it
+ENDED = 128 + int(
+    signal.SIGTERM
+)  # exit code of a command that was ended, as a shell tells it, whatever ended its processes
 
 
 class Guarded:
@@ -55,7 +58,7 @@ class Guarded:
         return self._process.poll() is None
 
     def wait(self) -> int:
-        """Exit code of the command, negative if a signal ended it."""
+        """Exit code of the command; ENDED if it was ended on request."""
         return self._process.wait()
 
     def end(self) -> int:
@@ -137,6 +140,7 @@ class _Guard:
         self._name = name
         self._starting = threading.Lock()
         self._ours = False  # whether what runs under the name is ours to end; if not, it is another guard's
+        self._ending = False  # the command's own code then tells only which of its processes a signal met first
 
     def run(self, command: list[str]) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -149,7 +153,7 @@ class _Guard:
                 self._ours = True
             code = process.wait()
             end_marked(self._name)
-        return code
+        return ENDED if self._ending else code
 
     def _end_with_caller(self) -> None:
         os.read(sys.stdin.fileno(), 1)  # returns when the caller closes it or is gone
@@ -157,9 +161,10 @@ class _Guard:
 
     def _end(self) -> None:
         with self._starting:
+            self._ending = True
             if self._ours:
                 end_marked(self._name)
-            os._exit(128 + signal.SIGTERM)
+            os._exit(ENDED)
 
 
 if __name__ == "__main__":
