@@ -56,6 +56,19 @@ def test_efficientnet_sees_a_palace_in_a_photograph_of_one():
     assert extracted["logits"].shape == (1, 1000)
 
 
+def test_the_number_of_threads_changes_nothing_and_is_left_as_it_was(efficientnet, images):
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append(extract(images, efficientnet, batch_size=2))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert all(np.array_equal(results[0][name], results[1][name]) for name in ("features", "logits"))
+
+
 def test_efficientnet_logits_follow_from_its_features(efficientnet, images):
     extracted = extract(images, efficientnet)
     head = efficientnet.network.network.classifier

@@ -8,6 +8,9 @@ classification protocol resizes to 256 and cuts out the central 224; what a gene
 """
 
 import hashlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -165,21 +168,41 @@ def extract(
 ) -> Features:
     """Runs the extractor over images, uint8 [N, H, W, 3], reading a memory map batch by batch.
 
-    A small batch is the fast one on a CPU: larger ones leave its caches.
+    A small batch is the fast one on a CPU: larger ones leave its caches. There every thread takes batches of its own, since
+    small ones gain little from being split; the result does not depend on the number of threads.
     """
     assert images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == 3 and len(images) > 0, images.shape
     network = extractor.network.to(device)
-    outputs: list[np.ndarray] = []
-    with torch.inference_mode():
-        for start in range(0, len(images), batch_size):
+
+    def run(start: int) -> list[np.ndarray]:
+        with torch.inference_mode():
             batch = torch.from_numpy(np.array(images[start : start + batch_size])).to(device)
-            features, logits = network(batch.permute(0, 3, 1, 2))  # this view is channels-last already
-            parts = [part.float().cpu().numpy() for part in (features, logits)]
-            if not outputs:  # each at full size from the first batch on, which tells D and K
-                outputs = [np.empty((len(images), part.shape[1]), np.float32) for part in parts]
-            for output, part in zip(outputs, parts, strict=True):
-                output[start : start + len(part)] = part
-    return {"features": outputs[0], "logits": outputs[1]}
+            outputs = network(batch.permute(0, 3, 1, 2))  # this view is channels-last already
+        return [output.float().cpu().numpy() for output in outputs]  # [B, D], [B, K]
+
+    starts = range(0, len(images), batch_size)
+    wholes: list[np.ndarray] = []
+    with _parallel_map(device) as parallel_map:
+        for start, parts in zip(starts, parallel_map(run, starts), strict=True):
+            if not wholes:  # each at full size from the first batch on, which tells D and K
+                wholes = [np.empty((len(images), part.shape[1]), np.float32) for part in parts]
+            for whole, part in zip(wholes, parts, strict=True):
+                whole[start : start + len(part)] = part
+    return {"features": wholes[0], "logits": wholes[1]}
+
+
+@contextmanager
+def _parallel_map(device: str | torch.device) -> Iterator[Callable]:
+    """`map`, on a CPU in as many threads as torch has, each of them alone with what it works on."""
+    if torch.device(device).type != "cpu":
+        yield map
+        return
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool.map
+    finally:
+        torch.set_num_threads(threads)  # what a thread sets holds for every one that starts later
 
 
 def cached_features(
