@@ -1,7 +1,7 @@
 """The whole of params.yaml, typed and strict: an unknown key, a wrong type or an impossible value stops a stage at once.
 
-What each parameter means is written beside it in params.yaml; here stand the types, the limits and the rules that tie
-parameters together.
+What each parameter means is written beside it in params.yaml; here stand the types and limits of each, and in
+`rules` what ties them together.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
+from pipelines.rules import broken_rules
 from vapi_core.alignment.ar_grpo import ArGrpoConfig
 from vapi_core.alignment.reward import RewardWeights
 from vapi_core.alignment.straight_through import StraightThroughConfig
@@ -56,10 +57,6 @@ class LaunchParams(Section):
     dtype: Literal["float32", "bfloat16"]
     activation_checkpointing: bool
     compile: bool
-
-
-LABELLED_SOURCES = ("mnist", "folder", "dataset", "webdataset")
-CAPTIONED_SOURCES = ("scenes", "captioned-folder", "dataset", "webdataset")
 
 
 class DatasetParams(Section):
@@ -350,226 +347,6 @@ def _explain(error: Any) -> tuple[str, str]:
         return key, "the parameter is missing."
     given = repr(error["input"])
     return key, f"{error['msg'].lower()}, not {given}."
-
-
-def broken_rules(params: Params) -> list[tuple[str, str]]:
-    """(key, problem) of every rule between parameters that does not hold."""
-    p, problems = params, []
-
-    def require(condition: bool, key: str, problem: str) -> None:
-        if not condition:
-            problems.append((key, problem))
-
-    require(
-        (p.subset.path is not None) == (p.subset.source not in ("mnist", "scenes")),
-        "subset.path",
-        "a folder source or another one that lies on disk needs a path, and mnist and scenes have none; the source is "
-        f"{p.subset.source}.",
-    )
-    require(
-        (p.subset.dataset is not None) == (p.subset.source == "dataset"),
-        "subset.dataset",
-        "the source `dataset` needs it, and no other has a use for it: null.",
-    )
-    problems += _task_rules(p)
-    problems += _classifier_rules(p)
-    classifiers = [c for c in (p.classifiers.reward, p.classifiers.scorer) if c is not None]
-    for split in {"train", *p.score.reference_splits, *(c.split for c in classifiers)}:
-        require(split in p.subset.splits, "subset.splits", f"the split '{split}' is used but not defined.")
-
-    tokenizer = p.tokenizer.config()
-    require(
-        len(tokenizer.encoder_multipliers) == len(tokenizer.decoder_multipliers),
-        "tokenizer.decoder_multipliers",
-        "encoder and decoder need the same number of multipliers.",
-    )
-    require(
-        p.subset.image_size % tokenizer.downsample == 0,
-        "subset.image_size",
-        f"{p.subset.image_size} pixels do not divide into a token grid: the tokenizer maps {tokenizer.downsample} "
-        "pixels of a side to one token.",
-    )
-    widths = [m * tokenizer.base_channels for m in (*tokenizer.encoder_multipliers, *tokenizer.decoder_multipliers)]
-    require(
-        all(width % 32 == 0 for width in (tokenizer.base_channels, *widths)),
-        "tokenizer.base_channels",
-        "every level's channels must be a multiple of 32, the number of norm groups.",
-    )
-    if tokenizer.res_blocks == 0:
-        require(
-            set(tokenizer.encoder_multipliers) == {1},
-            "tokenizer.res_blocks",
-            "an encoder without residual blocks cannot change its width: all encoder_multipliers must be 1.",
-        )
-
-    if p.tokenizer.training is not None:
-        require(
-            p.tokenizer.unquantized_steps < p.tokenizer.training.steps,
-            "tokenizer.unquantized_steps",
-            f"must be less than tokenizer.training.steps, {p.tokenizer.training.steps}: the rest trains the codebook.",
-        )
-    for name, model in (("tokenizer", p.tokenizer), ("generator", p.generator)):
-        require(
-            (model.training is None) == (model.checkpoint is not None),
-            f"{name}.training",
-            f"null where {name}.checkpoint is imported, and needed where it is null.",
-        )
-
-    g = p.generator
-    require(g.dim % g.heads == 0, "generator.heads", f"dim {g.dim} does not divide by {g.heads} heads.")
-    if g.dim % g.heads == 0:
-        require(
-            g.dim // g.heads % 4 == 0, "generator.heads", "a head's width must be a multiple of 4 (2-D rotary pairs)."
-        )
-    require(g.heads % (g.kv_heads or g.heads) == 0, "generator.kv_heads", "heads must divide by kv_heads.")
-
-    for key, section, processes in (
-        ("tokenizer.training", p.tokenizer.training, 1),
-        ("generator.training", g.training, 1),
-        ("align", p.align, p.launch.processes),
-    ):
-        if section is None:
-            continue
-        share = section.batch_size // processes
-        require(
-            section.batch_size % processes == 0,
-            "launch.processes",
-            f"a batch of {section.batch_size} ({key}.batch_size) does not divide into {processes} equal parts.",
-        )
-        size = section.micro_batch_size or section.batch_size
-        require(
-            section.batch_size % processes != 0 or size > share or share % size == 0,
-            f"{key}.micro_batch_size",
-            f"a process's share of {share} images does not divide into micro-batches of {size}.",
-        )
-
-    a = p.align
-    for key in ("methods", "seeds"):
-        values = getattr(a, key)
-        require(len(set(values)) == len(values), f"align.{key}", "an entry stands twice.")
-    r, methods = p.rivals, {*a.methods, *p.rivals.methods}
-    require(
-        len(a.methods) + len(r.methods) == len(methods),
-        "rivals.methods",
-        "an entry stands twice, or in align.methods too, whose alignments the table of rivals shows anyway.",
-    )
-    rewarded = any(a.reward.model_dump().values())
-    if methods & {"ste", "tokenizer"}:
-        require(rewarded, "align.reward", "at least one term needs a weight above 0.")
-    if "va-pi" in methods and not rewarded:
-        require(
-            a.regularizer == "ce" and a.regularizer_weight > 0,
-            "align.reward",
-            "without any term there must be a prior to learn from: regularizer ce and a weight above 0.",
-        )
-    if rivals := methods & {"ste", "tokenizer"}:
-        require(
-            a.reward.embedding == 0,
-            "align.reward.embedding",
-            f"{' and '.join(sorted(rivals))} compare pixels and have no such term; set it to 0.",
-        )
-    if "ar-grpo" in methods:
-        rewards = a.ar_grpo.rewards
-        require(
-            any(rewards.model_dump().values()), "align.ar_grpo.rewards", "at least one model needs a weight above 0."
-        )
-        require(
-            rewards.class_likelihood == 0 or "reward-classifier" not in p.score.extractors,
-            "score.extractors",
-            "'reward-classifier' rewards ar-grpo (align.ar_grpo.rewards.class_likelihood), so it must not score.",
-        )
-        require(
-            "{class}" in a.ar_grpo.prompt or rewards.clip_score == rewards.hpsv2 == 0,
-            "align.ar_grpo.prompt",
-            "the prompt of a class needs a place for its name, {class}.",
-        )
-    require(
-        a.reward_network not in p.score.extractors,
-        "score.extractors",
-        f"'{a.reward_network}' rewards the alignment, so it must not score it.",
-    )
-    s = p.sample
-    require(len(set(s.guidance_scales)) == len(s.guidance_scales), "sample.guidance_scales", "an entry stands twice.")
-    require(
-        s.temperature not in s.control_temperatures,
-        "sample.control_temperatures",
-        f"temperature {s.temperature} is sampled anyway.",
-    )
-    temperatures = [s.temperature, *s.control_temperatures, *r.temperatures]
-    require(
-        len(set(temperatures)) == len(temperatures),
-        "rivals.temperatures",
-        "an entry stands twice, or is sampled anyway (sample.temperature, sample.control_temperatures).",
-    )
-    for name in AblationsParams.model_fields:
-        values = getattr(p.ablations, name)
-        require(len(set(values)) == len(values), f"ablations.{name}", "an entry stands twice.")
-    parts = {"prior", *RewardParams.model_fields}
-    for objective in p.ablations.objectives:
-        require(
-            set(objective.split("+")) <= parts and ("prior" not in objective or objective == "prior"),
-            "ablations.objectives",
-            f"'{objective}' is neither prior nor made of {', '.join(RewardParams.model_fields)}, joined by +.",
-        )
-    return problems
-
-
-def _classifier_rules(p: Params) -> list[tuple[str, str]]:
-    """The network that rewards and the one that scores are there where they are needed, and have nothing in common."""
-    reward, scorer, a, problems = p.classifiers.reward, p.classifiers.scorer, p.align, []
-    methods = {*a.methods, *p.rivals.methods}
-    users = {
-        "align.reward.perceptual": a.reward.perceptual > 0
-        and a.reward_network == "reward-classifier"
-        and methods & {"va-pi", "ste", "tokenizer"},
-        "align.ar_grpo.rewards.class_likelihood": a.ar_grpo.rewards.class_likelihood > 0 and "ar-grpo" in methods,
-        "score.extractors": "reward-classifier" in p.score.extractors,
-    }
-    if reward is None and (needing := [key for key, needs in users.items() if needs]):
-        problems.append(("classifiers.reward", f"needed by {', '.join(needing)}."))
-    if scorer is None and "scorer-classifier" in p.score.extractors:
-        problems.append(("classifiers.scorer", "needed by score.extractors."))
-    if reward is not None and scorer is not None and reward.split == scorer.split:
-        problem = "the network that scores must not learn from the images of the network that rewards."
-        problems.append(("classifiers.scorer.split", problem))
-    if scorer is not None and scorer.split in p.score.reference_splits:
-        problem = f"'{scorer.split}' trains the scorer, so its features of these images are not those of new ones."
-        problems.append(("score.reference_splits", problem))
-    return problems
-
-
-def _task_rules(p: Params) -> list[tuple[str, str]]:
-    """What `task` asks of the other parameters."""
-    t2i, scenes = p.task == "t2i", p.subset.source == "scenes"
-    problems = []
-    sources = CAPTIONED_SOURCES if t2i else LABELLED_SOURCES
-    if p.subset.source not in sources:
-        problems.append(("subset.source", f"task {p.task} needs one of {', '.join(sources)}, not {p.subset.source}."))
-    janus = p.captions is not None and p.captions.encoder == "janus"
-    if janus != is_janus(p.generator.checkpoint):
-        problem = "a Janus reads prompts (captions.encoder: janus), and its checkpoint is a folder or a hub id; "
-        problems.append(("generator.checkpoint", problem + "LlamaGen's is a file, .pt or .safetensors."))
-    if janus and p.captions is not None and p.captions.truncate:
-        problems.append(("captions.truncate", "prompts of Janus are never cut off; false, and shorten the captions."))
-    for key, value in (("captions", p.captions), ("subset.prompts", p.subset.prompts)):
-        if (value is not None) != t2i:
-            problems.append((key, "task t2i needs it, and c2i has no use for it: null."))
-    if not t2i and p.score.geneval is not None:
-        problems.append(("score.geneval", "GenEval scores text to image (task: t2i); null."))
-    if t2i and isinstance(p.subset.prompts, int) and not scenes:
-        problems.append(("subset.prompts", "prompts are made for scenes only; name a GenEval prompt file."))
-    if p.score.geneval is not None and (p.score.geneval.detector == "scenes") != scenes:
-        problems.append(("score.geneval.detector", "the detector `scenes` is for the source scenes, and only it is."))
-    if t2i and "scorer-classifier" in p.score.extractors:
-        problems.append(("score.extractors", "'scorer-classifier' tells classes, which text to image does not have."))
-    if t2i and "ar-grpo" in {*p.align.methods, *p.rivals.methods} and p.align.ar_grpo.rewards.class_likelihood:
-        problems.append(("align.ar_grpo.rewards.class_likelihood", "captions have no class; set it to 0 for t2i."))
-    return problems
-
-
-def is_janus(checkpoint: str | None) -> bool:
-    """Whether a checkpoint is one of Janus, a folder or a hub id; LlamaGen's are files."""
-    return checkpoint is not None and Path(checkpoint).suffix not in (".pt", ".pth", ".bin", ".safetensors")
 
 
 def grid_side(params: Params) -> int:

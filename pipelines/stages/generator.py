@@ -5,8 +5,9 @@ from typing import Any
 
 from pipelines.importing import import_generator, import_janus
 from pipelines.inputs import open_captions, open_split
-from pipelines.params import grid_side, is_janus
+from pipelines.params import grid_side
 from pipelines.paths import GENERATOR, SUBSET, TOKENS
+from pipelines.rules import is_janus
 from pipelines.stage import Stage, StagePlan, run_stage
 from vapi_core.data.subset import Subset
 from vapi_core.models.checkpoints import save_model
