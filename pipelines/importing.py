@@ -24,7 +24,7 @@ def import_tokenizer(checkpoint: str, tokenizer: Tokenizer) -> tuple[Tokenizer, 
         return import_model(checkpoint, tokenizer), {"imported_sha256": sha256_file(checkpoint)}
     imported = load_janus_tokenizer(checkpoint)
     names = ("codebook_size", "codebook_dim", "base_channels", "encoder_multipliers", "decoder_multipliers")
-    shape = {name: getattr(imported.config, name) for name in (*names, "res_blocks", "z_channels")}
+    shape = {name: getattr(imported.config, name) for name in (*names, "res_blocks", "z_channels", "norm_groups")}
     _check_shape(checkpoint, "tokenizer", shape, vars(tokenizer.config))
     return imported, {"imported_from": checkpoint}
 

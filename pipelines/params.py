@@ -104,6 +104,7 @@ class TokenizerParams(Section):
     decoder_multipliers: Annotated[tuple[PositiveInt, ...], Tuple]
     res_blocks: Annotated[int, Field(ge=0)]
     z_channels: PositiveInt
+    norm_groups: PositiveInt
     commitment_weight: NonNegative
     entropy_weight: NonNegative
     l1_weight: NonNegative

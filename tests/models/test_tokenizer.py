@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.tiny import random_tokens, tiny_tokenizer
-from vapi_core.models.tokenizer import OFFICIAL_TOKENIZERS, assignment_entropy
+from vapi_core.models.tokenizer import OFFICIAL_TOKENIZERS, Tokenizer, TokenizerConfig, assignment_entropy
 
 
 @pytest.mark.parametrize(("name", "pixels"), [("VQ-16", 16), ("VQ-8", 8)])
@@ -98,3 +98,13 @@ def test_the_nearest_entries_are_found_with_few_distances_in_memory(monkeypatch)
     whole = tokenizer.quantize.nearest(z)
     monkeypatch.setattr("vapi_core.models.tokenizer.DISTANCE_ELEMENTS", 7 * 24)
     assert torch.equal(tokenizer.quantize.nearest(z), whole) and whole.shape == (3, 30)
+
+
+def test_every_norm_has_the_groups_of_the_config_and_so_keeps_by_how_much_channels_differ():
+    tokenizer = Tokenizer(TokenizerConfig(64, 4, base_channels=32, encoder_multipliers=(1,), norm_groups=8))
+    norms = [module for module in tokenizer.modules() if isinstance(module, torch.nn.GroupNorm)]
+    assert {norm.num_groups for norm in norms} == {8}
+    maps, ink = torch.randn(1, 32, 4, 4), torch.linspace(0.5, 2.0, 32).view(1, 32, 1, 1)
+    alone = torch.nn.GroupNorm(32, 32)
+    assert torch.allclose(alone(maps), alone(maps * ink), atol=1e-4)
+    assert not torch.allclose(norms[0](maps), norms[0](maps * ink), atol=0.1)

@@ -100,6 +100,8 @@ def test_a_forced_rerun_of_the_alignment_gives_the_same_bytes(checkout):
     before = outputs()
     assert checkout.run("dvc", "repro", "--force", "--single-item", "align@va-pi-0").returncode == 0
     assert outputs() == before
+    result = checkout.run("dvc", "repro", "report")  # which tells the seconds of the run that is the last one
+    assert [line for line in result.stdout.splitlines() if line.startswith("Running")] == ["Running stage 'report':"]
 
 
 def test_a_change_of_the_alignment_re_runs_nothing_before_it(checkout):

@@ -55,7 +55,7 @@ def test_every_params_file_of_the_repository_is_valid(path):
         ("subset.image_size", 30, "token grid"),
         ("subset.splits", {"train": 10}, "not defined"),
         ("subset.path", "somewhere", "folder"),
-        ("tokenizer.base_channels", 48, "multiple of 32"),
+        ("tokenizer.norm_groups", 48, "divide into 48 groups"),
         ("tokenizer.decoder_multipliers", [1, 1], "same number"),
         ("generator.heads", 3, "does not divide"),
         ("generator.kv_heads", 3, "divide by kv_heads"),

@@ -3,7 +3,8 @@
 LlamaGen's architecture (official `tokenizer/tokenizer_image/vq_model.py`, a VQGAN with an l2-normalised codebook), with
 width, depth and channel multipliers as options: the same class is VQ-8, VQ-16 at full size, and a digit tokenizer.
 Tensor names and shapes equal the official state dict.
-Our own option: a tokenizer of gray images. Its decoder's three channels are averaged and clamped to what a pixel can be;
+Our own options: fewer norm groups, which narrow models need (with one channel a group a norm takes away by how much the
+channels differ: an image's ink, a scene's colors), and a tokenizer of gray images. Its decoder's three channels are averaged and clamped to what a pixel can be;
 without that, coloured fringes that no training image has are what a network of photographs sees first.
 """
 
@@ -30,6 +31,7 @@ class TokenizerConfig:
     decoder_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
     res_blocks: int = 2
     z_channels: int = 256
+    norm_groups: int = 32  # of the group norms
     dropout: float = 0.0
     commitment_weight: float = 0.25
     entropy_weight: float = 0.0
@@ -47,17 +49,17 @@ OFFICIAL_TOKENIZERS = {
 }
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(num_groups=32, num_channels=channels, eps=1e-6)
+def _norm(channels: int, groups: int) -> nn.GroupNorm:
+    return nn.GroupNorm(num_groups=groups, num_channels=channels, eps=1e-6)
 
 
 class _ResBlock(nn.Module):
-    def __init__(self, channels_in: int, channels_out: int, dropout: float):
+    def __init__(self, channels_in: int, channels_out: int, config: TokenizerConfig):
         super().__init__()
-        self.norm1 = _norm(channels_in)
+        self.norm1 = _norm(channels_in, config.norm_groups)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        self.norm2 = _norm(channels_out)
-        self.dropout = nn.Dropout(dropout)
+        self.norm2 = _norm(channels_out, config.norm_groups)
+        self.dropout = nn.Dropout(config.dropout)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
 
@@ -70,9 +72,9 @@ class _ResBlock(nn.Module):
 class _AttentionBlock(nn.Module):
     """Single-head self-attention over all positions of a feature map."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, config: TokenizerConfig):
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm = _norm(channels, config.norm_groups)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -106,10 +108,10 @@ class _Upsample(nn.Module):
 class _Level(nn.Module):
     """One resolution: residual blocks, attention at the coarsest, then a change of resolution (or none)."""
 
-    def __init__(self, channels: list[int], dropout: float, attention: bool):
+    def __init__(self, channels: list[int], config: TokenizerConfig, attention: bool):
         super().__init__()
-        self.res = nn.ModuleList(_ResBlock(i, o, dropout) for i, o in zip(channels, channels[1:], strict=False))
-        self.attn = nn.ModuleList(_AttentionBlock(c) for c in channels[1:] if attention)
+        self.res = nn.ModuleList(_ResBlock(i, o, config) for i, o in zip(channels, channels[1:], strict=False))
+        self.attn = nn.ModuleList(_AttentionBlock(c, config) for c in channels[1:] if attention)
 
     def forward(self, x: Tensor) -> Tensor:
         for i, block in enumerate(self.res):
@@ -119,9 +121,13 @@ class _Level(nn.Module):
         return x
 
 
-def _middle(channels: int, dropout: float) -> nn.ModuleList:
+def _middle(channels: int, config: TokenizerConfig) -> nn.ModuleList:
     return nn.ModuleList(
-        [_ResBlock(channels, channels, dropout), _AttentionBlock(channels), _ResBlock(channels, channels, dropout)]
+        [
+            _ResBlock(channels, channels, config),
+            _AttentionBlock(channels, config),
+            _ResBlock(channels, channels, config),
+        ]
     )
 
 
@@ -136,12 +142,12 @@ class Encoder(nn.Module):
         previous = config.base_channels
         for i, width in enumerate(widths):
             coarsest = i == len(widths) - 1
-            level = _Level([previous] + [width] * config.res_blocks, config.dropout, attention=coarsest)
+            level = _Level([previous] + [width] * config.res_blocks, config, attention=coarsest)
             level.downsample = nn.Identity() if coarsest else _Downsample(width)
             self.conv_blocks.append(level)
             previous = width
-        self.mid = _middle(previous, config.dropout)
-        self.norm_out = _norm(previous)
+        self.mid = _middle(previous, config)
+        self.norm_out = _norm(previous, config.norm_groups)
         self.conv_out = nn.Conv2d(previous, config.z_channels, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -161,14 +167,14 @@ class Decoder(nn.Module):
         widths = [config.base_channels * m for m in reversed(config.decoder_multipliers)]
         previous = widths[0]
         self.conv_in = nn.Conv2d(config.z_channels, previous, 3, padding=1)
-        self.mid = _middle(previous, config.dropout)
+        self.mid = _middle(previous, config)
         self.conv_blocks = nn.ModuleList()
         for i, width in enumerate(widths):
-            level = _Level([previous] + [width] * (config.res_blocks + 1), config.dropout, attention=i == 0)
+            level = _Level([previous] + [width] * (config.res_blocks + 1), config, attention=i == 0)
             level.upsample = _Upsample(width) if i < len(widths) - 1 else nn.Identity()
             self.conv_blocks.append(level)
             previous = width
-        self.norm_out = _norm(previous)
+        self.norm_out = _norm(previous, config.norm_groups)
         self.conv_out = nn.Conv2d(previous, 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
