@@ -4,7 +4,7 @@
     python -m benchmarks.default_profile --pretraining 400 --method va-pi --set noise_ratio=0.5 steps=25 --seeds 21 22
     python -m benchmarks.default_profile --pretraining 400 --method ar-grpo --set ar_grpo.learning_rate=5.0e-4
 
-Without --method it scores the base at several temperatures. Settings that are not given are those of `params.yaml`. The
+Without --method it scores the reconstructions of held-out images and the base at several temperatures. Settings that are not given are those of `params.yaml`. The
 split, the weights and all streams have other seeds than there (SPLIT_SEED, MODEL_SEED, --seeds), since what is chosen on
 some numbers must be reported on others. Bases are kept in --cache. Needs no DVC and no MLflow.
 """
@@ -143,6 +143,14 @@ def draw(generator: Generator, tokenizer: Tokenizer, seed: int, temperature: flo
     return np.concatenate(parts)
 
 
+@torch.inference_mode()
+def reconstruct(base: Base) -> np.ndarray:
+    """The held-out images, encoded and decoded, uint8 [N, H, W, 3]."""
+    images, _ = base.subset.split("heldout")
+    tokens = torch.from_numpy(encode_images(base.tokenizer, images, CPU, 128))
+    return np.concatenate([to_uint8(base.tokenizer.decode(part)) for part in tokens.split(250)])
+
+
 def score(base: Base, images: np.ndarray) -> str:
     """FID, precision and recall under both extractors, and the class accuracy."""
     held_out, _ = base.subset.split("heldout")
@@ -185,6 +193,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads or params.threads or torch.get_num_threads())
     base = Base(params, arguments.cache, arguments.pretraining)
     settings = changed(params.align, arguments.set)
+    if arguments.method is None:
+        print(f"reconstructions of held-out images: {score(base, reconstruct(base))}", flush=True)
     for seed in arguments.seeds:
         if arguments.method is None:
             for temperature in arguments.temperatures:

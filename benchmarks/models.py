@@ -31,6 +31,7 @@ TOKENIZER_FIELDS = (
     "decoder_multipliers",
     "res_blocks",
     "z_channels",
+    "norm_groups",
 )
 
 

@@ -3,6 +3,8 @@
 Everything works in a single process too, where nothing is sent. `torchrun` starts the processes, one per GPU (NCCL) or,
 without GPUs, any number of CPU processes (gloo). No result depends on who computes it: random numbers come from streams of
 positions and indices (`vapi_core.randomness`), so that more processes change a result in rounding only.
+
+FSDP2 takes seconds to import, which only those who use it should wait for: hence the imports inside functions.
 """
 
 import os
@@ -16,8 +18,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from vapi_core.errors import ParameterError
 from vapi_core.files import atomic_path
@@ -114,6 +114,9 @@ def shard_weights(module: nn.Module, device: torch.device, dtype: torch.dtype) -
     the whole never has to fit there. Weights stay in their precision, what is put together is in `dtype`, and gradients
     are summed in float32. Only `forward` of such a module works, not the steps of a generator through its cache.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
     mesh = init_device_mesh(device.type, (world_size(),))
     # inputs are left alone: rotary tables stay float32
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -122,9 +125,18 @@ def shard_weights(module: nn.Module, device: torch.device, dtype: torch.dtype) -
         fully_shard(part, mesh=mesh, mp_policy=policy)
 
 
+def is_sharded(module: nn.Module) -> bool:
+    """Whether `shard_weights` has spread a module's weights over the processes."""
+    if not dist.is_initialized():
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(module, FSDPModule)
+
+
 def whole_state_dict(module: nn.Module) -> dict[str, Tensor]:
     """The state dict of a module that may be spread over processes; then on the CPU, and empty but for the main process."""
-    if not isinstance(module, FSDPModule):
+    if not is_sharded(module):
         return module.state_dict()
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 

@@ -21,12 +21,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from vapi_core.budget import Clock, steps_of_budget
-from vapi_core.distributed import from_main, is_main, rank, shared_path, total, world_size
+from vapi_core.distributed import from_main, is_main, is_sharded, rank, shared_path, total, world_size
 from vapi_core.files import read_json, write_json
 from vapi_core.randomness import seed_torch, stream
 
@@ -201,14 +199,14 @@ class _ObjectiveModule(nn.Module):
 
 def _replica(module: nn.Module, objective: Objective) -> DistributedDataParallel | None:
     """The objective under DDP, if there are several processes that each hold all of the module."""
-    if world_size() == 1 or isinstance(module, FSDPModule):
+    if world_size() == 1 or is_sharded(module):
         return None
     return DistributedDataParallel(_ObjectiveModule(module, objective), gradient_as_bucket_view=True)
 
 
 def _whole(value: Tensor) -> Tensor:
     """A tensor without its being spread over processes, if it is."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    return value.full_tensor() if hasattr(value, "full_tensor") else value  # a DTensor
 
 
 # The resumable state: the tensors by torch.distributed.checkpoint, which puts them together for any number of processes,
