@@ -1,6 +1,6 @@
 """GenEval within the pipeline: the judge that the params name, and the decisions over image sets."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,20 @@ def correct_images(judge: Judge, images: np.ndarray, labels: np.ndarray, prompts
         for number, (decision, _) in zip(numbers, judge.decide([prompts[n] for n in numbers], pictures), strict=True):
             correct[number] += decision.correct
     return correct
+
+
+def reconstruction_metrics(
+    judge: Judge, reconstructions: np.ndarray, annotations: Sequence[Mapping[str, Any]]
+) -> dict[str, float]:
+    """How many reconstructions of scenes, uint8 [N, S, S, 3], still do what the scene was asked for: shares, of each task
+    and overall. No generator over these tokens can be expected to score better."""
+    prompts = [Prompt(annotation["request"]) for annotation in annotations]
+    correct = correct_images(judge, reconstructions, np.arange(len(prompts)), prompts)
+    of_task: dict[str, list[int]] = {}
+    for prompt, right in zip(prompts, correct, strict=True):
+        of_task.setdefault(prompt.task, []).append(int(right))
+    tasks = {f"reconstruction_geneval {task}": float(np.mean(right)) for task, right in of_task.items()}
+    return {"reconstruction_geneval": float(np.mean(list(tasks.values())))} | tasks
 
 
 def prompt_rows(correct: np.ndarray, labels: np.ndarray, prompts: Sequence[Prompt]) -> pd.DataFrame:

@@ -74,7 +74,8 @@ def detector_sentence(score_metrics: dict[str, float]) -> str:
     return (
         f"On reference scenes of held-out digits {score_metrics['detector_accuracy']:.1%} of its decisions are right: "
         f"{score_metrics['detector_accuracy_fulfilled']:.1%} over scenes judged by their own request, "
-        f"{score_metrics['detector_accuracy_foreign']:.1%} over scenes judged by another's."
+        f"{score_metrics['detector_accuracy_foreign']:.1%} over scenes judged by another's. Their reconstructions by the "
+        f"tokenizer score {score_metrics['reconstruction_geneval']:.3f}, each by its scene's request: what tokens can hold."
     )
 
 

@@ -108,12 +108,14 @@ class TokenizerParams(Section):
     commitment_weight: NonNegative
     entropy_weight: NonNegative
     l1_weight: NonNegative
+    color_weight: NonNegative
     unquantized_steps: Annotated[int, Field(ge=0)]
     seed: int
     training: OptimizationParams | None
 
     def config(self) -> TokenizerConfig:
-        names = self.model_dump(exclude={"checkpoint", "l1_weight", "unquantized_steps", "seed", "training"})
+        own = {"checkpoint", "l1_weight", "color_weight", "unquantized_steps", "seed", "training"}
+        names = self.model_dump(exclude=own)
         return TokenizerConfig(**names)
 
 

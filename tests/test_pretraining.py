@@ -6,9 +6,9 @@ import torch
 
 from tests.tiny import tiny_tokenizer
 from vapi_core.errors import ParameterError
-from vapi_core.pretraining import TokenizerObjective, codebook_use, encode_images, start_codebook
+from vapi_core.pretraining import TokenizerObjective, codebook_use, color_error, encode_images, start_codebook
 from vapi_core.randomness import stream
-from vapi_core.training import OptimizationConfig, train
+from vapi_core.training import OptimizationConfig, Slots, train
 
 CPU = torch.device("cpu")
 
@@ -88,3 +88,19 @@ def test_training_interrupted_about_the_start_ends_as_if_it_had_not_been(tmp_pat
 def test_fewer_encoder_outputs_than_codes_are_refused_by_name():
     with pytest.raises(ParameterError, match="tokenizer.codebook_size: 16 encoder outputs"):
         start_codebook(tiny_tokenizer(), images(1), CPU, seed=0)
+
+
+def test_the_error_of_the_color_is_what_is_left_without_the_brightness():
+    difference = torch.randn(2, 3, 4, 4)
+    brightness = difference.mean(1)
+    assert torch.isclose(color_error(difference) + brightness.square().mean(), difference.square().mean())
+    assert color_error(brightness[:, None].expand(2, 3, 4, 4)) == 0
+
+
+def test_the_color_weighs_in_the_loss_as_much_as_asked_for():
+    slots, tokenizer = Slots(0, 0, np.arange(8)), tiny_tokenizer()
+    plain, metrics = TokenizerObjective(tokenizer, images(), CPU, 0.5, 1)(slots)
+    assert "color" not in metrics
+    loss, metrics = TokenizerObjective(tokenizer, images(), CPU, 0.5, 1, color_weight=4.0)(slots)
+    assert metrics["color"] > 0.01
+    assert torch.isclose(loss - plain, 4 * metrics["color"])

@@ -1,9 +1,11 @@
 """How the tokenizer and the base generator come to be, where no official checkpoint is imported.
 
 Both are objectives for `vapi_core.training.train`. The tokenizer minimises MSE, L1 and the quantizer's losses. Departures
-from LlamaGen's: no discriminator and no LPIPS; L1 does for digits what these do for photographs, it keeps flat areas
-flat. And the codebook starts at the k-means centres of the outputs of an encoder that was trained for some steps without
-quantization, not at random: a short training otherwise leaves most of it unused. The generator minimises next-token cross-entropy with LlamaGen's dropouts.
+from LlamaGen's: no discriminator and no LPIPS; L1 does for digits what these do for photographs, it keeps flat areas flat.
+The squared error of the color alone may weigh more: on a black canvas it is a small part of all, and a short training comes
+to the shapes only. And the codebook starts at the k-means centres of the outputs of an encoder that was trained for some steps
+without quantization, not at random: a short training otherwise leaves most of it unused. The generator minimises next-token
+cross-entropy with LlamaGen's dropouts.
 """
 
 import numpy as np
@@ -36,9 +38,11 @@ class TokenizerObjective:
         l1_weight: float = 0.0,
         unquantized_steps: int = 0,
         seed: int = 0,
+        color_weight: float = 0.0,
     ):
         self.tokenizer, self.images, self.device = tokenizer.train(), images, device
         self.l1_weight, self.unquantized_steps, self.seed = l1_weight, unquantized_steps, seed
+        self.color_weight = color_weight
         self._codebook_pending = unquantized_steps > 0
 
     def __call__(self, slots: Slots) -> tuple[Tensor, dict[str, Tensor]]:
@@ -54,10 +58,20 @@ class TokenizerObjective:
         difference = reconstruction - images
         mse, l1 = difference.square().mean(), difference.abs().mean()
         loss, commitment = mse + self.l1_weight * l1, torch.zeros(())
+        metrics = {"mse": mse.detach(), "l1": l1.detach()}
+        if self.color_weight:
+            color = color_error(difference)
+            loss = loss + self.color_weight * color
+            metrics["color"] = color.detach()
         if quantized is not None:
             loss = loss + quantized.codebook_loss + quantized.commitment_loss + quantized.entropy_loss
             commitment = quantized.commitment_loss.detach()
-        return loss, {"mse": mse.detach(), "l1": l1.detach(), "commitment": commitment}
+        return loss, metrics | {"commitment": commitment}
+
+
+def color_error(difference: Tensor) -> Tensor:
+    """The part of a mean squared error that is not of the brightness, of differences [N, 3, H, W] of images."""
+    return (difference - difference.mean(1, keepdim=True)).square().mean()
 
 
 @torch.no_grad()

@@ -95,7 +95,7 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
     log_scores(whole_runs(table), stage.params)
     write_json(stage.plan.reports / PROTOCOL, facts_of_protocol(params, batch))
     if params.geneval is not None:
-        score_geneval([s for s in sets if s.steps is None], stage)
+        score_geneval([s for s in sets if s.steps is None], reconstructions, stage)
     stage.metrics["sets"] = len(sets)
 
 
@@ -142,13 +142,17 @@ def score_images(
     return scores
 
 
-def score_geneval(sets: list[SampleSet], stage: Stage) -> None:
+def score_geneval(sets: list[SampleSet], reconstructions: np.ndarray, stage: Stage) -> None:
     """Judges all sets, writes their table and adds the overall scores to the MLflow runs behind them."""
     params, prompts = stage.params.score, open_prompts()
     assert params.geneval is not None
     subset = Subset.open(SUBSET)
     judge, accuracies = geneval_sets.open_judge(params.geneval, subset, params.reference_splits[0], stage.device)
     stage.metrics |= accuracies
+    if params.geneval.detector == "scenes":
+        assert subset.annotations is not None
+        annotations = subset.annotations[slice(*subset.splits[params.reference_splits[0]])]
+        stage.metrics |= geneval_sets.reconstruction_metrics(judge, reconstructions, annotations)
     tables = []
     with progress("score, geneval", len(sets), "sets") as advance:
         for sample_set in sets:

@@ -42,7 +42,13 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
             train(
                 tokenizer,
                 TokenizerObjective(
-                    tokenizer, images, stage.device, params.l1_weight, params.unquantized_steps, params.seed
+                    tokenizer,
+                    images,
+                    stage.device,
+                    params.l1_weight,
+                    params.unquantized_steps,
+                    params.seed,
+                    params.color_weight,
                 ),
                 params.training.config(),
                 count=len(images),

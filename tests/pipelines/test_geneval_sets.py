@@ -10,6 +10,7 @@ from pipelines.geneval_sets import (
     geneval_metrics,
     overall_scores,
     prompt_rows,
+    reconstruction_metrics,
     summarize_geneval,
 )
 from pipelines.geneval_text import geneval_findings, geneval_sections
@@ -47,6 +48,14 @@ def test_correct_images_are_counted_by_prompt():
     assert correct_images(BrightnessJudge(), images, LABELS, PROMPTS).tolist() == [1, 2, 0]
 
 
+def test_reconstructions_are_judged_by_the_requests_of_their_own_scenes():
+    images = np.zeros((3, 4, 4, 3), np.uint8)
+    images[1] = 255
+    metrics = reconstruction_metrics(BrightnessJudge(), images, [{"request": prompt.metadata} for prompt in PROMPTS])
+    tasks = {"reconstruction_geneval colors": 0.5, "reconstruction_geneval counting": 0.0}
+    assert metrics == {"reconstruction_geneval": 0.25} | tasks
+
+
 def test_overall_is_the_mean_of_the_tasks_of_every_set(judged):
     overall = overall_scores(judged).set_index(["model", "temperature", "seed"])["overall"]
     assert overall["base", 1.0, 4] == pytest.approx((1 / 4 + 1 / 2) / 2)
@@ -79,9 +88,11 @@ def test_the_report_tells_differences_and_the_detectors_accuracy(judged):
         "detector_accuracy": 0.985,
         "detector_accuracy_fulfilled": 0.97,
         "detector_accuracy_foreign": 1.0,
+        "reconstruction_geneval": 0.875,
     }
     (section, against) = geneval_sections(summary, differences, known, params)
-    assert "98.5% of its decisions are right" in section and "| va-pi | 1.0 | 1.0 |" in section
+    assert "98.5% of its decisions are right" in section and "by the tokenizer score 0.875" in section
+    assert "| va-pi | 1.0 | 1.0 |" in section
     assert "**+0.500** [+0.50, +0.50] [+0.50, +0.50]" in against
     (first, second) = geneval_findings(differences, params)
     assert first.startswith("GenEval overall, without guidance: against the base, VA-π ") and "at temperature" in second
