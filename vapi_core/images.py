@@ -15,8 +15,9 @@ def to_tensor(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
-    """Float [N, 3, H, W], clamped to [-1, 1], to uint8 [N, H, W, 3]; rounded to nearest."""
-    pixels = images.float().clamp(-1, 1).add(1).mul(127.5).round()
+    """Float [N, 3, H, W] to uint8 [N, H, W, 3], rounded to nearest and clamped, by LlamaGen's own arithmetic
+    (`sample_c2i_ddp.py`): another form of the same formula rounds some pixels to the other side."""
+    pixels = (images.float() * 127.5 + 128.0).clamp(0, 255)
     return pixels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
