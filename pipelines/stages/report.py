@@ -61,15 +61,16 @@ def pictures(stage: Stage, scores: pd.DataFrame) -> None:
     """The figures of the report."""
     params = stage.params
     sets = {model: plan_sets(params, model) for model in (BASE, *params.align.methods)}
-    control = best_control(scores, params.score.extractors[0], params.score.references[0])
+    main, guidance = params.sample.temperature, params.sample.guidance_scales[0]
+    control = best_control(scores, params.score.extractors[0], params.score.references[0], main)
     chosen: dict[str, SampleSet] = {}
     for model, planned in sets.items():
         for s in planned:
-            if s.seed != params.align.seeds[0] or s.config.guidance_scale != 1.0:
+            if s.seed != params.align.seeds[0]:
                 continue
-            if s.config.temperature == params.sample.temperature:
+            if (s.config.temperature, s.config.guidance_scale) == (main, guidance):
                 chosen[model] = s
-            elif s.config.temperature == control:
+            elif (s.config.temperature, s.config.guidance_scale) == (control, 1.0):
                 chosen[f"{model}, temperature {control}"] = s
     images = {title: np.load(s.directory / "images.npy", mmap_mode="r") for title, s in chosen.items()}
     grids = {title: array[grid_items(params, len(array))] for title, array in images.items()}
@@ -79,15 +80,15 @@ def pictures(stage: Stage, scores: pd.DataFrame) -> None:
     plot_precision_recall(FIGURES / "precision-recall.png", scores[scores["reference"] == params.score.references[0]])
 
 
-def best_control(scores: pd.DataFrame, extractor: str, reference: str) -> float | None:
-    """Temperature of the base's best control (lowest FID without guidance), None if there are no controls."""
+def best_control(scores: pd.DataFrame, extractor: str, reference: str, main: float) -> float | None:
+    """Temperature of the base, other than the main one, that has the lowest FID without guidance; None if there is none."""
     base = scores[
         (scores["model"] == BASE)
         & (scores["guidance_scale"] == 1.0)
         & (scores["extractor"] == extractor)
         & (scores["reference"] == reference)
     ]
-    means = {t: float(base["fid"][base["temperature"] == t].mean()) for t in base["temperature"].unique() if t != 1.0}
+    means = {t: float(base["fid"][base["temperature"] == t].mean()) for t in base["temperature"].unique() if t != main}
     return min(means, key=lambda t: means[t]) if means else None
 
 
