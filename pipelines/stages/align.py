@@ -123,7 +123,7 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
             seed=arguments.seed,
             log=log,
             checkpoint=stage.checkpoint,
-            fingerprint=stage.key,
+            fingerprint=stage.fingerprint,
             keep=keep,
         )
     save(stage.output)
