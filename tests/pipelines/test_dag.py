@@ -17,6 +17,7 @@ from tests.checkout import ROOT, Checkout
 def tiny(params):
     """The default profile, small enough for a test: every stage runs for real, none long."""
     params["profile"] = "tiny"
+    params["threads"] = 1  # other tests use the other core
     params["subset"]["splits"] = {"train": 120, "scorer": 60, "heldout": 60}
     for role in params["classifiers"].values():
         role["epochs"] = 1
