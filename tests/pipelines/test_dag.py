@@ -124,6 +124,12 @@ def test_a_wrong_parameter_stops_a_stage_with_one_message(checkout):
     assert result.stderr.startswith("error: align.noise_ratio: ") and "Traceback" not in result.stderr
 
 
+def test_a_misspelt_method_is_no_alignment(checkout):
+    result = checkout.run("python", "-m", "pipelines.stages.align", "--method", "vapi", "--seed", "0")
+    assert result.returncode == 2 and "va-pi" in result.stderr
+    assert not (checkout.path / "data/aligned/vapi").exists()
+
+
 def test_a_damaged_input_is_named_with_the_command_that_makes_it_anew(checkout):
     weights = checkout.path / "data/generator/generator.safetensors"
     kept = weights.read_bytes()
