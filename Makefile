@@ -36,7 +36,7 @@ mlflow: .venv/installed # the MLflow UI over what was tracked
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port 5000 --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}
 
 test: .venv/installed # the whole test suite
-	pytest -n 2 --dist loadfile
+	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed # style and types
 	ruff check .

@@ -5,16 +5,19 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import torch
 
 from pipelines.params import AlignParams, ArGrpoParams
-from pipelines.paths import CAPTIONS, CLASSIFIERS, PROMPTS, SUBSET, TOKENIZER, TOKENS
+from pipelines.paths import CAPTIONS, CLASSIFIERS, PROMPTS, SUBSET, TOKENIZER, TOKENS, remedy
 from vapi_core.alignment.data import AlignmentData, Conditions
 from vapi_core.alignment.external_reward import ClassLikelihood, ExternalReward, PromptSimilarity
 from vapi_core.alignment.reward import PerceptualDistance
 from vapi_core.data.cache import TokenCache
 from vapi_core.data.captions import CaptionCache, CaptionConditions
-from vapi_core.data.subset import Subset, subset_hash
+from vapi_core.data.subset import Subset, open_array, read_manifest, subset_hash
+from vapi_core.errors import FileError
 from vapi_core.models.checkpoints import load_model, model_hash
 from vapi_core.models.janus import PromptConditions, load_prompt_tokenizer
 from vapi_core.models.perceptual import FeatureDistance, load_lpips
@@ -28,7 +31,9 @@ def open_split(name: str, device: torch.device) -> AlignmentData:
     """Tokens, conditions (classes or captions) and images of one split, checked to belong together."""
     subset = Subset.open(SUBSET)
     cache = TokenCache.open(
-        TOKENS, tokenizer_sha256=model_hash(TOKENIZER, "tokenizer"), subset_sha256=subset_hash(SUBSET)
+        TOKENS,
+        tokenizer_sha256=model_hash(TOKENIZER, "tokenizer", remedy(TOKENIZER)),
+        subset_sha256=subset_hash(SUBSET),
     )
     tokens, labels = cache.split(name)
     images, _ = subset.split(name)
@@ -58,13 +63,33 @@ def open_prompts() -> list[Prompt]:
 
 def open_tokenizer(device: torch.device, directory: Path = TOKENIZER) -> Tokenizer:
     """The frozen tokenizer, or one that was post-trained."""
-    tokenizer = load_model(directory, "tokenizer", f"To make it anew, run `dvc repro` for {directory}.")
-    return tokenizer.to(device).requires_grad_(False)
+    return load_model(directory, "tokenizer", remedy(directory)).to(device).requires_grad_(False)
 
 
 def open_generator(directory: Path, device: torch.device) -> Policy:
     """A generator, base or aligned."""
-    return load_model(directory, "generator", f"To make it anew, run `dvc repro` for {directory}.").to(device)
+    return load_model(directory, "generator", remedy(directory)).to(device)
+
+
+def open_samples(directory: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [N, H, W, 3], memory-mapped, and labels int64 [N] of a finished set.
+
+    Raises:
+        FileError: a file is missing, damaged, or not what the manifest says.
+    """
+    shape = tuple(read_manifest(directory / "manifest.json", "samples", remedy(directory))["shape"])
+    images = open_array(directory / "images.npy", shape, np.uint8, remedy(directory))
+    return images, np.array(open_array(directory / "labels.npy", shape[:1], np.int64, remedy(directory)))
+
+
+def read_scores(path: Path) -> pd.DataFrame:
+    """A table that a stage wrote. Raises FileError where it is missing or damaged."""
+    try:
+        return pd.read_csv(path)
+    except FileNotFoundError:
+        raise FileError(path, "the file is missing.", remedy(path.parent)) from None
+    except ValueError as error:  # pandas' errors of parsing are
+        raise FileError(path, f"the file is damaged ({error}).", remedy(path.parent)) from None
 
 
 def open_perceptual(params: AlignParams, device: torch.device) -> PerceptualDistance:

@@ -32,7 +32,7 @@ Tuple = Field(strict=False, min_length=1)  # YAML has lists only
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class OptimizationParams(Section):

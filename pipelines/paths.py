@@ -50,3 +50,26 @@ def is_rival(params: "Params", model: str) -> bool:
 def reports_of(params: "Params", model: str) -> Path:
     """Folder under which the stages of a model keep their metrics and curves."""
     return RIVAL_REPORTS if is_rival(params, model) else REPORTS
+
+
+def remedy(output: Path) -> str:
+    """What an error message says of a stage's output, or of a folder in it: the command that makes it anew."""
+    return f"To make it anew, run `dvc repro {_target(output)}`."
+
+
+def _target(output: Path) -> str:
+    """What `dvc repro` calls the stage of an output."""
+    if output.is_relative_to(REPORTS):
+        return "rival-score" if output.is_relative_to(RIVAL_REPORTS) else "score"
+    kind, *rest = output.relative_to("data").parts
+    model = rest[0] if rest else ""
+    if kind == "aligned":
+        return f"--glob '*align@{model}-{rest[1]}'"  # a method of the experiment, or a rival
+    if kind == "samples":
+        return "sample-base" if model == BASE else f"sample@{model}"
+    if kind == "rivals":
+        return f"rival-{model}" if model in ("temperatures", "steps") else f"rival-sample@{model}"
+    if kind == "ablations":
+        stage = {BASE: "cell-base", "va-pi": "cell"}.get(model, f"ablation-{model}-cell")
+        return f"{stage}@{'-'.join(rest[1:])}"
+    return {"classifiers": f"classifier@{model}", "tokens": "tokenize"}.get(kind, kind)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipelines.comparison import SCORE_TITLES, TEST
+from pipelines.comparison import SCORE_TITLES, TEST, match_temperatures
 from pipelines.params import Params
 from pipelines.paths import BASE
 from pipelines.protocol import warning
@@ -36,6 +36,7 @@ def write_report(
         first_sections: sections that stand before the scores.
     """
     main = params.score.references[0]
+    matches = match_temperatures(summary[summary["reference"] == main], params.sample.temperature)
     sections = [
         f"# VA-π on profile `{params.profile}`",
         *([text] if (text := warning(params, facts)) else []),
@@ -44,8 +45,15 @@ def write_report(
         *first_sections,
         f"## Scores against `{main}`\n\n" + caption(params, summary),
         *(
-            f"### {extractor}\n\n" + score_table(part[part["reference"] == main]) + floor(str(extractor), stages)
-            for extractor, part in summary.groupby("extractor", sort=False)
+            "\n\n".join(
+                [
+                    f"### {extractor}",
+                    score_table(part),
+                    same_precision(matches[matches["extractor"] == extractor]),
+                    *floor(str(extractor), stages),
+                ]
+            )
+            for extractor, part in summary[summary["reference"] == main].groupby("extractor", sort=False)
         ),
         "## VA-π against everything else, without guidance\n\n"
         f"Difference of FID, VA-π at temperature {params.sample.temperature} minus the other, paired by seed: below 0 is "
@@ -86,8 +94,11 @@ def findings(comparisons: pd.DataFrame, params: Params) -> list[str]:
     """What the numbers say about the project's targets, as sentences; favourable or not."""
     if comparisons.empty:
         return ["VA-π was not among the methods of this run."]
+    asked = fid_without_guidance(comparisons, params)
+    if asked.empty:
+        return ["Nothing was drawn without guidance, which is what the target is about."]
     lines = []
-    for extractor, part in fid_without_guidance(comparisons, params).groupby("extractor", sort=False):
+    for extractor, part in asked.groupby("extractor", sort=False):
         base = part[(part["against"] == BASE) & (part["temperature"] == params.sample.temperature)].iloc[0]
         change = base["mean"] / base["other"]
         clear = base["mean"] < -2 * base["standard_error"]
@@ -152,12 +163,23 @@ def shown_scores(part: pd.DataFrame) -> dict[str, str]:
     return {name: title for name, title in SCORE_TITLES.items() if name in part and part[name].notna().any()}
 
 
-def floor(extractor: str, stages: dict[str, dict[str, float]]) -> str:
-    """What the tokenizer alone costs."""
+def same_precision(matches: pd.DataFrame) -> str:
+    """The control that tells improvement from sharpening: the temperature of the base that has a method's precision."""
+    if matches.empty:
+        return "No method was run."
+    told = [
+        f"{row['model']} ({row['precision']:.3f}) T {row['temperature']} ({row['base_precision']:.3f})"
+        for _, row in matches.iterrows()
+    ]
+    return f"Temperature at which the base's precision comes nearest to that of a method, of those drawn: {'; '.join(told)}."
+
+
+def floor(extractor: str, stages: dict[str, dict[str, float]]) -> list[str]:
+    """What the tokenizer alone costs, if it was measured."""
     fid = stages.get("score", {}).get(f"reconstruction_fid {extractor}")
     if fid is None:
-        return ""
-    return f"\n\nThe held-out images, only encoded and decoded by the tokenizer, have FID {fid:.4g} to themselves."
+        return []
+    return [f"The held-out images, only encoded and decoded by the tokenizer, have FID {fid:.4g} to themselves."]
 
 
 def with_interval(row: pd.Series, name: str) -> str:

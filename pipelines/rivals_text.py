@@ -8,7 +8,7 @@ import pandas as pd
 from pipelines.comparison import SCORE_TITLES, TEST
 from pipelines.params import Params
 from pipelines.paths import BASE
-from pipelines.report_text import markdown_table, shown_scores, with_interval
+from pipelines.report_text import markdown_table, same_precision, shown_scores, with_interval
 from vapi_core.files import atomic_path
 
 
@@ -29,7 +29,8 @@ def write_rivals(
     ]
     for extractor, part in summary.groupby("extractor", sort=False):
         matched = matches[matches["extractor"] == extractor]
-        sections.append(f"### {extractor}\n\n" + score_table(part, matched, params.sample.temperature))
+        table = score_table(part, matched, params.sample.temperature)
+        sections.append(f"### {extractor}\n\n{table}\n\n{same_precision(matched)}")
     sections.append(
         "## Differences\n\nVA-π minus the other model, at the same temperature, guidance and sampling seeds (the base at "
         f"another temperature is the one whose precision comes nearest to VA-π's). {caption_of_pairs(comparisons)} "
@@ -39,8 +40,10 @@ def write_rivals(
         sections.append(f"### {extractor}\n\n" + comparison_table(part))
     sections += [
         "## Sharpening or improving?\n\nWhat only sharpens moves along the line of the base's temperatures; what improves "
-        "leaves it.\n\n![Precision against recall](rivals/figures/precision-recall.png)",
-        "![Densities of embeddings](rivals/figures/densities.png)",
+        "comes to lie above it, with more precision at the same recall. What lies below it does less than a lower "
+        "temperature would. Dotted: the first seed of each method after so many steps.\n\n"
+        "![Precision against recall](rivals/figures/precision-recall.png)",
+        embeddings(params),
         "## What it cost\n\n" + cost_table(params, stages),
         "All numbers: `reports/rivals/tables`; every set: `reports/rivals/scores/scores.csv` and "
         "`reports/scores/scores.csv`. This file is written by `dvc repro rivals`.",
@@ -61,6 +64,16 @@ def what_was_run(params: Params) -> str:
         f"images in the same order; seeds {', '.join(map(str, a.seeds))}. Learning rates: {rates}. The reconstruction "
         f"that `va-pi` is rewarded for, and that `ste` and `tokenizer` descend, is {terms}; `ar-grpo` is rewarded with "
         f"{rewards}, its rollouts drawn with guidance {g.guidance_scale:g}. `cross-entropy` is the base trained further."
+    )
+
+
+def embeddings(params: Params) -> str:
+    """The figure of densities, and which network its points come from."""
+    rewarded = ", but it rewards here (`align.reward.embedding`)" if params.align.reward.embedding else " or rewards"
+    return (
+        "Embeddings are the outputs of the tokenizer's encoder, which is no network that scores"
+        f"{rewarded}; one set of each model, against `{params.score.reference_splits[0]}`.\n\n"
+        "![Densities of embeddings](rivals/figures/densities.png)"
     )
 
 
@@ -89,7 +102,7 @@ def caption(params: Params, summary: pd.DataFrame) -> str:
     return (
         f"Mean ± standard error over {seeds} seeds (of alignment and sampling together; for the base, of sampling alone), "
         "and the 95 % percentile bootstrap interval over these seeds, which for so few is hardly more than their range. "
-        f"Every set has {' or '.join(f'{n:,}' for n in counts)} images, against the split "
+        f"Every set has {' or '.join(f'{n:,}' for n in counts)} images, against "
         f"`{params.score.references[0]}`. FID falls with the number of images: compare rows of one table only."
     )
 

@@ -18,11 +18,13 @@ LABELLED_SOURCES = ("mnist", "folder", "dataset", "webdataset")
 CAPTIONED_SOURCES = ("scenes", "captioned-folder", "dataset", "webdataset")
 WEIGHT_FILES = (".pt", ".pth", ".bin", ".safetensors")
 TWICE = "an entry stands twice."
+FEWEST_IMAGES = 4  # precision and recall look at the third nearest neighbour
 
 
 def broken_rules(params: Params) -> list[Problem]:
     """Every rule between parameters that does not hold."""
-    rules = (_subset, _task, _classifiers, _tokenizer, _generator, _batches, _methods, _rewards, _sampling, _ablations)
+    of_models = (_subset, _task, _classifiers, _tokenizer, _generator, _batches)
+    rules = (*of_models, _methods, _rewards, _sampling, _scoring, _ablations)
     return [problem for rule in rules for problem in rule(params)]
 
 
@@ -223,6 +225,20 @@ def _sampling(p: Params) -> Iterator[Problem]:
             "rivals.temperatures",
             "an entry stands twice, or is sampled anyway (sample.temperature, sample.control_temperatures).",
         )
+
+
+def _scoring(p: Params) -> Iterator[Problem]:
+    """What would otherwise end the last stage, after all the others have done their work."""
+    for name in ("extractors", "reference_splits"):
+        if _repeats(getattr(p.score, name)):
+            yield f"score.{name}", TWICE
+    needed = max(FEWEST_IMAGES, p.score.is_splits)
+    if p.task == "c2i" and p.sample.count < needed:
+        yield "sample.count", f"scores need {needed} images of a set at least (score.is_splits is {p.score.is_splits})."
+    if p.score.reference_batch is None:
+        for split in p.score.reference_splits:
+            if p.subset.splits.get(split, FEWEST_IMAGES) < FEWEST_IMAGES:
+                yield "subset.splits", f"scores need {FEWEST_IMAGES} images of '{split}' at least."
 
 
 def _ablations(p: Params) -> Iterator[Problem]:

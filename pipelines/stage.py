@@ -6,6 +6,7 @@ here by the main one.
 
 import argparse
 import csv
+import hashlib
 import os
 import resource
 import shutil
@@ -21,7 +22,7 @@ from typing import Any
 from pipelines.assets import require_assets
 from pipelines.launch import fail, live_with_launcher, relaunch
 from pipelines.params import Params, load_params
-from pipelines.paths import REPORTS, RUN_FILE, WORK
+from pipelines.paths import REPORTS, RUN_FILE, WORK, remedy
 from pipelines.progress import progress
 from pipelines.tracking import StageRun, stage_key, stage_run
 from vapi_core import distributed
@@ -29,6 +30,7 @@ from vapi_core.errors import FileError, ParameterError, VapiError
 from vapi_core.files import atomic_path, read_json, write_json
 
 Metrics = dict[str, float]
+CODE = Path(distributed.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,18 @@ class Stage:
         """Where a training stage keeps its resumable state; removed once the output is whole."""
         return WORK / "checkpoints" / f"{self.plan.name}-{self.key}"
 
+    @property
+    def fingerprint(self) -> str:
+        """Of all that a training comes from. The key does not know what the inputs hold, nor the code: a checkpoint that
+        other ones made would be gone on with to a result that no uninterrupted run has."""
+        digest = hashlib.sha256(self.key.encode())
+        inputs = [path for folder in self.plan.upstream for path in sorted(folder.glob("*.json"))]  # with hashes of all
+        code = [path for path in sorted(CODE.rglob("*.py")) if path.relative_to(CODE).parts[0] != "scoring"]
+        for path in (*inputs, *code):
+            if path.name != RUN_FILE:
+                digest.update(path.read_bytes())
+        return digest.hexdigest()
+
     @contextmanager
     def training_log(self, steps: int, images_per_step: int):
         """Yields the log callback of a training: progress, MLflow curves, and at the end the curves as CSV.
@@ -139,7 +153,7 @@ def write_curves(path: Path, rows: list[Metrics]) -> None:
 
 def upstream_keys(plan: StagePlan) -> list[str]:
     """Keys of the runs that made this stage's inputs."""
-    return [read_json(d / RUN_FILE, f"To make it anew, run `dvc repro {d.name}`.")["key"] for d in plan.upstream]
+    return [read_json(d / RUN_FILE, remedy(d))["key"] for d in plan.upstream]
 
 
 def run_stage(

@@ -11,8 +11,9 @@ from pipelines.ablations_text import label, scores_drawn, write_ablation
 from pipelines.cells import TABLES, Cell, table_rows
 from pipelines.figures import save_figure
 from pipelines.grid_figures import draw_bars, draw_lines, panels, plot_samples
+from pipelines.inputs import read_scores
 from pipelines.params import Params
-from pipelines.paths import ABLATION_REPORTS, BASE, RUN_FILE
+from pipelines.paths import ABLATION_REPORTS, BASE, RUN_FILE, remedy
 from pipelines.stage import Stage, StagePlan, run_stage
 from pipelines.stages.cell import IMAGES, SCORES
 from vapi_core.files import atomic_path, read_json
@@ -44,7 +45,7 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
     for end in (".md", ".csv", ".png", "-samples.png"):
         stage.run.artifact(ABLATION_REPORTS / f"{table}{end}")
     stage.run.table("cells", sets.to_dict("records"))
-    stage.run.adopt([read_json(cell.directory / RUN_FILE)["key"] for cell in cells])
+    stage.run.adopt([read_json(cell.directory / RUN_FILE, remedy(cell.directory))["key"] for cell in cells])
     stage.metrics["cells"] = len(cells)
 
 
@@ -57,7 +58,7 @@ def read_sets(cells: list[Cell], params: Params) -> pd.DataFrame:
     """One row per cell and extractor: its row, its settings, its seed and its scores."""
     parts = []
     for cell in cells:
-        scores = pd.read_csv(cell.directory / SCORES)
+        scores = read_scores(cell.directory / SCORES)
         parts.append(scores.assign(row=name_of(cell), **cell.settings(params)))
     return pd.concat(parts, ignore_index=True)
 

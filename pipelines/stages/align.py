@@ -3,6 +3,7 @@
 import argparse
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from pipelines.inputs import (
     open_split,
     open_tokenizer,
 )
+from pipelines.params import Method
 from pipelines.paths import CLASSIFIERS, GENERATOR, TOKENIZER, TOKENS, WORK, after_steps, aligned, reports_of
 from pipelines.stage import Stage, StagePlan, run_stage
 from vapi_core import distributed
@@ -123,7 +125,7 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
             seed=arguments.seed,
             log=log,
             checkpoint=stage.checkpoint,
-            fingerprint=stage.key,
+            fingerprint=stage.fingerprint,
             keep=keep,
         )
     save(stage.output)
@@ -136,6 +138,6 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--method", required=True)
+    parser.add_argument("--method", required=True, choices=get_args(Method))
     parser.add_argument("--seed", type=int, required=True)
     run_stage(plan, work, parser, parallel=True)

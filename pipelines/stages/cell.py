@@ -15,9 +15,9 @@ import pandas as pd
 from pipelines import geneval_sets
 from pipelines.cells import Cell, add_arguments, cell_of
 from pipelines.comparison import SCORE_TITLES, SUBJECT
-from pipelines.inputs import open_generator, open_prompts, open_split, open_tokenizer
+from pipelines.inputs import open_generator, open_prompts, open_split, open_tokenizer, read_scores
 from pipelines.params import Params
-from pipelines.paths import ABLATION_REPORTS, BASE, CLASSIFIERS, GENERATOR, SUBSET, TOKENIZER, TOKENS
+from pipelines.paths import ABLATION_REPORTS, BASE, CLASSIFIERS, GENERATOR, SUBSET, TOKENIZER, TOKENS, remedy
 from pipelines.stage import Stage, StagePlan, run_stage, upstream_keys
 from pipelines.stages.align import open_objective
 from pipelines.stages.sample import choose_labels, draw_images, open_conditions
@@ -36,7 +36,6 @@ from vapi_core.training import Objective, train
 UPSTREAM = (SUBSET, CLASSIFIERS / "reward", CLASSIFIERS / "scorer", TOKENIZER, TOKENS, GENERATOR)
 SCORES, CURVES, IMAGES, IDENTITY = "scores.csv", "curves.csv", "images.npy", "identity.json"
 KEPT_IMAGES = 10
-REMEDY = "It is made by `dvc repro cell`."
 
 
 def plan(params: Params, arguments: argparse.Namespace) -> StagePlan:
@@ -62,7 +61,7 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
     stage.output.mkdir(parents=True, exist_ok=True)
     identity = stage_key("cell", stage.plan.params, upstream_keys(stage.plan))
     as_it_stands = Cell(SUBJECT, "", cell.seed).directory
-    if cell.changes and read_json(as_it_stands / IDENTITY, REMEDY)["identity"] == identity:
+    if cell.changes and read_json(as_it_stands / IDENTITY, remedy(as_it_stands))["identity"] == identity:
         copy(stage, as_it_stands)
     else:
         compute(stage, cell)
@@ -96,7 +95,7 @@ def align(stage: Stage, generator: Policy, objective: Objective, count: int, see
             seed=seed,
             log=log,
             checkpoint=stage.checkpoint,
-            fingerprint=stage.key,
+            fingerprint=stage.fingerprint,
         )
 
 
@@ -142,14 +141,14 @@ def copy(stage: Stage, source: Path) -> None:
     """Takes over a cell that is the same but for its name."""
     for name in (CURVES, IMAGES):
         (stage.output / name).write_bytes((source / name).read_bytes())
-    curves = pd.read_csv(source / CURVES)
+    curves = read_scores(source / CURVES)
     for row in curves.to_dict("records"):
         metrics = {f"train/{name}": value for name, value in row.items() if name != "step" and pd.notna(value)}
         stage.run.log(metrics, step=int(row["step"]))
     target = stage.plan.reports / "curves" / f"{stage.plan.name}.csv"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes((source / CURVES).read_bytes())
-    finish(stage, pd.read_csv(source / SCORES))
+    finish(stage, read_scores(source / SCORES))
 
 
 def finish(stage: Stage, scores: pd.DataFrame) -> None:

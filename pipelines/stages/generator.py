@@ -50,7 +50,7 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
                 seed=params.seed,
                 log=log,
                 checkpoint=stage.checkpoint,
-                fingerprint=stage.key,
+                fingerprint=stage.fingerprint,
             )
     else:
         assert params.checkpoint is not None

@@ -1,7 +1,6 @@
 """Stage `report`: what was run, on what, what came of it. Every number is read from the files of the other stages."""
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,8 @@ from pipelines.comparison import compare, nested, summarize
 from pipelines.figures import plot_curves, plot_precision_recall, side_by_side
 from pipelines.geneval_sets import GENEVAL_TABLE, compare_geneval, geneval_metrics, summarize_geneval
 from pipelines.geneval_text import geneval_findings, geneval_sections
-from pipelines.paths import BASE, CURVES, REPORTS, SCORES, STAGE_METRICS
+from pipelines.inputs import open_samples, read_scores
+from pipelines.paths import BASE, CURVES, REPORTS, SCORES, STAGE_METRICS, remedy
 from pipelines.protocol import PROTOCOL
 from pipelines.report_text import write_report
 from pipelines.stage import Stage, StagePlan, run_stage
@@ -30,12 +30,12 @@ def plan(params, arguments) -> StagePlan:
 
 def work(stage: Stage, arguments: argparse.Namespace) -> None:
     params = stage.params
-    scores = pd.read_csv(REPORTS / TABLE)
+    scores = read_scores(REPORTS / TABLE)
     summary = summarize(scores)
     comparisons = compare(scores, params.sample.temperature)
     tables = {"summary": summary, "comparisons": comparisons}
     if params.score.geneval is not None:
-        judged = pd.read_csv(REPORTS / GENEVAL_TABLE)
+        judged = read_scores(REPORTS / GENEVAL_TABLE)
         tables |= {
             "geneval": summarize_geneval(judged),
             "geneval-differences": compare_geneval(judged, params.sample.temperature),
@@ -44,7 +44,7 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
         temporary.mkdir()
         for name, table in tables.items():
             table.to_csv(temporary / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
-    stages = {path.stem: json.loads(path.read_text()) for path in sorted(STAGE_METRICS.glob("*.json"))}
+    stages = {path.stem: read_json(path) for path in sorted(STAGE_METRICS.glob("*.json"))}
     metrics = nested(summary[summary["reference"] == params.score.references[0]])
     lines, sections = [], []
     if params.score.geneval is not None:
@@ -53,7 +53,7 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
         sections = geneval_sections(tables["geneval"], tables["geneval-differences"], stages.get("score", {}), params)
     write_json(REPORTS / "metrics.json", metrics)
     pictures(stage, scores)
-    facts = read_json(REPORTS / PROTOCOL)
+    facts = read_json(REPORTS / PROTOCOL, remedy(SCORES))
     write_report(REPORTS / "report.md", params, summary, comparisons, stages, facts, lines, sections)
 
 
@@ -61,17 +61,18 @@ def pictures(stage: Stage, scores: pd.DataFrame) -> None:
     """The figures of the report."""
     params = stage.params
     sets = {model: plan_sets(params, model) for model in (BASE, *params.align.methods)}
-    control = best_control(scores, params.score.extractors[0], params.score.references[0])
+    main, guidance = params.sample.temperature, params.sample.guidance_scales[0]
+    control = best_control(scores, params.score.extractors[0], params.score.references[0], main)
     chosen: dict[str, SampleSet] = {}
     for model, planned in sets.items():
         for s in planned:
-            if s.seed != params.align.seeds[0] or s.config.guidance_scale != 1.0:
+            if s.seed != params.align.seeds[0]:
                 continue
-            if s.config.temperature == params.sample.temperature:
+            if (s.config.temperature, s.config.guidance_scale) == (main, guidance):
                 chosen[model] = s
-            elif s.config.temperature == control:
+            elif (s.config.temperature, s.config.guidance_scale) == (control, 1.0):
                 chosen[f"{model}, temperature {control}"] = s
-    images = {title: np.load(s.directory / "images.npy", mmap_mode="r") for title, s in chosen.items()}
+    images = {title: open_samples(s.directory)[0] for title, s in chosen.items()}
     grids = {title: array[grid_items(params, len(array))] for title, array in images.items()}
     side_by_side(FIGURES / "samples.png", grids, columns=10)
     curves = {path.stem.partition("@")[2]: read_curves(path) for path in sorted(CURVES.glob("align@*.csv"))}
@@ -79,15 +80,15 @@ def pictures(stage: Stage, scores: pd.DataFrame) -> None:
     plot_precision_recall(FIGURES / "precision-recall.png", scores[scores["reference"] == params.score.references[0]])
 
 
-def best_control(scores: pd.DataFrame, extractor: str, reference: str) -> float | None:
-    """Temperature of the base's best control (lowest FID without guidance), None if there are no controls."""
+def best_control(scores: pd.DataFrame, extractor: str, reference: str, main: float) -> float | None:
+    """Temperature of the base, other than the main one, that has the lowest FID without guidance; None if there is none."""
     base = scores[
         (scores["model"] == BASE)
         & (scores["guidance_scale"] == 1.0)
         & (scores["extractor"] == extractor)
         & (scores["reference"] == reference)
     ]
-    means = {t: float(base["fid"][base["temperature"] == t].mean()) for t in base["temperature"].unique() if t != 1.0}
+    means = {t: float(base["fid"][base["temperature"] == t].mean()) for t in base["temperature"].unique() if t != main}
     return min(means, key=lambda t: means[t]) if means else None
 
 

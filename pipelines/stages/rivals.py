@@ -1,7 +1,6 @@
 """Stage `rivals`: the table of all methods and controls, what VA-π wins and loses, and the figures beside it."""
 
 import argparse
-import json
 
 import numpy as np
 import pandas as pd
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from pipelines.comparison import compare, match_temperatures, nested, summarize
 from pipelines.figures import plot_densities, plot_precision_recall
-from pipelines.inputs import open_tokenizer
+from pipelines.inputs import open_samples, open_tokenizer, read_scores
 from pipelines.params import Params
 from pipelines.paths import BASE, REPORTS, RIVAL_REPORTS, STAGE_METRICS, SUBSET
 from pipelines.rivals_text import write_rivals
@@ -18,7 +17,7 @@ from pipelines.stage import Stage, StagePlan, run_stage
 from pipelines.stages.sample import plan_sets
 from pipelines.stages.score import TABLE, whole_runs
 from vapi_core.data.subset import Subset
-from vapi_core.files import atomic_path, write_json
+from vapi_core.files import atomic_path, read_json, write_json
 from vapi_core.images import images_of_a_pass, resize_bicubic, to_tensor
 
 
@@ -29,7 +28,7 @@ def plan(params, arguments) -> StagePlan:
 
 def work(stage: Stage, arguments: argparse.Namespace) -> None:
     params = stage.params
-    both = pd.concat([pd.read_csv(REPORTS / TABLE), pd.read_csv(RIVAL_REPORTS / TABLE)])
+    both = pd.concat([read_scores(reports / TABLE) for reports in (REPORTS, RIVAL_REPORTS)])
     everything = both[both["reference"] == params.score.references[0]]
     scores = whole_runs(everything)
     summary = summarize(scores)
@@ -45,7 +44,7 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
     plot_precision_recall(figures / "precision-recall.png", scores, ways(everything, params))
     plot_densities(figures / "densities.png", *project(embed_sets(stage)))
     folders = (STAGE_METRICS, RIVAL_REPORTS / "stages")
-    stages = {path.stem: json.loads(path.read_text()) for folder in folders for path in sorted(folder.glob("*.json"))}
+    stages = {path.stem: read_json(path) for folder in folders for path in sorted(folder.glob("*.json"))}
     write_rivals(REPORTS / "rivals.md", params, summary, matches, comparisons, stages)
 
 
@@ -70,7 +69,7 @@ def embed_sets(stage: Stage) -> dict[str, np.ndarray]:
     images = {"real": Subset.open(SUBSET).split(params.score.reference_splits[0])[0]}
     for model in (BASE, *params.align.methods, *params.rivals.methods):
         main = plan_sets(params, model)[0]
-        images[model] = np.load(main.directory / "images.npy", mmap_mode="r")
+        images[model] = open_samples(main.directory)[0]
     embedded = {}
     for name, pixels in images.items():
         batch = images_of_a_pass(pixels.shape[1])

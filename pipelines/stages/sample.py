@@ -33,6 +33,7 @@ from pipelines.paths import (
     after_steps,
     aligned,
     is_rival,
+    remedy,
     reports_of,
 )
 from pipelines.progress import Advance, progress
@@ -225,8 +226,8 @@ def describe(sample_set: SampleSet, params: Params) -> dict[str, Any]:
         "top_k": sample_set.config.top_k,
         "top_p": sample_set.config.top_p,
         "weights_dtype": params.launch.dtype,
-        "generator_sha256": model_hash(sample_set.generator, "generator"),
-        "tokenizer_sha256": model_hash(sample_set.tokenizer, "tokenizer"),
+        "generator_sha256": model_hash(sample_set.generator, "generator", remedy(sample_set.generator)),
+        "tokenizer_sha256": model_hash(sample_set.tokenizer, "tokenizer", remedy(sample_set.tokenizer)),
     }
 
 

@@ -15,10 +15,10 @@ import torch
 
 from pipelines import geneval_sets
 from pipelines.comparison import SCORE_TITLES
-from pipelines.inputs import open_prompts, open_split, open_tokenizer
+from pipelines.inputs import open_prompts, open_samples, open_split, open_tokenizer
 from pipelines.journal import Header
 from pipelines.params import Params, ScoreParams, decimal
-from pipelines.paths import BASE, CLASSIFIERS, REPORTS, RIVAL_REPORTS, RUN_FILE, SUBSET, WORK
+from pipelines.paths import BASE, CLASSIFIERS, REPORTS, RIVAL_REPORTS, RUN_FILE, SUBSET, WORK, remedy
 from pipelines.progress import progress
 from pipelines.protocol import PROTOCOL, facts_of_protocol
 from pipelines.stage import Stage, StagePlan, run_stage
@@ -83,8 +83,8 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
         )
         with progress(f"score, {name}", len(sets), "sets") as advance:
             for sample_set in sets:
-                samples = features(images=np.load(sample_set.directory / "images.npy", mmap_mode="r"))
-                labels = np.load(sample_set.directory / "labels.npy")
+                images, labels = open_samples(sample_set.directory)
+                samples = features(images=images)
                 for reference_name, reference in references.items():
                     scores = score_images(samples, reference, labels, name, params, batch)
                     rows.append({**identity(sample_set), "extractor": name, "reference": reference_name, **scores})
@@ -156,8 +156,7 @@ def score_geneval(sets: list[SampleSet], reconstructions: np.ndarray, stage: Sta
     tables = []
     with progress("score, geneval", len(sets), "sets") as advance:
         for sample_set in sets:
-            images = np.load(sample_set.directory / "images.npy", mmap_mode="r")
-            labels = np.load(sample_set.directory / "labels.npy")
+            images, labels = open_samples(sample_set.directory)
             correct = geneval_sets.correct_images(judge, images, labels, prompts)
             tables.append(geneval_sets.prompt_rows(correct, labels, prompts).assign(**identity(sample_set)))
             advance()
@@ -204,7 +203,7 @@ def log_scores(table: pd.DataFrame, params: Params) -> None:
     scores: dict[str, dict[str, float]] = {}
     headers: dict[str, Header] = {}
     for generator, part in table.groupby(table["generator"]):
-        run = read_json(Path(generator) / RUN_FILE)
+        run = read_json(Path(generator) / RUN_FILE, remedy(Path(generator)))
         headers[run["key"]] = Header(run["experiment"], run["stage"], run["key"], now())
         row: dict[str, float] = {}
         for (temperature, guidance, extractor), group in part.groupby(["temperature", "guidance_scale", "extractor"]):

@@ -5,7 +5,7 @@ import time
 
 import torch
 
-from pipelines.inputs import open_prompts
+from pipelines.inputs import open_prompts, open_tokenizer
 from pipelines.params import CaptionParams, grid_side
 from pipelines.paths import CAPTIONS, SUBSET, TOKENIZER, TOKENS
 from pipelines.progress import progress
@@ -16,7 +16,7 @@ from vapi_core.data.captions import write_caption_cache
 from vapi_core.data.subset import Subset, subset_hash
 from vapi_core.images import images_of_a_pass
 from vapi_core.models.captions import FLAN_T5_XL, TextEncoder, load_flan_t5, load_minilm
-from vapi_core.models.checkpoints import load_model, model_hash
+from vapi_core.models.checkpoints import model_hash
 from vapi_core.models.janus import JANUS_PRO_1B, load_prompt_tokenizer
 from vapi_core.pretraining import encode_images
 
@@ -28,7 +28,7 @@ def plan(params, arguments) -> StagePlan:
 
 def work(stage: Stage, arguments: argparse.Namespace) -> None:
     subset = Subset.open(SUBSET)
-    tokenizer = load_model(TOKENIZER, "tokenizer", "To make it anew, run `dvc repro tokenizer`.").to(stage.device)
+    tokenizer = open_tokenizer(stage.device)
     started = time.monotonic()
     mine = distributed.share(subset.images)
     batch = images_of_a_pass(subset.image_size)

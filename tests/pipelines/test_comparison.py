@@ -1,9 +1,11 @@
 """A difference is called one only where the test does, in both directions."""
 
+from itertools import pairwise
+
 import pandas as pd
 import pytest
 
-from pipelines.comparison import compare, match_temperatures, nested, summarize
+from pipelines.comparison import compare, main_question, match_temperatures, nested, summarize
 
 BASE_PRECISION = {1.0: 0.6, 0.9: 0.7, 0.8: 0.8}
 
@@ -56,12 +58,37 @@ def test_a_clear_gain_is_a_win_a_clear_loss_a_loss_and_the_rest_a_tie():
     }
 
 
+def fid_of(scores, guidance=1.0):
+    part = compared(scores)
+    return part[(part["score"] == "fid") & (part["guidance_scale"] == guidance)].set_index(["against", "temperature"])
+
+
 def test_a_difference_that_only_an_unadjusted_test_passes_is_a_tie():
-    part = compared(table([29.0, 30.2, 28.6], rival=[30.0, 31.5, 29.3], sharpened=[30.0, 38.0, 19.0]))
-    fid = part[(part["score"] == "fid") & (part["guidance_scale"] == 1.0)].set_index(["against", "temperature"])
+    scores = pd.concat([table(), pd.DataFrame(rows("ar-grpo", 1.0, 1.0, [9.0, 10.5, 11.9], 0.61))])
+    scores.loc[(scores["model"] == "ste") & (scores["guidance_scale"] == 1.0), "fid"] = [11.0, 11.3, 10.5]
+    fid = fid_of(scores)
     row = fid.loc[("ste", 1.0)]
     assert row["p_value"] < 0.05 < row["adjusted_p"] and row["verdict"] == "tie"
-    assert fid.loc[("base", 1.0)]["verdict"] == "win"  # the smallest of three passes even threefold
+    assert row["adjusted_p"] == pytest.approx(2 * row["p_value"])  # of two rivals: the main question is not counted
+
+
+def test_the_main_question_is_asked_in_its_order_and_each_answer_counts_only_if_all_before_it_do():
+    continued = pd.DataFrame(rows("cross-entropy", 1.0, 1.0, [31.0, 32.5, 30.3], 0.61))
+    fid = fid_of(pd.concat([table([28.0, 29.2, 27.6], sharpened=[20.0, 21.2, 19.8]), continued]))
+    asked = [fid.loc[key] for key in (("base", 1.0), ("cross-entropy", 1.0), ("base", 0.9))]
+    assert asked[0]["adjusted_p"] == asked[0]["p_value"]
+    for before, row in pairwise(asked):
+        assert row["adjusted_p"] == max(before["adjusted_p"], row["p_value"])
+    assert [row["verdict"] for row in asked] == ["win", "win", "loss"]
+    within_the_noise = pd.DataFrame(rows("cross-entropy", 1.0, 1.0, [20.0, 40.0, 25.0], 0.61))
+    fid = fid_of(pd.concat([table([28.0, 29.2, 27.6], sharpened=[20.0, 21.2, 19.8]), within_the_noise]))
+    assert fid.loc[("base", 1.0)]["verdict"] == "win"
+    assert fid.loc[("base", 0.9)]["p_value"] < 0.05 and fid.loc[("base", 0.9)]["verdict"] == "tie"
+
+
+def test_temperatures_are_asked_about_from_high_to_low_after_the_controls():
+    others = [("base", 0.6), ("ste", 1.0), ("cross-entropy", 1.0), ("base", 0.8), ("base", 1.0)]
+    assert main_question(others, 1.0) == [("base", 1.0), ("cross-entropy", 1.0), ("base", 0.8), ("base", 0.6)]
 
 
 def test_more_is_better_for_all_scores_but_distances():

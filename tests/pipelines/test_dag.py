@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from tests.checkout import ROOT, Checkout
 def tiny(params):
     """The default profile, small enough for a test: every stage runs for real, none long."""
     params["profile"] = "tiny"
+    params["threads"] = 1  # other tests use the other core
     params["subset"]["splits"] = {"train": 120, "scorer": 60, "heldout": 60}
     for role in params["classifiers"].values():
         role["epochs"] = 1
@@ -24,6 +26,7 @@ def tiny(params):
     params["generator"] |= {"dim": 32, "layers": 2}
     params["generator"]["training"] |= {"steps": 4, "warmup_steps": 1, "batch_size": 16, "checkpoint_every": 2}
     params["align"] |= {"seeds": [0], "steps": 3, "batch_size": 8, "group_size": 4, "log_kl_every": 2, "keep_every": 2}
+    params["align"]["checkpoint_every"] = 1
     params["sample"] |= {"count": 40, "batch_size": 20, "control_temperatures": [0.8]}
     params["score"] |= {"input_size": 64, "is_splits": 2}
     params["rivals"] = {"methods": ["tokenizer"], "temperatures": [0.9]}
@@ -121,6 +124,12 @@ def test_a_wrong_parameter_stops_a_stage_with_one_message(checkout):
     assert result.stderr.startswith("error: align.noise_ratio: ") and "Traceback" not in result.stderr
 
 
+def test_a_misspelt_method_is_no_alignment(checkout):
+    result = checkout.run("python", "-m", "pipelines.stages.align", "--method", "vapi", "--seed", "0")
+    assert result.returncode == 2 and "va-pi" in result.stderr
+    assert not (checkout.path / "data/aligned/vapi").exists()
+
+
 def test_a_damaged_input_is_named_with_the_command_that_makes_it_anew(checkout):
     weights = checkout.path / "data/generator/generator.safetensors"
     kept = weights.read_bytes()
@@ -134,11 +143,58 @@ def test_a_damaged_input_is_named_with_the_command_that_makes_it_anew(checkout):
 
 
 @pytest.fixture
-def parallel(checkout, tmp_path):
-    """A copy of the checkout in which stages run as two processes."""
-    shutil.copytree(checkout.path, tmp_path / "parallel", ignore=shutil.ignore_patterns(".dvc"))
+def copied(checkout, tmp_path):
+    """A copy of the checkout, without DVC."""
+    shutil.copytree(checkout.path, tmp_path / "copy", ignore=shutil.ignore_patterns(".dvc"))
     copied = copy.copy(checkout)
-    copied.path = tmp_path / "parallel"
+    copied.path = tmp_path / "copy"
+    return copied
+
+
+# the stage `align`, which tells its steps and is killed, as if from outside, in the middle of one of them
+ALIGN = """
+import os, runpy, signal, sys
+from vapi_core.alignment.va_pi import VaPi
+objective, last = VaPi.__call__, int(sys.argv.pop(1))
+def watched(self, slots):
+    print("step", slots.step, flush=True)
+    if slots.step == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return objective(self, slots)
+VaPi.__call__ = watched
+runpy.run_module("pipelines.stages.align", run_name="__main__")
+"""
+
+
+def test_a_killed_alignment_goes_on_from_its_checkpoint_to_the_same_bytes(checkout, copied):
+    from mlflow.tracking import MlflowClient
+
+    output, curves = "data/aligned/va-pi/0", "reports/curves/align@va-pi-0.csv"
+    shutil.rmtree(copied.path / output)  # as DVC does before a stage runs
+    (copied.path / curves).unlink()
+    killed, resumed = (
+        copied.run("python", "-c", ALIGN, str(last), "--method", "va-pi", "--seed", "0") for last in (2, 3)
+    )
+    counting = "step 0"  # the operations of an image are counted first
+    assert killed.returncode == -signal.SIGKILL and not (copied.path / output).exists()
+    assert killed.stdout.split("\n")[:-1] == [counting, "step 0", "step 1", "step 2"]
+    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.stdout.split("\n")[:-1] == [counting, "step 2"]
+    files = [path.relative_to(checkout.path) for path in (checkout.path / output).rglob("*") if path.is_file()]
+    assert {file.name for file in files} == {"generator.safetensors", "generator.json", "run.json"}
+    for file in (*files, curves):
+        assert (copied.path / file).read_bytes() == (checkout.path / file).read_bytes(), file
+    assert not list((copied.path / ".work/checkpoints").iterdir())
+    client = MlflowClient(f"sqlite:///{copied.path}/mlflow.db")
+    experiment = client.get_experiment_by_name("tiny")
+    runs = client.search_runs([experiment.experiment_id], filter_string="attributes.run_name = 'align@va-pi-0'")
+    assert [run.info.status for run in runs] == ["FINISHED"]
+    assert [m.step for m in client.get_metric_history(runs[0].info.run_id, "train/reward")] == [1, 2, 3]
+
+
+@pytest.fixture
+def parallel(copied):
+    """A copy of the checkout in which stages run as two processes."""
     copied.set_params(lambda params: params | {"launch": params["launch"] | {"processes": 2}})
     return copied
 

@@ -6,6 +6,7 @@ import pytest
 from pipelines.comparison import compare, nested, summarize
 from pipelines.params import load_params
 from pipelines.report_text import findings, markdown_table, write_report
+from pipelines.stages.report import best_control
 
 NO_PROTOCOL = {"reference_batch": None, "inception_sha256": None}
 
@@ -92,3 +93,23 @@ def test_one_seed_has_no_interval_and_the_report_says_so(tmp_path, params):
     assert "cannot be judged from one seed" in lines[0] and "nan" not in " ".join(lines)
     write_report(tmp_path / "report.md", params, summarize(table), compare(table, 1.0), {}, NO_PROTOCOL)
     assert "nan" not in (tmp_path / "report.md").read_text().split("## Findings")[1]
+
+
+def test_the_base_s_temperature_of_the_same_precision_is_named_under_every_table(tmp_path, params):
+    table = scores([20.0, 20.2, 19.8], [15.0, 15.1, 14.9], [10.0, 10.1, 9.9], [19.0, 19.1, 18.9])
+    table.loc[table["temperature"] == 0.8, "precision"] = 0.8
+    table.loc[table["model"] == "va-pi", "precision"] = 0.79
+    guided = table[table["temperature"] == 1.0].assign(guidance_scale=1.5)
+    table = pd.concat([table, guided])
+    write_report(tmp_path / "report.md", params, summarize(table), compare(table, 1.0), {}, NO_PROTOCOL)
+    text = (tmp_path / "report.md").read_text()
+    assert "va-pi (0.790) T 0.8 (0.800); cross-entropy (0.700) T 1.0 (0.700)." in text
+    write_report(tmp_path / "report.md", params, summarize(guided), compare(guided, 1.0), {}, NO_PROTOCOL)
+    assert "Nothing was drawn without guidance" in (tmp_path / "report.md").read_text()
+
+
+def test_the_best_control_is_not_the_main_temperature(params):
+    table = scores([5.0] * 3, [15.0] * 3, [10.0] * 3, [19.0] * 3)
+    assert best_control(table, "scorer-classifier", "heldout", main=1.0) == 0.8
+    assert best_control(table, "scorer-classifier", "heldout", main=0.8) == 1.0
+    assert best_control(table[table["temperature"] == 1.0], "scorer-classifier", "heldout", main=1.0) is None

@@ -34,7 +34,9 @@ def test_the_report_is_written_whole_with_the_test_and_the_number_of_images(tmp_
     text = (tmp_path / "rivals.md").read_text()
     assert "| base, precision of va-pi | 0.9 | 1.0 | 1,000 | 3 |" in text and "Holm" in text
     assert "| base | 0.8" not in text  # nobody's precision
+    assert "va-pi (0.721) T 0.9 (0.701); ste (0.611) T 1.0 (0.601)." in text
     assert "1,000 images" in text and "Pairs of each: 3." in text and "| va-pi | 40 |" in text
+    assert "tokenizer's encoder, which is no network that scores or rewards" in text
 
 
 def test_without_va_pi_there_is_a_table_but_nothing_to_compare(tmp_path):

@@ -18,6 +18,7 @@ from vapi_core.models.checkpoints import import_model, load_model, read_state_di
 def checkout(tmp_path_factory):
     checkout = Checkout(tmp_path_factory.mktemp("smoke"))
     shutil.copy(ROOT / PROFILE, checkout.path / "params.yaml")
+    checkout.set_params(lambda params: params | {"threads": 1})  # other tests use the other core
     missing = checkout.run("python", "-m", "pipelines.stages.subset")
     assert missing.returncode == 1 and "make check-assets" in missing.stderr and "c2i_tiny_48.pt" in missing.stderr
     write_smoke_assets(load_params(ROOT / PROFILE), checkout.path)

@@ -24,7 +24,7 @@ from vapi_core.images import to_tensor
 from vapi_core.randomness import seed_torch, stream
 from vapi_core.training import Metrics, OptimizationConfig, Slots, train
 
-REMEDY = "To make it anew, run the stage that trains it with `dvc repro`."
+REMEDY = "To make it anew, run `dvc repro classifier`."
 MINIMUM_SIZE = 8  # pixels; the plain network halves its input three times
 ROTATION, SCALE, SHIFT = math.radians(12), 0.12, 0.1  # largest change of an augmented image; shift: of its side
 LABEL_SMOOTHING = 0.05

@@ -67,6 +67,15 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
     return adjusted
 
 
+def fixed_sequence(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """P-values adjusted for tests in an order that was fixed beforehand: each counts only if all before it do.
+
+    As with `holm`, those below a level are, together, wrong that rarely at most (Maurer, Hothorn and Lehmacher 1995). The
+    first pays nothing for those that follow, which with few seeds is what makes a difference visible.
+    """
+    return np.maximum.accumulate(np.asarray(p_values, dtype=np.float64))
+
+
 def bootstrap_metric(
     metric: Callable[[np.ndarray], float], n_items: int, replicates: int = REPLICATES, seed: int = 0
 ) -> np.ndarray:

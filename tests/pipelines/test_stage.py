@@ -1,0 +1,98 @@
+"""What a stage goes on from, and what its messages tell a user to do."""
+
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines import stage as frame
+from pipelines.inputs import open_samples, read_scores
+from pipelines.params import load_params
+from pipelines.paths import ABLATIONS, REPORTS, remedy
+from pipelines.stage import Stage, StagePlan, UntrackedRun
+from vapi_core.errors import FileError
+from vapi_core.files import write_json
+
+
+@pytest.fixture
+def training(tmp_path, monkeypatch):
+    """A stage that trains on what `generator` made, with code of its own."""
+    code, generator = tmp_path / "vapi_core", tmp_path / "generator"
+    shutil.copytree(frame.CODE, code, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(frame, "CODE", code)
+    generator.mkdir()
+    write_json(generator / "generator.json", {"sha256": "a"})
+    write_json(generator / "run.json", {"key": "k"})
+    plan = StagePlan("align@va-pi-0", tmp_path / "aligned", {}, (generator,))
+    return Stage(plan, load_params(), None, UntrackedRun(), key="key")
+
+
+def test_a_checkpoint_is_that_of_the_same_parameters_inputs_and_code(training, tmp_path):
+    first = training.fingerprint
+    assert training.fingerprint == first
+    write_json(tmp_path / "generator/run.json", {"key": "k", "experiment": "another name"})
+    (tmp_path / "vapi_core/scoring/fidelity.py").write_text("# scores have no part in a training\n")
+    assert training.fingerprint == first
+    write_json(tmp_path / "generator/generator.json", {"sha256": "b"})  # other weights from the same parameters
+    other_inputs = training.fingerprint
+    (tmp_path / "vapi_core/alignment/objective.py").write_text("# another objective\n")
+    other_code = training.fingerprint
+    training.key = "another"
+    assert len({first, other_inputs, other_code, training.fingerprint}) == 4
+
+
+def test_the_command_that_makes_an_output_anew_names_the_stage_of_dvc_yaml():
+    from dvc.repo import Repo
+
+    checked = 0
+    for stage in Repo(str(Path.cwd())).index.stages:
+        for out in stage.outs:
+            path = Path(out.def_path)
+            if path.parts[0] == "data" or path.name == "scores":
+                target = remedy(path).split("`")[1].removeprefix("dvc repro ").removeprefix("--glob ").strip("'")
+                assert fnmatch(stage.addressing, target), path
+                checked += 1
+    assert checked > 50
+    assert "cell@4`" in remedy(ABLATIONS / "va-pi" / "4")
+
+
+@pytest.fixture
+def samples(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("data/samples/va-pi/t1.0-g1.0-4")
+    folder.mkdir(parents=True)
+    np.save(folder / "images.npy", np.zeros((3, 4, 4, 3), np.uint8))
+    np.save(folder / "labels.npy", np.arange(3))
+    write_json(folder / "manifest.json", {"kind": "samples", "shape": [3, 4, 4, 3]})
+    return folder
+
+
+def test_a_finished_set_is_opened_with_its_labels(samples):
+    images, labels = open_samples(samples)
+    assert images.shape == (3, 4, 4, 3) and labels.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["images.npy", "labels.npy", "manifest.json"])
+@pytest.mark.parametrize("damage", ["missing", "cut off"])
+def test_a_set_that_lacks_something_is_named_with_the_command_that_draws_it(samples, name, damage):
+    whole = (samples / name).read_bytes()
+    (samples / name).unlink()
+    if damage == "cut off":
+        (samples / name).write_bytes(whole[:-5])
+    with pytest.raises(
+        FileError, match=rf"{name}: .*{damage if damage == 'missing' else 'damaged'}.*repro sample@va-pi`"
+    ):
+        open_samples(samples)
+
+
+def test_a_table_of_scores_that_is_missing_or_empty_is_named_with_the_command_that_makes_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = REPORTS / "scores/scores.csv"
+    with pytest.raises(FileError, match=r"scores\.csv: the file is missing.*`dvc repro score`"):
+        read_scores(path)
+    path.parent.mkdir(parents=True)
+    path.write_text("")
+    with pytest.raises(FileError, match=r"scores\.csv: the file is damaged.*`dvc repro score`"):
+        read_scores(path)
