@@ -72,6 +72,7 @@ def align(
     sharded: bool = False,
     dtype: torch.dtype = torch.float32,
     recompute: bool = False,
+    compiled: bool = False,
     kill_after: int | None = None,
     checkpoint: Path | None = None,
     va_pi: Callable[..., VaPi] = VaPi,
@@ -86,6 +87,8 @@ def align(
     if sharded:
         for part in (generator, base):
             distributed.shard_weights(part, CPU, dtype)
+    if compiled:
+        generator.compile(backend="aot_eager")  # traced with its backward; a C++ compiler takes minutes
     objective = {
         "va-pi": lambda: va_pi(generator, ReconstructionReward(tokenizer, MSE), data, VA_PI, 0, base),
         "ste": lambda: StraightThrough(generator, tokenizer, data, StraightThroughConfig(reconstruction=MSE), 0),
@@ -186,6 +189,15 @@ def test_recomputed_activations_are_exact_and_bfloat16_is_near():
     for rounded in (replicated, sharded):
         assert_same(rounded, exact, metrics=1e-2, moves=0.2)
         assert rounded[0] != exact[0]
+
+
+def compiled() -> list:
+    return [align(compiled=True, recompute=True), align(compiled=True, sharded=True)]
+
+
+def test_a_compiled_generator_comes_to_the_same():
+    for result in run_on(2, compiled)[0]:
+        assert_same(result, on_one_process())
 
 
 def interrupted(directory: Path) -> None:

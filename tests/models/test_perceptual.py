@@ -193,6 +193,14 @@ def test_in_bfloat16_the_features_take_half_the_memory_and_the_distance_stays_fl
     assert torch.equal(network.distance(a, a), torch.zeros(2))
 
 
+def test_under_autocast_the_distance_is_the_same_float32(network, images):
+    a, b = network.features(images), network.features(images.flip(0))
+    exact = network.distance(a, b)
+    with torch.autocast("cpu", torch.bfloat16):
+        distance = network.distance(a, b)
+    assert distance.dtype == torch.float32 and torch.equal(distance, exact)
+
+
 def test_a_bfloat16_norm_is_rounded_once_and_only_at_the_end():
     features = torch.rand(2, 64, 4, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
     assert torch.equal(unit_normalize(features), unit_normalize(features.float()).bfloat16())

@@ -128,8 +128,10 @@ class LPIPS(nn.Module):
         """LPIPS [...], float32, of features [..., C, H, W] whose leading dimensions broadcast."""
         slices = []
         for number, difference in enumerate(_squared_differences(a, b)):
-            # space before channels: the heads are linear, and so weigh C numbers an image instead of C * H * W
-            slices.append(difference.mean((-1, -2)) @ getattr(self, f"lin{number}").weight().float())
+            # space before channels: the heads are linear, and so weigh C numbers an image instead of C * H * W;
+            # no matrix product, which autocast would round to bfloat16
+            weights = getattr(self, f"lin{number}").weight().float()  # [C]
+            slices.append((difference.mean((-1, -2)) * weights).sum(-1))
         return torch.stack(slices).sum(0)
 
 
