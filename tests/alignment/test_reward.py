@@ -161,6 +161,24 @@ def test_bfloat16_changes_advantages_by_little(tokenizer):
     assert tokenizer.post_quant_conv.weight.dtype == next(distance.parameters()).dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_reward_keeps_its_own_types_under_the_autocast_of_the_policy(tokenizer, dtype):
+    rollouts, images = problem(tokenizer)
+    torch.manual_seed(0)
+    reward = ReconstructionReward(tokenizer, RewardWeights(1, 1, 1, 1), FeatureDistance(PlainClassifier(3)), dtype)
+    alone, terms = reward(rollouts, images)
+    inside: set[torch.dtype] = set()
+    norms = [m for m in reward.decoder.decoder.modules() if isinstance(m, nn.GroupNorm)]
+    hooks = [norm.register_forward_hook(lambda _, __, output: inside.add(output.dtype)) for norm in norms]
+    with torch.autocast("cpu", torch.bfloat16):
+        rewards, terms_inside = reward(rollouts, images)
+        assert torch.is_autocast_enabled("cpu")
+    for hook in hooks:
+        hook.remove()
+    assert inside == {dtype}
+    assert torch.equal(rewards, alone) and all(torch.equal(terms_inside[name], terms[name]) for name in terms)
+
+
 # Features of reference images, kept
 
 

@@ -121,9 +121,17 @@ class ReconstructionReward:
 
         `items` [B] says which images these are, if features are to be kept.
         """
-        b, g, _ = rollouts.shape
         if not any(vars(self.weights).values()):  # nothing is rewarded: no rollout is better than another
-            return images.new_zeros(b, g), {}
+            return images.new_zeros(rollouts.shape[:2]), {}
+        # the types are chosen here; the caller's autocast would take the decoder's group norms to float32 on a GPU
+        with torch.autocast(images.device.type, enabled=False):
+            terms = self._terms_of_all(rollouts, images, items)
+        total = sum(getattr(self.weights, name) * value for name, value in terms.items())
+        return -torch.as_tensor(total), terms
+
+    def _terms_of_all(self, rollouts: Tensor, images: Tensor, items: np.ndarray | None) -> dict[str, Tensor]:
+        """Unweighted terms [B, G], some images and some rollouts at a time."""
+        b, g, _ = rollouts.shape
         some_images, some_rollouts = plan_chunks(b, g, self._rollouts_at_a_time(images))
         rows: list[dict[str, Tensor]] = []
         for i in range(0, b, some_images):
@@ -134,9 +142,7 @@ class ReconstructionReward:
                 for j in range(0, g, some_rollouts)
             ]
             rows.append({name: torch.cat([part[name] for part in parts], 1) for name in parts[0]})
-        terms = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-        total = sum(getattr(self.weights, name) * value for name, value in terms.items())
-        return -torch.as_tensor(total), terms
+        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
     def _rollouts_at_a_time(self, images: Tensor) -> int:
         if self.rollouts_at_a_time is not None:
