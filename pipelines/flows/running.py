@@ -53,7 +53,7 @@ def run_command(command: Sequence[str], name: str, gpus: Sequence[str] = ()) -> 
 
 
 def environment() -> dict[str, str]:
-    """For commands that may work in another directory: the same Python, working files and tracking server."""
+    """For commands that may work in another directory: the same Python, working files, assets and tracking server."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_URI)
     local = uri.removeprefix("sqlite:///")
     if local != uri and not local.startswith("/"):
@@ -62,6 +62,7 @@ def environment() -> dict[str, str]:
         **os.environ,
         "PWD": str(Path.cwd()),  # prefect.yaml builds on it
         "VAPI_WORK": str(WORK.resolve()),
+        "VAPI_REPOSITORY": str(Path.cwd()),
         "MLFLOW_TRACKING_URI": uri,
         "DVC_NO_ANALYTICS": "1",
     }

@@ -40,9 +40,9 @@ def test_without_gpus_nothing_is_hidden(monkeypatch):
     run_command(["sh", "-c", 'test "$CUDA_VISIBLE_DEVICES" = "whatever is set"'], "sees", [])
 
 
-def test_commands_find_the_working_files_and_the_database_of_this_folder_from_another_one(tmp_path, monkeypatch):
+def test_commands_find_working_files_assets_and_database_of_this_folder_from_another_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///runs.db")
     here = running.environment()
     assert here["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/runs.db"
-    assert here["VAPI_WORK"] == str(tmp_path) and here["PWD"] == os.getcwd()
+    assert here["VAPI_WORK"] == str(tmp_path) and here["PWD"] == here["VAPI_REPOSITORY"] == os.getcwd()
