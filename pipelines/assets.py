@@ -6,10 +6,12 @@ stage looks for its own, and for those of the stages behind it, before it starts
 
 import argparse
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.params import Params, load_params
+from pipelines.paths import REPOSITORY
 from vapi_core.data.hub import is_hub_id
 from vapi_core.errors import FileError, VapiError
 from vapi_core.models.perceptual import HEADS_FILES, VGG_FILE
@@ -165,6 +167,16 @@ def require_assets(params: Params, stage: str) -> None:
     missing = [asset for asset in needed_by(stage, assets_of(params)) if asset.state == "missing"]
     if missing:
         raise VapiError(f"{table(missing)}\n{summary(params.profile, missing)}")
+
+
+def link_assets(params: Params, repository: Path = REPOSITORY) -> None:
+    """Makes the relative paths of a profile work in a copy of the repository, where git's ignored files are missing."""
+    for asset in assets_of(params):
+        place = Path(asset.place)
+        if not place.exists() and (repository / place).exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):  # another process of the stage was faster
+                place.symlink_to((repository / place).resolve())
 
 
 def table(assets: list[Asset]) -> str:

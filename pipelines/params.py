@@ -9,7 +9,8 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic_core import PydanticCustomError
 
 from pipelines.rules import broken_rules
 from vapi_core.alignment.ar_grpo import ArGrpoConfig
@@ -249,10 +250,21 @@ class RivalsParams(Section):
     temperatures: Annotated[tuple[Positive, ...], Field(strict=False)]
 
 
+def _names_a_row(value: Any) -> Any:
+    """DVC names a row of a table by a number as it is written, the stage as `decimal` writes it: 0 would be 0.0 there."""
+    if isinstance(value, int | float) and math.isfinite(value) and str(value) != decimal(value):
+        raise PydanticCustomError("row", f"must be written {decimal(value)}, as the row's folder is called")
+    return value
+
+
+RowRatio = Annotated[Ratio, BeforeValidator(_names_a_row)]
+RowWeight = Annotated[NonNegative, BeforeValidator(_names_a_row)]
+
+
 class AblationsParams(Section):
-    noise_ratios: Annotated[tuple[Ratio, ...], Tuple]
+    noise_ratios: Annotated[tuple[RowRatio, ...], Tuple]
     regularizers: Annotated[tuple[Literal["ce", "kl"], ...], Tuple]
-    regularizer_weights: Annotated[tuple[NonNegative, ...], Tuple]
+    regularizer_weights: Annotated[tuple[RowWeight, ...], Tuple]
     objectives: Annotated[tuple[str, ...], Tuple]
 
 

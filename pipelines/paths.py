@@ -25,6 +25,9 @@ SCORES = REPORTS / "scores"
 # what may be lost: checkpoints to resume from, the metrics journal, cached features; VAPI_WORK lets the cells of a sweep,
 # each in a temporary directory, share one
 WORK = Path(os.environ.get("VAPI_WORK", ".work"))
+REPOSITORY = Path(
+    os.environ.get("VAPI_REPOSITORY", ".")
+)  # of which a cell's temporary directory is a copy without assets
 
 RUN_FILE = "run.json"
 PROMPTS = SUBSET / "prompts.jsonl"  # t2i: what is sampled and scored

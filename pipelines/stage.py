@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.assets import require_assets
+from pipelines.assets import link_assets, require_assets
 from pipelines.launch import fail, live_with_launcher, relaunch
 from pipelines.params import Params, load_params
 from pipelines.paths import REPORTS, RUN_FILE, WORK, remedy
@@ -173,6 +173,7 @@ def run_stage(
     try:
         params = load_params()
         stage_plan = plan(params, arguments)
+        link_assets(params)
         require_assets(params, stage_plan.name)
         key = stage_key(stage_plan.name, stage_plan.params, upstream_keys(stage_plan))
         if distributed.launched():

@@ -11,6 +11,7 @@ import copy
 import hashlib
 import itertools
 import json
+import re
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,9 +23,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from vapi_core.errors import FileError, ParameterError
 from vapi_core.files import read_yaml
 
-MAX_CELLS = 500
-LONGEST_LIST = 10  # Prefect checks this when a form is submitted, the number of cells when the run starts
+LONGEST_LIST = 10  # which Prefect checks when a form is submitted, so that no sweep has more than 3,000 cells
 METRICS = "reports/ablations/stages/cell@{seed}.json"  # of a cell, as in dvc.yaml
+RUN = "data/ablations/va-pi/{seed}/run.json"  # names a cell's run in MLflow
 CODE = ("params.yaml", "dvc.yaml", "pipelines", "vapi_core")  # what decides a cell's result, beside git's HEAD
 UPSTREAM = ("classifier", "tokenize", "generator", "cell-base")
 TARGETS = ("cell",)
@@ -77,17 +78,9 @@ class SweepForm(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "SweepForm":
-        lists = ("noise_ratios", "regularizer_weights", "regularizers", "reward_terms")
-        for name in (*lists, "seeds"):
+        for name in ("noise_ratios", "regularizer_weights", "regularizers", "reward_terms", "seeds"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"{name}: an entry stands twice")
-        count = 1
-        for name in lists:
-            count *= len(getattr(self, name))
-            if count > MAX_CELLS:
-                raise ValueError(
-                    f"{name}: with this list the sweep has {count} cells or more; {MAX_CELLS} is the limit"
-                )
         return self
 
 
@@ -126,9 +119,10 @@ def plan_cells(form: SweepForm, baseline: Baseline) -> list[Cell]:
 
     differences, shared = _differences(baseline.params, baseline.profile), _shared_overrides(form)
     cells: dict[str, Cell] = {}
-    for noise, kind, weight, reward in itertools.product(
+    for noise, kind, weight, terms in itertools.product(
         form.noise_ratios, form.regularizers, form.regularizer_weights, form.reward_terms
     ):
+        reward = _in_order(terms)
         weight = 0.0 if kind == "none" else weight
         if reward == PRIOR_ONLY and (
             kind != "ce" or weight == 0
@@ -146,10 +140,20 @@ def plan_cells(form: SweepForm, baseline: Baseline) -> list[Cell]:
         check_params(_apply(own, baseline.profile))
         overrides = differences | own
         name = f"noise{noise:g}-{kind}{weight:g}-{reward}-{_hash(baseline, overrides)}"
-        cells[name] = Cell(name, setting, overrides, TARGETS)  # kind none: the weights make one cell, not several
+        cells[name] = Cell(
+            name, setting, overrides, TARGETS
+        )  # once, where weights (of kind none) or order make no other
     if not cells:
         raise ParameterError("reward_terms", f"'{PRIOR_ONLY}' needs the regularizer ce and a weight above 0.")
     return list(cells.values())
+
+
+def is_cell(name: str) -> bool:
+    """Whether an experiment of this name is a cell that `plan_cells` planned.
+
+    Any other one has the metrics of cells too, namely those that git has from before, which are not of its parameters.
+    """
+    return re.fullmatch(r"noise\S+-(ce|kl|none)\S+-[a-z0-9+]+-[0-9a-f]{8}", name) is not None
 
 
 def sweep_name(cells: Iterable[Cell]) -> str:
@@ -168,8 +172,14 @@ def command(cell: Cell) -> list[str]:
     return [*line, *cell.targets]
 
 
+def _in_order(reward: str) -> str:
+    """A reward whose terms stand in the order of TERMS, each once: one name for one reward."""
+    return PRIOR_ONLY if reward == PRIOR_ONLY else "+".join(t for t in TERMS if t in reward.split("+"))
+
+
 def _shared_overrides(form: SweepForm) -> dict[str, Any]:
-    return {"threads": form.threads, "align.methods": [METHOD], "align.seeds": form.seeds}
+    """Rivals are not a sweep's business: what they cannot be trained with is no reason to refuse a cell."""
+    return {"threads": form.threads, "align.methods": [METHOD], "align.seeds": form.seeds, "rivals.methods": []}
 
 
 def _reward_overrides(reward: str, baseline: Baseline) -> dict[str, Any]:
@@ -254,6 +264,21 @@ def read_scores(commit: str, seeds: Iterable[int], root: Path = Path()) -> dict[
     metrics = [json.loads(_git(root, "show", f"{commit}:{METRICS.format(seed=seed)}")) for seed in seeds]
     names = [name for name in metrics[0] if name.startswith("score/")]
     return {name: [m[name] for m in metrics] for name in names}
+
+
+def read_key(commit: str, seed: int, root: Path = Path()) -> str | None:
+    """Key of the MLflow run of a cell's seed, from the cell's output; None if DVC's cache has lost that.
+
+    Args:
+        commit: of the cell's experiment.
+    """
+    from dvc.api import read
+    from dvc.exceptions import DvcException
+
+    try:
+        return json.loads(read(RUN.format(seed=seed), str(root), commit))["key"]
+    except (DvcException, OSError):
+        return None
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -25,7 +25,7 @@ from prefect.states import Completed, State
 from pydantic import ValidationError
 
 from pipelines import dashboards
-from pipelines.flows.running import gpu_tags, run_all, run_command
+from pipelines.flows.running import gpu_tags, run_all, run_command, visible_gpus
 from pipelines.paths import WORK
 from pipelines.results import publish
 from pipelines.sweep import (
@@ -47,11 +47,11 @@ SKIPPED = "Skipped"  # name of the state of a cell that was finished before
 
 
 @task(retries=1, retry_delay_seconds=2)
-def run_cell(cell: Cell) -> State:
+def run_cell(cell: Cell, gpus: list[str]) -> State:
     """One experiment, unless it exists."""
     if cell.name in experiments():
         return Completed(name=SKIPPED, message="the experiment exists")
-    run_command(command(cell), cell.name)
+    run_command(command(cell), cell.name, gpus)
     return Completed(message="the experiment is new")
 
 
@@ -70,14 +70,15 @@ def ablation_sweep(form: SweepForm = PAPERS_NOISE, dry_run: bool = False) -> Sta
         logger.info(plan_text(upstream, cells))
         return Completed(message=f"{len(cells)} cells planned, none run")
     progress = Progress(cells, form.seeds)
-    tags = gpu_tags(baseline.profile["device"])
-    shared = run_cell.with_options(task_run_name=upstream.name, tags=tags)(upstream, return_state=True)
+    gpus = visible_gpus(baseline.profile["device"])
+    tags = gpu_tags(gpus)
+    shared = run_cell.with_options(task_run_name=upstream.name, tags=tags)(upstream, gpus, return_state=True)
     if not shared.is_completed():
         raise VapiError(f"{upstream.name}, on which all cells build, did not end well: {shared.message}")
     by_name = {cell.name: cell for cell in cells}
     states = run_all(
         dict.fromkeys(by_name, []),
-        lambda name, _: run_cell.with_options(task_run_name=name, tags=tags).submit(by_name[name]),
+        lambda name, _: run_cell.with_options(task_run_name=name, tags=tags).submit(by_name[name], gpus),
         form.parallelism,
         progress.finished,
     )

@@ -5,25 +5,28 @@ From plain Python: `python -m pipelines.flows.reproduce --target report`.
 
 import argparse
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow, task
 from prefect.states import Completed, State
+from pydantic import Field
 
-from pipelines.flows.running import gpu_tags, run_all, run_command
+from pipelines.flows.running import gpu_tags, run_all, run_command, visible_gpus
 from pipelines.graph import stage_graph
 from pipelines.params import load_params
 from vapi_core.errors import VapiError
 
+Parallelism = Annotated[int, Field(ge=1, le=64)]
+
 
 @task(retries=1, retry_delay_seconds=2)
-def reproduce_stage(stage: str) -> None:
+def reproduce_stage(stage: str, gpus: list[str]) -> None:
     """One stage, which DVC skips if it is up to date."""
-    run_command(["dvc", "--wait-for-lock", "repro", "--single-item", stage], f"stage-{stage}")
+    run_command(["dvc", "--wait-for-lock", "repro", "--single-item", stage], f"stage-{stage}", gpus)
 
 
 @flow(name="reproduce", flow_run_name="reproduce-{target}")
-def reproduce(target: str = "report", parallelism: int = 2) -> State:
+def reproduce(target: str = "report", parallelism: Parallelism = 2) -> State:
     """Brings a stage of dvc.yaml up to date.
 
     Args:
@@ -31,11 +34,13 @@ def reproduce(target: str = "report", parallelism: int = 2) -> State:
         parallelism: stages that run at the same time, where the graph allows it.
     """
     graph = stage_graph(target)
-    tags = gpu_tags(load_params().device)
+    params = load_params()
+    gpus = visible_gpus(params.device)
+    tags, own = gpu_tags(gpus), gpus if params.launch.processes == 1 else []  # torchrun's processes see all
 
     def submit(stage: str, needs: list[Any]) -> Any:
         task_of_stage: Any = reproduce_stage.with_options(task_run_name=stage, tags=tags)
-        return task_of_stage.submit(stage, wait_for=needs)
+        return task_of_stage.submit(stage, own, wait_for=needs)
 
     states = run_all(graph, submit, parallelism)
     failed = [stage for stage, state in states.items() if not state.is_completed()]
@@ -48,8 +53,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Runs what a stage of dvc.yaml needs, as a Prefect flow.")
     parser.add_argument("--target", default="report")
     parser.add_argument("--parallelism", type=int, default=2)
+    arguments = parser.parse_args()
+    if arguments.parallelism < 1:
+        parser.error("--parallelism: at least 1")
     try:
-        reproduce(**vars(parser.parse_args()))
+        stage_graph(arguments.target)  # refuses an unknown one before Prefect has started anything
+        reproduce(**vars(arguments))
     except VapiError as error:
         sys.exit(f"error: {error}")
 

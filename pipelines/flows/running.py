@@ -1,9 +1,12 @@
 """What both flows are made of: one DVC command in a task, and tasks that run as their dependencies allow."""
 
+import fcntl
+import itertools
 import os
 import shlex
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +28,12 @@ class CommandFailed(RuntimeError):
     """A command ended with an error."""
 
 
-def run_command(command: Sequence[str], name: str) -> None:
+def run_command(command: Sequence[str], name: str, gpus: Sequence[str] = ()) -> None:
     """Runs a command of DVC from the top of the repository, its output in the log of the task.
 
     Args:
         name: whoever runs a command under this name waits for, or ends, what another one left; see `processes`.
+        gpus: of these the command sees one; without any, whatever is there.
 
     Raises:
         CommandFailed: with the end of the output.
@@ -42,13 +46,14 @@ def run_command(command: Sequence[str], name: str) -> None:
         logger.info(line)
 
     logger.info(shlex.join(command))
-    code = processes.run(command, name, environment(), log)
+    with one_gpu(gpus) as choice:
+        code = processes.run(command, name, environment() | choice, log)
     if code != 0:
         raise CommandFailed("\n".join([f"{command[0]} ended with exit code {code}. The end of its output:", *tail]))
 
 
 def environment() -> dict[str, str]:
-    """For commands that may work in another directory: the same Python, working files and tracking server."""
+    """For commands that may work in another directory: the same Python, working files, assets and tracking server."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_URI)
     local = uri.removeprefix("sqlite:///")
     if local != uri and not local.startswith("/"):
@@ -57,6 +62,7 @@ def environment() -> dict[str, str]:
         **os.environ,
         "PWD": str(Path.cwd()),  # prefect.yaml builds on it
         "VAPI_WORK": str(WORK.resolve()),
+        "VAPI_REPOSITORY": str(Path.cwd()),
         "MLFLOW_TRACKING_URI": uri,
         "DVC_NO_ANALYTICS": "1",
     }
@@ -97,13 +103,40 @@ def run_all(
     return states
 
 
-def gpu_tags(device: str) -> list[str]:
-    """Tags of tasks that run on a device of the params; sees to it that the limit for GPUs exists."""
+def visible_gpus(device: str) -> list[str]:
+    """GPUs for tasks whose params have this device, as CUDA_VISIBLE_DEVICES names them."""
     import torch
 
     if device == "cpu" or not torch.cuda.is_available():
         return []
-    limit_gpus(torch.cuda.device_count())
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else [str(i) for i in range(count)]
+
+
+@contextmanager
+def one_gpu(gpus: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Lends a GPU that nobody in this folder works on, as environment variables; where all are lent, they are shared."""
+    if not gpus:
+        yield {}
+        return
+    directory = WORK / "running"
+    directory.mkdir(parents=True, exist_ok=True)
+    for turn in itertools.count():
+        with (directory / f"gpu-{turn}.lock").open("w") as lock:  # which ends with the process that has it
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            yield {"CUDA_VISIBLE_DEVICES": gpus[turn % len(gpus)]}
+            return
+
+
+def gpu_tags(gpus: Sequence[str]) -> list[str]:
+    """Tags of tasks that run on one of these GPUs; sees to it that the limit for GPUs exists."""
+    if not gpus:
+        return []
+    limit_gpus(len(gpus))
     return [GPU]
 
 

@@ -2,6 +2,8 @@
 
 import argparse
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -33,6 +35,27 @@ from vapi_core.models.checkpoints import model_hash, save_model
 from vapi_core.models.policy import Policy
 from vapi_core.models.tokenizer import Tokenizer
 from vapi_core.training import Objective, autocast, train
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """One method with one seed: what it trains, and what it minimizes under `launch.dtype`."""
+
+    method: str
+    seed: int
+    generator: Policy
+    tokenizer: Tokenizer
+    objective: Objective
+    count: int  # items that it learns from
+
+    @property
+    def kind(self) -> str:
+        """Which of the two models is trained."""
+        return "tokenizer" if self.method == "tokenizer" else "generator"
+
+    @property
+    def trained(self) -> nn.Module:
+        return self.tokenizer if self.kind == "tokenizer" else self.generator
 
 
 def plan(params, arguments) -> StagePlan:
@@ -69,16 +92,16 @@ def open_objective(
     def base() -> Policy:
         return open_policy(stage, method).requires_grad_(False)
 
-    perceptual = open_perceptual(params, device) if params.reward.perceptual else None
     if method == "cross-entropy":
         return CrossEntropy(generator, data)
+    if method == "ar-grpo":
+        grpo, rewards = params.grpo(), open_external_rewards(params.ar_grpo, device)
+        return ArGrpo(generator, tokenizer, rewards, data, grpo, seed, base() if grpo.kl_weight else None)
+    perceptual = open_perceptual(params, device) if params.reward.perceptual else None
     if method == "ste":
         return StraightThrough(generator, tokenizer, data, params.straight_through(), seed, perceptual)
     if method == "tokenizer":
         return TokenizerPostTraining(tokenizer, generator, data, params.weights(), seed, perceptual)
-    if method == "ar-grpo":
-        grpo, rewards = params.grpo(), open_external_rewards(params.ar_grpo, device)
-        return ArGrpo(generator, tokenizer, rewards, data, grpo, seed, base() if grpo.kl_weight else None)
     va_pi = params.method()
     needs_base = va_pi.regularizer == "kl" or va_pi.log_kl_every > 0
     optimization = params.optimization(method)
@@ -89,21 +112,40 @@ def open_objective(
     return VaPi(generator, reward, data, va_pi, seed, base() if needs_base else None)
 
 
-def work(stage: Stage, arguments: argparse.Namespace) -> None:
-    generator, tokenizer = open_policy(stage, arguments.method), open_tokenizer(stage.device)
+def open_alignment(stage: Stage, method: str, seed: int) -> Alignment:
+    generator, tokenizer = open_policy(stage, method), open_tokenizer(stage.device)
     data = open_split("train", stage.device)
-    exact = open_objective(stage, arguments.method, arguments.seed, generator, tokenizer, data)
-    objective = autocast(exact, stage.device, stage.dtype)
-    config = stage.params.align.optimization(arguments.method)
-    models: dict[str, tuple[Path, nn.Module]] = {
-        "generator": (GENERATOR, generator),
-        "tokenizer": (TOKENIZER, tokenizer),
-    }
-    kind = "tokenizer" if arguments.method == "tokenizer" else "generator"
-    base, trained = models[kind]
-    stage.metrics["flops_per_image"] = flops_per_image(trained, objective, config, len(data), arguments.seed)
+    objective = open_objective(stage, method, seed, generator, tokenizer, data)
+    return Alignment(method, seed, generator, tokenizer, autocast(objective, stage.device, stage.dtype), len(data))
+
+
+def align(stage: Stage, alignment: Alignment, keep: Callable[[int], None] = lambda steps: None) -> None:
+    """Trains in place; resumable. The curves go to the stage's log. `keep` is told how many steps are done after each."""
+    config = stage.params.align.optimization(alignment.method)
     if stage.params.launch.compile:
-        generator.compile()
+        alignment.generator.compile()
+    with stage.training_log(config.steps, config.batch_size) as log:
+        train(
+            alignment.trained,
+            alignment.objective,
+            config,
+            count=alignment.count,
+            seed=alignment.seed,
+            log=log,
+            checkpoint=stage.checkpoint,
+            fingerprint=stage.fingerprint,
+            keep=keep,
+        )
+
+
+def work(stage: Stage, arguments: argparse.Namespace) -> None:
+    method, seed = arguments.method, arguments.seed
+    alignment = open_alignment(stage, method, seed)
+    kind, trained = alignment.kind, alignment.trained
+    base = {"generator": GENERATOR, "tokenizer": TOKENIZER}[kind]
+    config = stage.params.align.optimization(method)
+    flops = flops_per_image(trained, alignment.objective, config, alignment.count, seed)
+    stage.metrics["flops_per_image"] = flops
     kept_steps = stage.params.align.kept_steps()
     kept = WORK / "kept" / stage.key  # not in the output, which DVC empties before a retry
 
@@ -116,24 +158,13 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
         if steps in kept_steps:
             save(kept / str(steps))
 
-    with stage.training_log(config.steps, config.batch_size) as log:
-        train(
-            trained,
-            objective,
-            config,
-            count=len(data),
-            seed=arguments.seed,
-            log=log,
-            checkpoint=stage.checkpoint,
-            fingerprint=stage.fingerprint,
-            keep=keep,
-        )
+    align(stage, alignment, keep)
     save(stage.output)
     if kept_steps and distributed.is_main():
         shutil.rmtree(stage.output / "steps", ignore_errors=True)  # of a run without DVC, which empties the output
         (stage.output / "steps").mkdir()
         for steps in kept_steps:
-            shutil.move(kept / str(steps), after_steps(arguments.method, arguments.seed, steps))
+            shutil.move(kept / str(steps), after_steps(method, seed, steps))
 
 
 if __name__ == "__main__":

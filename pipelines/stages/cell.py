@@ -15,11 +15,12 @@ import pandas as pd
 from pipelines import geneval_sets
 from pipelines.cells import Cell, add_arguments, cell_of
 from pipelines.comparison import SCORE_TITLES, SUBJECT
-from pipelines.inputs import open_generator, open_prompts, open_split, open_tokenizer, read_scores
+from pipelines.inputs import open_generator, open_prompts, open_tokenizer, read_scores
 from pipelines.params import Params
 from pipelines.paths import ABLATION_REPORTS, BASE, CLASSIFIERS, GENERATOR, SUBSET, TOKENIZER, TOKENS, remedy
+from pipelines.progress import progress
 from pipelines.stage import Stage, StagePlan, run_stage, upstream_keys
-from pipelines.stages.align import open_objective
+from pipelines.stages.align import align, open_alignment
 from pipelines.stages.sample import choose_labels, draw_images, open_conditions
 from pipelines.stages.score import open_reference_batch, open_references, score_images
 from pipelines.tracking import stage_key
@@ -31,7 +32,6 @@ from vapi_core.models.policy import Policy
 from vapi_core.models.tokenizer import Tokenizer
 from vapi_core.sampling import Sampler, batch_in_memory
 from vapi_core.scoring.features import extract
-from vapi_core.training import Objective, train
 
 UPSTREAM = (SUBSET, CLASSIFIERS / "reward", CLASSIFIERS / "scorer", TOKENIZER, TOKENS, GENERATOR)
 SCORES, CURVES, IMAGES, IDENTITY = "scores.csv", "curves.csv", "images.npy", "identity.json"
@@ -69,34 +69,23 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
 
 
 def compute(stage: Stage, cell: Cell) -> None:
-    generator, tokenizer = open_generator(GENERATOR, stage.device), open_tokenizer(stage.device)
-    if cell.table != BASE:
-        data = open_split("train", stage.device)
-        objective = open_objective(stage, SUBJECT, cell.seed, generator, tokenizer, data)
-        align(stage, generator, objective, len(data), cell.seed)
-        curves = stage.plan.reports / "curves" / f"{stage.plan.name}.csv"
-        (stage.output / CURVES).write_bytes(curves.read_bytes())
+    generator, tokenizer = open_base(stage) if cell.table == BASE else open_aligned(stage, cell.seed)
     images, labels = draw(stage, cell, generator, tokenizer)
     np.save(stage.output / IMAGES, images[:KEPT_IMAGES])
     finish(stage, score(stage, cell, images, labels))
 
 
-def align(stage: Stage, generator: Policy, objective: Objective, count: int, seed: int) -> None:
-    """Trains on `count` items; resumable. The curves go to the stage's log."""
-    config = stage.params.align.optimization(SUBJECT)
-    if stage.params.launch.compile:
-        generator.compile()
-    with stage.training_log(config.steps, config.batch_size) as log:
-        train(
-            generator,
-            objective,
-            config,
-            count=count,
-            seed=seed,
-            log=log,
-            checkpoint=stage.checkpoint,
-            fingerprint=stage.fingerprint,
-        )
+def open_base(stage: Stage) -> tuple[Policy, Tokenizer]:
+    return open_generator(GENERATOR, stage.device), open_tokenizer(stage.device)
+
+
+def open_aligned(stage: Stage, seed: int) -> tuple[Policy, Tokenizer]:
+    """The generator after its alignment, which is that of stage `align`; writes its curves."""
+    alignment = open_alignment(stage, SUBJECT, seed)
+    align(stage, alignment)
+    curves = stage.plan.reports / "curves" / f"{stage.plan.name}.csv"
+    (stage.output / CURVES).write_bytes(curves.read_bytes())
+    return alignment.generator, alignment.tokenizer
 
 
 def draw(stage: Stage, cell: Cell, generator: Policy, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
@@ -108,12 +97,14 @@ def draw(stage: Stage, cell: Cell, generator: Policy, tokenizer: Tokenizer) -> t
     policy = generator.to(stage.dtype)
     sampler = Sampler(policy, params.config(params.temperature, 1.0), stage.params.launch.compile)
     batch = params.batch_size or batch_in_memory(free_bytes(stage.device), policy, tokenizer, guided=False)
-    images = []
-    for start in range(0, len(labels), batch):
-        part = range(start, min(start + batch, len(labels)))
-        condition = batch_conditions(conditions, np.asarray(part), stage.device)
-        images.append(draw_images(sampler, tokenizer, condition, part, seed, size))
-    return np.concatenate(images), labels
+    images = np.empty((len(labels), size, size, 3), np.uint8)
+    with progress(f"{stage.plan.name}, samples", len(labels), "images") as advance:
+        for start in range(0, len(labels), batch):
+            part = range(start, min(start + batch, len(labels)))
+            condition = batch_conditions(conditions, np.asarray(part), stage.device)
+            images[part.start : part.stop] = draw_images(sampler, tokenizer, condition, part, seed, size)
+            advance(len(part))
+    return images, labels
 
 
 def score(stage: Stage, cell: Cell, images: np.ndarray, labels: np.ndarray) -> pd.DataFrame:

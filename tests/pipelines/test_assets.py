@@ -1,11 +1,12 @@
 """What a profile needs from elsewhere is known, and looked for, before any work."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from pipelines import assets
-from pipelines.assets import assets_of, main, needed_by, require_assets
+from pipelines.assets import assets_of, link_assets, main, needed_by, require_assets
 from pipelines.params import check_params, load_params
 from vapi_core.errors import VapiError
 
@@ -100,3 +101,16 @@ def test_a_data_set_of_the_hub_is_fetched_by_its_stage_and_not_missing(params, e
 def test_an_unknown_profile_is_named_with_the_known_ones(capsys):
     assert main(["imagenet"]) == 1
     assert "imagenet.yaml: there is no such profile; there are" in capsys.readouterr().err
+
+
+def test_a_copy_of_the_repository_has_the_assets_that_git_ignores_and_the_original_outlives_it(params, empty):
+    put(empty / "original", *FILES.values())
+    copied = empty / "copy"
+    copied.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(copied)
+        link_assets(params, empty / "original")
+        link_assets(params, empty / "original")  # of the next stage: they are there
+        assert all(Path(place).is_file() for place in FILES.values())
+    shutil.rmtree(copied)  # as DVC does in the end
+    assert all((empty / "original" / place).is_file() for place in FILES.values())

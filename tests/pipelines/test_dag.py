@@ -7,6 +7,7 @@ import shutil
 import signal
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
@@ -142,6 +143,15 @@ def test_a_damaged_input_is_named_with_the_command_that_makes_it_anew(checkout):
     assert "Traceback" not in result.stderr
 
 
+def launched(checkout, path, **launch):
+    """A copy of the checkout with another `launch`."""
+    shutil.copytree(checkout.path, path, ignore=shutil.ignore_patterns(".dvc"))
+    copied = copy.copy(checkout)
+    copied.path = path
+    copied.set_params(lambda params: params | {"launch": params["launch"] | launch})
+    return copied
+
+
 @pytest.fixture
 def copied(checkout, tmp_path):
     """A copy of the checkout, without DVC."""
@@ -193,10 +203,9 @@ def test_a_killed_alignment_goes_on_from_its_checkpoint_to_the_same_bytes(checko
 
 
 @pytest.fixture
-def parallel(copied):
+def parallel(checkout, tmp_path):
     """A copy of the checkout in which stages run as two processes."""
-    copied.set_params(lambda params: params | {"launch": params["launch"] | {"processes": 2}})
-    return copied
+    return launched(checkout, tmp_path / "parallel", processes=2)
 
 
 def test_on_two_processes_a_stage_starts_torchrun_comes_to_the_same_and_is_one_mlflow_run(checkout, parallel):
@@ -263,6 +272,25 @@ def test_an_ablation_table_runs_its_own_cells_and_needs_nothing_of_the_experimen
     metrics = json.loads((checkout.path / "reports/ablations/stages/cell@0.json").read_text())
     assert metrics["score/fid scorer-classifier"] > 0
     assert "Running stage" not in checkout.run("dvc", "repro", "report", "ablation-reward").stdout
+
+
+def test_a_cell_has_the_scores_that_the_experiment_has_of_the_same_alignment_and_seed(checkout):
+    assert checkout.run("dvc", "repro", "cell", "cell-base").returncode == 0
+    scores = pd.read_csv(checkout.path / "reports/scores/scores.csv")
+    for model in ("va-pi", "base"):
+        drawn = scores[(scores["model"] == model) & (scores["temperature"] == 1) & (scores["guidance_scale"] == 1)]
+        cell = pd.read_csv(checkout.path / f"data/ablations/{model}/0/scores.csv")
+        pd.testing.assert_frame_equal(drawn[cell.columns].reset_index(drop=True), cell)
+
+
+def test_a_cell_trains_as_the_experiment_does_under_bfloat16_too(checkout, tmp_path):
+    halved = launched(checkout, tmp_path / "bfloat16", dtype="bfloat16")
+    for stage in (("align", "--method", "va-pi", "--seed", "0"), ("cell", "--seed", "0")):
+        result = halved.run("python", "-m", f"pipelines.stages.{stage[0]}", *stage[1:])
+        assert result.returncode == 0, result.stdout + result.stderr
+    curves = (halved.path / "reports/ablations/curves/cell@0.csv").read_text()
+    assert curves == (halved.path / "reports/curves/align@va-pi-0.csv").read_text()
+    assert curves != (checkout.path / "reports/curves/align@va-pi-0.csv").read_text()
 
 
 def test_a_cell_that_is_the_one_of_params_yaml_is_copied_not_trained_again(checkout):

@@ -5,6 +5,7 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
 from pipelines.flows.ablation_sweep import ablation_sweep
+from pipelines.flows.reproduce import reproduce
 
 SCHEMA = parameter_schema(ablation_sweep).model_dump_for_openapi()
 
@@ -42,7 +43,14 @@ def test_no_form_that_is_taken_has_ten_thousand_cells():
     lists = SCHEMA["definitions"]["SweepForm"]["properties"]
     kinds = len(lists["regularizers"]["items"]["enum"])
     longest = [lists[name]["maxItems"] for name in ("noise_ratios", "regularizer_weights", "reward_terms")]
-    assert kinds * longest[0] * longest[1] * longest[2] < 10_000
+    assert kinds * longest[0] * longest[1] * longest[2] == 3000
+
+
+def test_reproduce_refuses_to_run_no_stage_at_a_time():
+    schema = parameter_schema(reproduce).model_dump_for_openapi()
+    validate({"parallelism": 2}, schema, raise_on_error=True)
+    with pytest.raises(ValidationError, match="parallelism"):
+        validate({"parallelism": 0}, schema, raise_on_error=True)
 
 
 def test_the_form_keeps_the_order_of_its_fields():

@@ -76,6 +76,9 @@ def test_every_params_file_of_the_repository_is_valid(path):
         ("subset.source", "scenes", "task c2i needs one of mnist, folder, dataset, webdataset"),
         ("tokenizer.training", None, "needed where it is null"),
         ("generator.checkpoint", "c2i_XL_384.pt", "null where generator.checkpoint is imported"),
+        ("ablations.noise_ratios", [0, 0.5], r"ablations\.noise_ratios\.0: must be written 0\.0"),
+        ("ablations.regularizer_weights", [0.1, 0.12345678], r"must be written 0\.123457"),
+        ("ablations.objectives", ["mse+beauty"], "neither prior nor made of"),
     ],
 )
 def test_an_impossible_value_is_refused_by_name(content, key, value, message):

@@ -10,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipelines import sweep
+from pipelines.params import check_params
 from pipelines.sweep import Baseline, SweepForm, plan_cells, plan_upstream
 from vapi_core.errors import ParameterError
 from vapi_core.files import read_yaml
@@ -93,12 +94,28 @@ def test_bad_input_is_refused_with_the_fields_name(field, value):
         SweepForm(**{field: value})
 
 
-def test_too_many_cells_are_refused_with_the_name_of_the_list_that_made_them_too_many():
-    ten = [i / 10 for i in range(10)]
-    with pytest.raises(ValidationError, match="reward_terms: with this list the sweep has 600 cells"):
-        SweepForm(
-            noise_ratios=ten, regularizer_weights=ten, regularizers=["ce", "kl", "none"], reward_terms=["mse", "l1"]
-        )
+def test_a_reward_is_one_cell_however_its_terms_are_ordered():
+    terms = ["mse+perceptual", "perceptual+mse", "mse+mse+perceptual"]
+    (cell,) = plan_cells(SweepForm(noise_ratios=[0.5], reward_terms=terms), baseline())
+    assert cell.setting["reward"] == "mse+perceptual"
+
+
+@pytest.mark.parametrize("reward", ["prior", "mse+embedding"])
+def test_a_reward_that_the_profiles_rivals_cannot_be_trained_with_makes_a_cell(reward):
+    assert set(PARAMS["rivals"]["methods"]) & {"ste", "tokenizer"}
+    (cell,) = plan_cells(SweepForm(noise_ratios=[0.5], reward_terms=[reward]), baseline())
+    assert check_params(sweep._apply(cell.overrides, PARAMS)).rivals.methods == ()  # what the cell's own process reads
+
+
+def test_the_name_of_every_planned_cell_tells_that_it_is_one():
+    form = SweepForm(
+        noise_ratios=[0, 1e-5],
+        regularizers=["ce", "kl", "none"],
+        regularizer_weights=[0, 0.1],
+        reward_terms=["mse", "mse+perceptual", "prior"],
+    )
+    assert all(sweep.is_cell(cell.name) for cell in plan_cells(form, baseline()))
+    assert not sweep.is_cell(plan_upstream(form, baseline()).name) and not sweep.is_cell("noisy-mouse")
 
 
 def test_a_cell_that_breaks_a_rule_of_the_parameters_is_refused_before_anything_runs():
