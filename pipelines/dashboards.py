@@ -9,12 +9,14 @@ import argparse
 import base64
 import json
 import os
+import sys
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.tracking import register_view
+from vapi_core.errors import VapiError
 from vapi_core.files import read_yaml
 
 LOCAL_SERVER = "http://127.0.0.1:5000"
@@ -157,7 +159,10 @@ def main() -> None:
     argparse.ArgumentParser(description="Registers the dashboards in MLflow and prints their URLs.").parse_args()
     params = read_yaml("params.yaml")
     dashboards = plan_dashboards(params["score"]["extractors"], params["score"]["geneval"] is not None)
-    experiment_id = register(params["profile"], dashboards)
+    try:
+        experiment_id = register(params["profile"], dashboards)
+    except VapiError as error:
+        sys.exit(f"error: {error}")
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     server = uri if uri.startswith("http") else LOCAL_SERVER
     for dashboard in dashboards:

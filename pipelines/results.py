@@ -19,8 +19,8 @@ import pandas as pd
 from pipelines import tracking
 from pipelines.grid_figures import draw_heatmap, draw_lines, panels
 from pipelines.paths import WORK
-from pipelines.sweep import METRICS
-from vapi_core.errors import FileError
+from pipelines.sweep import METRICS, experiments, is_cell, read_key
+from vapi_core.errors import FileError, VapiError
 from vapi_core.files import atomic_path, read_yaml
 from vapi_core.scoring.statistics import mean_and_standard_error
 
@@ -29,7 +29,6 @@ COLUMNS = ("experiment", *AXES, "seed")
 DRAWN = ("fid", "is_mean", "accuracy", "overall")
 LABELS = {"noise_ratio": "ξ", "regularizer_weight": "β", "reward": "reward", "regularizer": "regularizer"}
 DIGITS = 6
-SHARED = "upstream-"  # how `sweep.plan_upstream` names its experiment
 
 
 def from_dvc(names: Iterable[str] | None = None) -> pd.DataFrame:
@@ -38,7 +37,8 @@ def from_dvc(names: Iterable[str] | None = None) -> pd.DataFrame:
     Raises:
         FileError: this is no repository of DVC's, or git has no commit.
     """
-    command = ["dvc", "exp", "show", "--json", *itertools.chain(*(["--rev", rev] for rev in _baselines(names)))]
+    command = [sys.executable, "-m", "dvc", "exp", "show", "--json"]
+    command += [*itertools.chain(*(["--rev", rev] for rev in _baselines(names)))]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise FileError(".", f"`dvc exp show` fails: {result.stderr.strip()}")
@@ -58,11 +58,8 @@ def _baselines(names: Iterable[str] | None) -> list[str]:
 
 
 def _rows(experiment: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row per seed of an experiment as `dvc exp show` has it; none for what is no cell.
-
-    What the cells of a sweep share is no cell either, although it shows the scores that git has from before.
-    """
-    if experiment["name"].startswith(SHARED):
+    """One row per seed of an experiment as `dvc exp show` has it; none for what is no cell."""
+    if not is_cell(experiment["name"]):
         return []
     align = experiment["data"]["params"]["params.yaml"]["data"]["align"]
     setting = {
@@ -86,7 +83,7 @@ def from_mlflow(experiment: str, names: Iterable[str] | None = None) -> pd.DataF
     wanted = None if names is None else set(names)
     for run in tracking.find_runs(experiment, "tags.stage = 'cell' and attributes.status = 'FINISHED'"):
         name, p = run.data.tags.get(tracking.EXPERIMENT_TAG), run.data.params
-        if name is None or (wanted is not None and name not in wanted):
+        if name is None or not is_cell(name) or (wanted is not None and name not in wanted):
             continue
         setting = {
             "noise_ratio": float(p["noise_ratio"]),
@@ -170,6 +167,7 @@ def publish(sweep: str, profile: str, form: dict[str, Any], names: Iterable[str]
     with atomic_path(folder / "grid.csv") as temporary:
         grid.to_csv(temporary, index=False, lineterminator="\n")
     files = [folder / "grid.csv", *(draw(grid, folder) if len(grid) else [])]
+    claim_runs(grid, profile)
     key = tracking.stage_key("sweep", {"cells": names}, [])
     tags = {"stage": "sweep", "profile": profile}
     with tracking.stage_run(experiment=profile, name=sweep, key=key, params=form, tags=tags) as run:
@@ -179,6 +177,15 @@ def publish(sweep: str, profile: str, form: dict[str, Any], names: Iterable[str]
             run.artifact(file)
         run.adopt(tracking.keys_of_experiments(profile, names))
     return grid
+
+
+def claim_runs(grid: pd.DataFrame, profile: str) -> None:
+    """Gives the runs of cells that DVC took from its cache, made under another name, the name they have in the grid."""
+    told = from_mlflow(profile, grid["experiment"])
+    known, commits = set(zip(told["experiment"], told["seed"], strict=True)), experiments()
+    for name, seed in zip(grid["experiment"], grid["seed"], strict=True):
+        if (name, seed) not in known and (key := read_key(commits[name], seed)) is not None:
+            tracking.name_experiment(profile, key, name)
 
 
 def main() -> None:
@@ -193,7 +200,7 @@ def main() -> None:
             grid = from_dvc(names)
         else:
             grid = from_mlflow(arguments.profile or read_yaml("params.yaml")["profile"], names)
-    except FileError as error:
+    except VapiError as error:
         sys.exit(f"error: {error}")
     grid.to_csv(sys.stdout, index=False, lineterminator="\n")
 

@@ -25,6 +25,7 @@ from typing import Any
 
 from pipelines.journal import Entry, Header, Journal, Status, all_journals
 from pipelines.paths import WORK
+from vapi_core.errors import ParameterError
 
 JOURNALS = WORK / "tracking"
 DEFAULT_URI = "sqlite:///mlflow.db"
@@ -298,6 +299,19 @@ def live_runs(client: Any, experiment_id: str, key: str) -> list[Any]:
     return client.search_runs([experiment_id], filter_string=f"tags.`{KEY_TAG}` = '{key}'")
 
 
+@contextmanager
+def _needing_server() -> Iterator[None]:
+    """For what makes no sense without the server. Raises ParameterError where it is away."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        uri, reason = os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_URI), str(error).splitlines()[0][:200]
+        raise ParameterError("MLFLOW_TRACKING_URI", f"{uri} does not answer as MLflow does: {reason}") from error
+
+
+@_needing_server()
 def find_runs(experiment: str, selection: str) -> list[Any]:
     """Live runs of an experiment that a filter of MLflow's selects; none where there is no such experiment."""
     client = connect()
@@ -318,6 +332,15 @@ def keys_of_experiments(experiment: str, names: Iterable[str]) -> list[str]:
     return [run.data.tags[KEY_TAG] for run in runs if run.data.tags.get(EXPERIMENT_TAG) in wanted]
 
 
+@_needing_server()
+def name_experiment(experiment: str, key: str, name: str) -> None:
+    """Tells the live run of a key, if there is one, that it is a part of this DVC experiment."""
+    client = connect()
+    for run in live_runs(client, find_or_create_experiment(client, experiment), key):
+        client.set_tag(run.info.run_id, EXPERIMENT_TAG, name)
+
+
+@_needing_server()
 def register_view(experiment: str, key: str, view: str) -> str:
     """Keeps a view of an experiment's runs under a key of its URL; returns the experiment's id."""
     client = connect()

@@ -27,9 +27,11 @@ params = {**align, "seed": seed, "terms": terms}
 key = f"{align['noise_ratio']} {align['regularizer']} {seed}"
 with stage_run(experiment="tiny", name=f"cell@{seed}", key=key, params=params, tags={"stage": "cell"}) as run:
     run.log({"score/fid scorer-classifier": fid, "stage/seconds": 1.0})
-path = Path(f"reports/ablations/stages/cell@{seed}.json")
-path.parent.mkdir(parents=True, exist_ok=True)
-path.write_text(json.dumps({"score/fid scorer-classifier": float(f"{fid:.6g}"), "seconds": 1.0}))
+def place(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+place(Path(f"data/ablations/va-pi/{seed}/run.json")).write_text(json.dumps({"key": key}))
+place(Path(f"reports/ablations/stages/cell@{seed}.json")).write_text(json.dumps({"score/fid scorer-classifier": float(f"{fid:.6g}"), "seconds": 1.0}))
 """
 PARAMS = {
     "profile": "tiny",
@@ -46,9 +48,30 @@ STAGES = {
         "matrix": {"seed": "${align.seeds}"},
         "cmd": "python cell.py ${item.seed}",
         "params": ["align"],
+        "outs": ["data/ablations/va-pi/${item.seed}"],
         "metrics": [{"reports/ablations/stages/cell@${item.seed}.json": {"cache": False}}],
-    }
+    },
+    "other": {"cmd": "echo something else > other", "outs": [{"other": {"cache": False}}]},
 }
+HALF, KL, FAILS = (
+    f"noise{name}-00000000" for name in ("0.5-ce0.1-mse+perceptual", "0-kl0.1-mse", "0.95-ce0.1-mse+perceptual")
+)
+CHANGES = {
+    HALF: ["align.noise_ratio=0.5"],
+    KL: ["align.regularizer=kl", "align.reward.perceptual=0.0"],
+    FAILS: ["align.noise_ratio=0.95"],
+}
+
+
+def run_experiment(name, changes, target="cell"):
+    settings = [part for change in changes for part in ("--set-param", change)]
+    command = ["dvc", "exp", "run", "--temp", "--name", name, *settings, target]
+    return subprocess.run(command, check=False, capture_output=True, text=True)
+
+
+def commit(message):
+    subprocess.run(["git", "add", "-A"], check=True)
+    subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", message], check=True)
 
 
 @pytest.fixture(scope="module")
@@ -67,20 +90,13 @@ def sweep(tmp_path_factory):
         "DVC_NO_ANALYTICS": "1",
     }
     try:
-        for command in (
-            "git init -q",
-            "dvc init -q",
-            "git add -A",
-            "git -c user.name=a -c user.email=a@b commit -qm a",
-        ):
-            subprocess.run(command.split(), check=True)
-        for name, changes in {
-            "half": ["align.noise_ratio=0.5"],
-            "kl": ["align.regularizer=kl", "align.reward.perceptual=0.0"],
-            "fails": ["align.noise_ratio=0.95"],
-        }.items():
-            settings = [part for change in changes for part in ("--set-param", change)]
-            subprocess.run(["dvc", "exp", "run", "--temp", "--name", name, *settings, "cell"], check=False)
+        subprocess.run(["git", "init", "-q"], check=True)
+        subprocess.run(["dvc", "init", "-q"], check=True)
+        subprocess.run(["dvc", "repro", "-q", "cell"], check=True)  # git has the metrics of other cells from before
+        commit("first")
+        for name, changes in CHANGES.items():
+            run_experiment(name, changes)
+        assert run_experiment("no-cell", ["align.noise_ratio=0.7"], "other").returncode == 0
         yield folder
     finally:
         os.chdir(kept[0])
@@ -91,26 +107,41 @@ def sweep(tmp_path_factory):
 def test_dvc_and_mlflow_tell_the_same_grid(sweep):
     grid = results.from_dvc()
     assert grid[["experiment", "noise_ratio", "regularizer", "reward", "seed"]].values.tolist() == [
-        ["kl", 0.0, "kl", "mse", 0],
-        ["kl", 0.0, "kl", "mse", 1],
-        ["half", 0.5, "ce", "mse+perceptual", 0],
-        ["half", 0.5, "ce", "mse+perceptual", 1],
+        [KL, 0.0, "kl", "mse", 0],
+        [KL, 0.0, "kl", "mse", 1],
+        [HALF, 0.5, "ce", "mse+perceptual", 0],
+        [HALF, 0.5, "ce", "mse+perceptual", 1],
     ]
     assert grid["fid scorer-classifier"].tolist() == [0.333333, 1.33333, 0.833333, 1.83333]
     pd.testing.assert_frame_equal(results.from_mlflow("tiny"), grid)
-    pd.testing.assert_frame_equal(results.from_mlflow("tiny", ["half"]), results.from_dvc(["half"]))
+    pd.testing.assert_frame_equal(results.from_mlflow("tiny", [HALF]), results.from_dvc([HALF]))
 
 
 def test_a_sweep_is_one_run_with_its_grid_and_figures_and_its_cells_below_it(sweep):
     for _ in range(2):  # publishing again replaces the run
-        results.publish("sweep-1", "tiny", {"noise_ratios": [0.0, 0.5]}, ["half", "kl", "fails"])
+        results.publish("sweep-1", "tiny", {"noise_ratios": [0.0, 0.5]}, [HALF, KL, FAILS])
     client = tracking.connect()
     (parent,) = tracking.find_runs("tiny", "tags.stage = 'sweep'")
     assert parent.data.params["noise_ratios"] == "[0.0, 0.5]" and parent.data.metrics["finished_cells"] == 2
     artifacts = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert {"grid.json", "grid.csv", "over-noise_ratio.png", "reward-by-regularizer.png"} <= artifacts
-    cells = tracking.find_runs("tiny", "tags.stage = 'cell'")
+    cells = tracking.find_runs("tiny", "tags.`member.sweep-1` != ''")
     assert {run.data.tags["mlflow.parentRunId"] for run in cells} == {parent.info.run_id} and len(cells) == 4
+
+
+def test_a_cell_that_dvc_takes_from_its_cache_has_the_run_that_made_it(sweep):
+    (sweep / "notes.md").write_text("another commit, the same code\n")
+    commit("second")
+    again = HALF.replace("00000000", "11111111")
+    assert "is cached" in run_experiment(again, CHANGES[HALF]).stdout
+    assert results.from_mlflow("tiny", [again]).empty
+    results.publish("sweep-2", "tiny", {"noise_ratios": [0.5]}, [again])
+    grid = results.from_mlflow("tiny", [again])
+    assert len(grid) == 2
+    pd.testing.assert_frame_equal(grid, results.from_dvc([again]))
+    (parent,) = tracking.find_runs("tiny", "tags.stage = 'sweep' and attributes.run_name = 'sweep-2'")
+    cells = tracking.find_runs("tiny", "tags.`member.sweep-2` != ''")
+    assert {run.data.tags["member.sweep-2"] for run in cells} == {parent.info.run_id} and len(cells) == 2
 
 
 def grid():

@@ -8,6 +8,7 @@ import pytest
 
 from pipelines import tracking
 from pipelines.journal import Entry, Journal
+from vapi_core.errors import ParameterError
 
 DEAD_SERVER = "http://127.0.0.1:9"  # the discard port: nothing listens
 
@@ -106,6 +107,13 @@ def test_without_a_server_the_stage_finishes_and_its_metrics_can_be_sent_later(w
     tracking.main()  # again: nothing is left to send
     (sent,) = live()
     assert sent.info.status == "FINISHED" and history(sent, "loss") == [(s, float(s)) for s in range(1, 6)]
+
+
+def test_what_needs_the_server_names_the_setting_where_it_is_away(workplace, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", DEAD_SERVER)
+    for ask in (lambda: tracking.find_runs("digits", ""), lambda: tracking.register_view("digits", "key", "view")):
+        with pytest.raises(ParameterError, match=f"MLFLOW_TRACKING_URI: {DEAD_SERVER} does not answer"):
+            ask()
 
 
 def test_scores_join_the_run_of_the_stage_they_belong_to(workplace):
