@@ -27,7 +27,7 @@ CLASSES, IMAGES_OF_A_CLASS, REFERENCE_IMAGES = 5, 4, 8
 def write_images(folder: Path) -> None:
     """Color gradients of unlike sizes, as JPEG files, one subfolder per class."""
     for label in range(CLASSES):
-        (folder / f"n{label:08d}").mkdir(parents=True)
+        (folder / f"n{label:08d}").mkdir(parents=True, exist_ok=True)
         for number in range(IMAGES_OF_A_CLASS):
             draws = stream(0, "smoke image", label, number)
             height, width = draws.integers(60, 110, 2)
@@ -55,7 +55,7 @@ def write_generator(path: Path, params: Params) -> None:
 
 def write_lpips(folder: Path) -> None:
     """torchvision's VGG16 (its features; the classifier is not read) and the heads of LPIPS, random and non-negative."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     seed_torch(0, "smoke lpips")
     state = LPIPS().state_dict()
     vgg = {f"features.{name.split('.', 2)[2]}": value for name, value in state.items() if name.startswith("net.")}
@@ -65,7 +65,7 @@ def write_lpips(folder: Path) -> None:
 
 
 def write_inception(path: Path) -> None:
-    """Random weights in the layout of torch-fidelity's InceptionV3."""
+    """Random weights in the layout of torch-fidelity's InceptionV3, through whose depth images stay apart."""
     from unittest.mock import patch
 
     from torch_fidelity import feature_extractor_inceptionv3 as module
@@ -76,15 +76,20 @@ def write_inception(path: Path) -> None:
 
     seed_torch(0, "smoke inception")
     with patch.object(module, "load_state_dict_from_url", lambda *args, **kwargs: {}):
-        torch.save(Unloaded("inception", ["2048"]).state_dict(), path)
+        network = Unloaded("inception", ["2048"])
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Conv2d):  # torch's own initial weights shrink features to nothing in 94 layers
+            torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    torch.save(network.state_dict(), path)
 
 
 def write_reference_batch(path: Path, inception: Path, side: int) -> None:
-    """ADM's format: mu and sigma of Inception's features, and some images."""
-    images = stream(0, "smoke reference").integers(0, 256, (REFERENCE_IMAGES, side, side, 3), dtype=np.uint8)
+    """ADM's format: mu and sigma of Inception's features of a whole set, and half of its images, the bright half."""
+    images = stream(0, "smoke reference").integers(0, 256, (2 * REFERENCE_IMAGES, side, side, 3), dtype=np.uint8)
+    images[REFERENCE_IMAGES:] //= 4
     features = extract(images, load_extractor("inception-v3-compat", weights=inception))["features"]
     statistics = feature_statistics(features)
-    np.savez(path, arr_0=images, mu=statistics.mu, sigma=statistics.sigma)
+    np.savez(path, arr_0=images[:REFERENCE_IMAGES], mu=statistics.mu, sigma=statistics.sigma)
 
 
 def write_smoke_assets(params: Params, root: Path = Path()) -> None:

@@ -12,6 +12,8 @@ from pipelines.params import load_params
 from tests.checkout import ROOT, Checkout
 from tests.smoke_assets import PROFILE, write_smoke_assets
 from vapi_core.models.checkpoints import import_model, load_model, read_state_dict
+from vapi_core.scoring.features import cached_features, load_extractor
+from vapi_core.scoring.fidelity import feature_statistics, frechet_distance, load_reference_batch
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,21 @@ def test_every_set_is_scored_against_the_reference_batch_alone(checkout):
     }
     assert (scores["reference_samples"] == 8).all()
     assert np.isfinite(scores[["fid", "is_mean", "precision", "recall"]].to_numpy()).all()
+
+
+def test_fid_is_to_the_stored_statistics_not_to_those_of_the_stored_images(checkout):
+    assets = checkout.path / "assets/smoke"
+    extractor = load_extractor("inception-v3-compat", weights=assets / "weights-inception-2015-12-05-6726825d.pth")
+    batch = load_reference_batch(assets / "VIRTUAL_imagenet256_labeled.npz")
+    samples = np.load(checkout.path / "data/samples/va-pi/t1.0-g2.0-0/images.npy")
+    own, of_images = (
+        feature_statistics(cached_features(checkout.path / ".work/features", images, extractor)["features"])
+        for images in (samples, batch.images)
+    )
+    scores = pd.read_csv(checkout.path / "reports/scores/scores.csv").set_index(["model", "guidance_scale"])
+    to_images, to_stored = frechet_distance(own, of_images), frechet_distance(own, batch.statistics)
+    assert scores.loc[("va-pi", 2.0), "fid"] == pytest.approx(to_stored, rel=1e-3) and to_stored > 1
+    assert abs(to_images - to_stored) > 0.1 * to_stored
 
 
 def test_the_report_warns_that_none_of_it_is_comparable(checkout):
