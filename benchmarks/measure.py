@@ -1,5 +1,7 @@
 """Time, memory, work and what the machine can do: everything that a benchmark measures."""
 
+import ctypes
+import gc
 import os
 import platform
 import statistics
@@ -46,9 +48,15 @@ def run(work: Work, device: torch.device) -> Run:
 
 
 def _reset_peak() -> int | None:
-    """Sets the process's peak to what is resident now, and returns that in bytes; None where the system cannot."""
+    """Sets the process's peak to what is resident now, and returns that in bytes; None where the system cannot.
+
+    What earlier runs have freed goes back to the system before: kept for reuse it would hide what the next run takes.
+    """
     if not (PROCESS / "clear_refs").exists():
         return None
+    gc.collect()
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc
+        libc.malloc_trim(0)
     (PROCESS / "clear_refs").write_text("5")
     return _status("VmRSS")
 

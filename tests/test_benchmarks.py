@@ -94,6 +94,19 @@ def test_the_peak_of_a_run_is_what_it_holds_at_once():
     assert megabytes * 2**20 * 0.9 < peak < megabytes * 2**20 * 1.5
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the process's peak memory is Linux's")
+def test_what_an_earlier_run_freed_counts_again():
+    megabytes, kept = 64, []
+
+    def work() -> None:
+        parts = [torch.ones(2**14) for _ in range(16 * megabytes)]  # 64 KB each: freed, they stay in the allocator
+        kept.append(torch.ones(2**14))
+        del parts
+
+    peaks = [run(work, CPU).peak_bytes for _ in range(3)]
+    assert min(peaks) > megabytes * 2**20 * 0.9, peaks
+
+
 IMPORTS = """
 import sys
 import benchmarks.align, benchmarks.sample, benchmarks.tokenize, benchmarks.__main__
