@@ -82,6 +82,9 @@ def main() -> int:
     if "ratio" in results:
         low, high = results["ratio_range"]
         print(f"{name}: {results['ratio']:.2f} times as fast ({low:.2f} to {high:.2f})")
+        if "cpu_ratio" in results:
+            low, high = results["cpu_ratio_range"]
+            print(f"by CPU time {results['cpu_ratio']:.2f} ({low:.2f} to {high:.2f})")
         if importlib.util.find_spec("matplotlib") is None:
             print("matplotlib is not installed: no figure.", file=sys.stderr)
         else:

@@ -43,8 +43,16 @@ class Sides:
         self.optimizer: torch.optim.Optimizer
         if optimizer == "adamw":
             self.optimizer = torch.optim.AdamW(self.generator.parameters(), lr=0.0, fused=True)
+            self._make_moments()
         else:
             self.optimizer = torch.optim.SGD(self.generator.parameters(), lr=0.0)
+
+    def _make_moments(self) -> None:
+        """Makes AdamW's moments now: made in the first step, they would count to the peak of the side that runs first."""
+        for parameter in self.generator.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def ours(self) -> None:
         loss, _ = self.objective(self.slots)

@@ -19,7 +19,7 @@ from vapi_core.alignment.noise import corrupt_prefix, draw_noise
 from vapi_core.alignment.reward import PerceptualDistance
 from vapi_core.alignment.va_pi import VaPiConfig
 from vapi_core.images import to_tensor
-from vapi_core.models.generator import Attention, Generator, rotate
+from vapi_core.models.generator import Attention, Generator, rotate, widened
 from vapi_core.models.tokenizer import Tokenizer
 from vapi_core.randomness import stream
 from vapi_core.sampling import SamplingConfig, filtered_probabilities, invert_cdf
@@ -141,7 +141,7 @@ def generate(generator: Generator, class_ids: Tensor, uniforms: Tensor, config: 
                 block.attention, block.attention_norm(x), table[at], at, keys, values, causal[None, None, at]
             )
             x = x + block.feed_forward(block.ffn_norm(x))
-        logits = generator.output(generator.norm(x)).float()[:, -1]
+        logits = widened(generator.output(generator.norm(x)))[:, -1]
         if guided:
             conditional, unconditional = logits.split(batch)
             logits = unconditional + (conditional - unconditional) * config.guidance_scale

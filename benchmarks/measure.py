@@ -1,5 +1,7 @@
 """Time, memory, work and what the machine can do: everything that a benchmark measures."""
 
+import ctypes
+import gc
 import os
 import platform
 import statistics
@@ -23,6 +25,7 @@ class Run:
     """One timed run."""
 
     seconds: float
+    cpu_seconds: float  # of all threads: what other processes take from the cores is not in it
     peak_bytes: int | None  # above what was in use before: torch's on a GPU, the process's on Linux, else unknown
 
 
@@ -34,19 +37,26 @@ def run(work: Work, device: torch.device) -> Run:
         before = torch.cuda.memory_allocated(device)
     else:
         before = _reset_peak()
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     work()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-        return Run(time.perf_counter() - started, torch.cuda.max_memory_allocated(device) - before)
-    elapsed = time.perf_counter() - started
-    return Run(elapsed, None if before is None else _status("VmHWM") - before)
+    elapsed, cpu_elapsed = time.perf_counter() - started, time.process_time() - cpu_started
+    if device.type == "cuda":
+        return Run(elapsed, cpu_elapsed, torch.cuda.max_memory_allocated(device) - before)
+    return Run(elapsed, cpu_elapsed, None if before is None else _status("VmHWM") - before)
 
 
 def _reset_peak() -> int | None:
-    """Sets the process's peak to what is resident now, and returns that in bytes; None where the system cannot."""
+    """Sets the process's peak to what is resident now, and returns that in bytes; None where the system cannot.
+
+    What earlier runs have freed goes back to the system before: kept for reuse it would hide what the next run takes.
+    """
     if not (PROCESS / "clear_refs").exists():
         return None
+    gc.collect()
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc
+        libc.malloc_trim(0)
     (PROCESS / "clear_refs").write_text("5")
     return _status("VmRSS")
 
@@ -64,18 +74,26 @@ def flops(work: Work) -> int:
 
 
 def pairs(ours: Work, authors: Work, device: torch.device, count: int) -> Results:
-    """Runs both sides in turn `count` times: times, medians, the median ratio and its range, the largest peaks."""
+    """Runs both sides in turn `count` times: times, medians, the median ratio and its range, the largest peaks.
+
+    On a CPU the ratio of CPU seconds too, which says more than that of seconds where others use the cores.
+    """
     runs = [(run(ours, device), run(authors, device)) for _ in range(count)]
     sides = {name: [pair[i] for pair in runs] for i, name in enumerate(("ours", "authors"))}
     ratios = [a.seconds / o.seconds for o, a in runs]
     peaks = {name: [r.peak_bytes for r in side if r.peak_bytes is not None] for name, side in sides.items()}
-    return {
+    results: Results = {
         "seconds": {name: [r.seconds for r in side] for name, side in sides.items()},
         "median_seconds": {name: statistics.median(r.seconds for r in side) for name, side in sides.items()},
         "ratio": statistics.median(ratios),
         "ratio_range": [min(ratios), max(ratios)],
         "peak_bytes": {name: max(values) if values else None for name, values in peaks.items()},
     }
+    if device.type == "cpu":
+        ratios = [a.cpu_seconds / o.cpu_seconds for o, a in runs]
+        results["median_cpu_seconds"] = {name: statistics.median(r.cpu_seconds for r in s) for name, s in sides.items()}
+        results |= {"cpu_ratio": statistics.median(ratios), "cpu_ratio_range": [min(ratios), max(ratios)]}
+    return results
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
