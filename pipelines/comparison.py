@@ -87,7 +87,10 @@ def compare(scores: pd.DataFrame, temperature: float, matches: pd.DataFrame | No
     for (extractor, reference, guidance), part in scores.groupby(
         ["extractor", "reference", "guidance_scale"], sort=False
     ):
-        groups = {key: g.sort_values("seed") for key, g in part.groupby(["model", "temperature"], sort=False)}
+        groups = {
+            (str(model), float(str(t))): group.sort_values("seed")
+            for (model, t), group in part.groupby(["model", "temperature"], sort=False)
+        }
         subject = groups.get((SUBJECT, temperature))
         if subject is None:
             continue
