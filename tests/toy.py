@@ -15,6 +15,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[1]
+NOISE = 0.1  # noise ratio of its params.yaml, whatever ours has
 WORK = ".work"
 STAGES = """
 stages:
@@ -49,6 +50,9 @@ def make_toy(path: Path) -> None:
         shutil.copy(ROOT / name, path / name)
     for name in ("pipelines", "vapi_core"):
         shutil.copytree(ROOT / name, path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    params = yaml.safe_load((path / "params.yaml").read_text())
+    params["align"]["noise_ratio"] = NOISE
+    (path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     (path / "dvc.yaml").write_text(STAGES)
     shutil.copy(__file__, path / "toy.py")
     for command in ("init -q", "add -A", "-c user.name=toy -c user.email=toy@example.com commit -qm toy"):

@@ -33,7 +33,7 @@ from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelling
 
-from tests.toy import WORK, make_toy
+from tests.toy import NOISE, WORK, make_toy
 
 pytestmark = pytest.mark.skipif(
     "VAPI_TEST_SERVERS" not in os.environ,
@@ -212,14 +212,14 @@ def test_reproduce_is_one_task_per_stage_of_the_dvc_graph_and_independent_stages
     independent = ("classifier@reward", "classifier@scorer")
     holds = [ui.sign(f"hold-{stage}") for stage in independent]
     run = ui.submit("reproduce/reproduce", target="report", parallelism=2)
-    wait_until(lambda: all(f"began {stage} 0.1" in ui.events() for stage in independent))
+    wait_until(lambda: all(f"began {stage} {NOISE}" in ui.events() for stage in independent))
     for hold in holds:
         hold.unlink()
     assert ui.finish(run).is_completed(), ui.log(run)
     stages = {"subset", "classifier@reward", "classifier@scorer", "tokenize", "generator", "report"}
     assert ui.tasks(run) == dict.fromkeys(stages, "Completed")
     events = ui.events()
-    assert events.index("ended generator 0.1") < events.index("began report 0.1")
+    assert events.index(f"ended generator {NOISE}") < events.index(f"began report {NOISE}")
 
 
 def test_a_sweep_goes_on_beside_a_failing_cell_and_running_it_again_does_only_what_is_missing(ui):

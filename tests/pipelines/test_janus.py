@@ -26,12 +26,12 @@ CAPTIONS_OF_IMAGES = ["a photo of two red cats", "a dog", "a blue dog left of a 
 
 
 def tiny(path) -> dict:
-    """The profile with a tiny checkpoint and a folder of eight images, otherwise as it is."""
+    """The profile with a tiny checkpoint and a folder of ten images, otherwise as it is."""
     content = yaml.safe_load(PROFILE.read_text(encoding="utf-8"))
     content["subset"] |= {"source": "captioned-folder", "path": str(path / "images"), "dataset": None}
     content["subset"] |= {
         "image_size": 16,
-        "splits": {"train": 6, "heldout": 2},
+        "splits": {"train": 6, "heldout": 4},
         "prompts": str(path / "prompts.jsonl"),
     }
     content["captions"]["checkpoint"] = content["tokenizer"]["checkpoint"] = str(path / "checkpoint")
@@ -58,7 +58,7 @@ def fill_workplace(path):
     write_tiny_janus(path / "checkpoint")
     (path / "images").mkdir()
     draws = np.random.default_rng(0)
-    for i in range(8):
+    for i in range(10):
         Image.fromarray(draws.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(path / f"images/{i}.png")
         (path / f"images/{i}.txt").write_text(CAPTIONS_OF_IMAGES[i % 4])
     prompts = [{"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": "a photo of a dog"}]

@@ -125,7 +125,7 @@ def test_a_cell_that_breaks_a_rule_of_the_parameters_is_refused_before_anything_
 
 
 def test_another_profile_is_its_differences_from_params_yaml():
-    other = baseline(profile="other", subset=PARAMS["subset"] | {"splits": {"train": 5, "scorer": 3, "heldout": 2}})
+    other = baseline(profile="other", subset=PARAMS["subset"] | {"splits": {"train": 5, "scorer": 3, "heldout": 4}})
     (cell,) = plan_cells(SweepForm(noise_ratios=[0.5]), other)
     assert cell.overrides["profile"] == "other" and cell.overrides["subset.splits.train"] == 5
     assert "generator.dim" not in cell.overrides
