@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from vapi_core.data.scenes import (
+    CELLS,
     DIGITS,
     GAP,
     PALETTE,
@@ -72,6 +73,18 @@ def test_digits_stand_apart_in_their_colors_and_nothing_else_is_in_the_picture(s
             assert np.abs(brightest - np.array(PALETTE[thing["color"]]) * scale).max() <= 2
             picture[y : y + height, x : x + width] = 0
         assert covered.max() == 1 and not picture.any()
+
+
+def test_every_digit_has_a_cell_of_its_own_and_every_cell_is_used(scenes):
+    source, _ = scenes
+    used = set()
+    for annotation in source.annotations:
+        cells = [
+            ((2 * x + w) // 36, (2 * y + h) // 36) for x, y, w, h in (thing["box"] for thing in annotation["objects"])
+        ]
+        assert len(set(cells)) == len(cells)
+        used |= set(cells)
+    assert used == {(column, row) for column in range(CELLS) for row in range(CELLS)}
 
 
 def test_no_digit_is_in_two_splits(scenes):

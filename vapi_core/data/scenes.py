@@ -1,5 +1,8 @@
 """Scenes: real MNIST digits, coloured and placed on a black canvas, captioned in GenEval's grammar.
 
+Every digit stands in the middle of one of four cells. So a small tokenizer meets strokes at few offsets from its patches, and a
+small generator need not learn where else a digit could stand.
+
 A request is what a caption asks for, one line of a GenEval prompt file: "a photo of two green sevens", "a photo of a red
 three left of a blue nine". A scene is a request, the objects that fulfil it, and where they stand. The six tasks and
 the form of their clauses are those of GenEval's `create_prompts.py`; counting and position name colors in half of the
@@ -32,11 +35,10 @@ PALETTE = {  # GenEval's names; its other colors lie too near to one of these, o
 }
 WINDOW_CLASSES = len(DIGITS) * len(PALETTE)
 SMALLEST_CANVAS = 32  # pixels
-SIDES = (0.35, 0.42)  # of a digit's ink, its longer side: shares of the canvas
-GAP = 3  # empty pixels between two digits, and a third of it at the edge
-DOMINANCE = 2.0  # by how much the offset along a relation's axis exceeds the other
+CELLS = 2  # of a side of the canvas; no request has more objects than there are cells
+GAP = 3  # empty pixels between two digits, at least
+SIZES = 2  # how many lengths the longer side of a digit's ink may have, the largest that leaves the gap among them
 NAMED_COLORS = 0.5  # how often counting and position name colors
-TRIES = 256  # placements that are drawn for some sizes before others are
 
 
 @dataclass(frozen=True)
@@ -117,30 +119,16 @@ def scene_prompts(per_task: int, seed: int) -> list[dict[str, Any]]:
     return prompts
 
 
-def place(
-    sizes: Sequence[tuple[int, int]], canvas: int, relation: str | None, random: np.random.Generator
-) -> list[tuple[int, int]] | None:
-    """Left upper corners (x, y) for boxes of sizes (width, height), none nearer than GAP to another.
-
-    With a relation, the second box is placed so from the first one. None if none of `TRIES` draws fits.
-    """
-    extents = np.array(sizes)  # [n, 2]
-    edge = GAP // 3
-    corners = random.integers(edge, canvas - edge - extents + 1, size=(TRIES, *extents.shape))  # [TRIES, n, 2]
-    ends = corners + extents
-    fits = np.ones(TRIES, dtype=bool)
-    for i in range(len(extents)):
-        for j in range(i):
-            clear = (corners[:, i] >= ends[:, j] + GAP) | (corners[:, j] >= ends[:, i] + GAP)  # [TRIES, 2]
-            fits &= clear.any(1)
-    if relation is not None:
-        offset = (corners[:, 1] + ends[:, 1] - corners[:, 0] - ends[:, 0]) / 2  # [TRIES, 2], from the first box
-        axis = 0 if relation in ("left of", "right of") else 1
-        along = offset[:, axis] * (-1 if relation in ("left of", "above") else 1)
-        fits &= along >= DOMINANCE * np.abs(offset[:, 1 - axis])
-    if not fits.any():
-        return None
-    return [(int(x), int(y)) for x, y in corners[fits.argmax()]]
+def choose_cells(count: int, relation: str | None, random: np.random.Generator) -> list[tuple[int, int]]:
+    """Different cells (column, row). With a relation, the second is so placed from the first, in the same row or column."""
+    cells = [(column, row) for row in range(CELLS) for column in range(CELLS)]
+    if relation is None:
+        return [cells[i] for i in random.permutation(len(cells))[:count]]
+    assert count == 2
+    step = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}[relation]
+    pairs = [(first, (first[0] + step[0], first[1] + step[1])) for first in cells]
+    fitting = [list(pair) for pair in pairs if pair[1] in cells]
+    return fitting[random.integers(len(fitting))]
 
 
 class DigitShapes:
@@ -178,16 +166,15 @@ def compose(
         drawn = [list(PALETTE)[i] for i in random.integers(len(PALETTE), size=clause["count"])]
         colors += [clause.get("color", color) for color in drawn]
         relation = clause.get("position", [relation])[0]
-    while True:
-        rows = [int(random.choice(pools[digit])) for digit in digits]
-        sides = random.integers(round(SIDES[0] * canvas), round(SIDES[1] * canvas) + 1, size=len(digits))
-        sizes = [shapes.size(row, int(side)) for row, side in zip(rows, sides, strict=True)]
-        corners = place(sizes, canvas, relation, random)
-        if corners is not None:
-            return [
-                SceneObject(digit, color, row, (*corner, *size))
-                for digit, color, row, corner, size in zip(digits, colors, rows, corners, sizes, strict=True)
-            ]
+    cell = canvas // CELLS
+    objects = []
+    for digit, color, (column, row) in zip(digits, colors, choose_cells(len(digits), relation, random), strict=True):
+        shape = int(random.choice(pools[digit]))
+        side = cell - GAP - int(random.integers(SIZES))
+        width, height = shapes.size(shape, side)
+        corner = (column * cell + (cell - width) // 2, row * cell + (cell - height) // 2)
+        objects.append(SceneObject(digit, color, shape, (*corner, width, height)))
+    return objects
 
 
 def render(objects: Sequence[SceneObject], shapes: DigitShapes, canvas: int) -> np.ndarray:
