@@ -44,6 +44,8 @@ class Dashboard:
         group = {"aggregateFunction": "average", "groupByKeys": [{"mode": "param", "groupByData": self.group_by}]}
         return {
             "searchFilter": self.runs,
+            "orderByKey": "tags.`mlflow.runName`",  # by date, runs below others would be folded away and not drawn
+            "orderByAsc": True,
             "runsHiddenMode": "SHOWALL",  # else the first ten only
             "compareRunCharts": charts,
             "compareRunSections": sections,

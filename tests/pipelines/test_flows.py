@@ -33,6 +33,8 @@ from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelling
 
+from pipelines.sweep import SweepForm
+from tests.browser import needs_browser, open_browser, picture
 from tests.toy import NOISE, WORK, make_toy
 
 pytestmark = pytest.mark.skipif(
@@ -282,6 +284,24 @@ def test_bad_input_is_refused_at_submission_with_the_fields_name(ui, field, valu
     with pytest.raises(PrefectHTTPStatusError) as caught:
         ui.submit("ablation-sweep/ablation-sweep", form={field: value})
     assert field in caught.value.response.text
+
+
+@needs_browser
+def test_the_form_opens_in_a_browser_with_every_field_in_its_order(ui, tmp_path):
+    deployment = ui.client.read_deployment_by_name("ablation-sweep/ablation-sweep")
+    titles = [name.replace("_", " ").title() for name in SweepForm.model_fields]
+
+    def fields():
+        lines = browser.find_element("tag name", "body").text.replace(" (Optional)", "").splitlines()
+        return [title for title in dict.fromkeys(lines) if title in titles]
+
+    with open_browser(tmp_path / "chromium") as browser:
+        browser.set_window_size(1200, 2200)
+        browser.get(ui.api.removesuffix("/api") + f"/deployments/deployment/{deployment.id}/run")
+        try:
+            wait_until(lambda: fields() == titles, 120)
+        finally:
+            browser.save_screenshot(picture("prefect-form", tmp_path))
 
 
 def test_schedules_make_runs_that_run_and_a_dry_run_prints_its_commands_and_runs_nothing(ui):
