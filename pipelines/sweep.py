@@ -140,9 +140,8 @@ def plan_cells(form: SweepForm, baseline: Baseline) -> list[Cell]:
         check_params(_apply(own, baseline.profile))
         overrides = differences | own
         name = f"noise{noise:g}-{kind}{weight:g}-{reward}-{_hash(baseline, overrides)}"
-        cells[name] = Cell(
-            name, setting, overrides, TARGETS
-        )  # once, where weights (of kind none) or order make no other
+        # of kind none all weights, and of a reward all orders of its terms, are one cell
+        cells[name] = Cell(name, setting, overrides, TARGETS)
     if not cells:
         raise ParameterError("reward_terms", f"'{PRIOR_ONLY}' needs the regularizer ce and a weight above 0.")
     return list(cells.values())
