@@ -2,9 +2,8 @@
 
 A run's key is a hash of its stage, its parameters and the keys of its upstream; a stage that runs replaces the live run
 of the same key, and a stage that DVC takes from its cache leaves the run that made it in place. Metrics go to a journal
-(see `journal.py`) and from there, in batches and from a thread, to MLflow: importing MLflow takes seconds, which the
-stage's own work hides. Where the server is away the stage goes on; `python -m pipelines.tracking upload` sends the
-journals later.
+(see `journal.py`) and from there, in batches, to MLflow, beside the stage's own work (see `uploader.py`). Where the
+server is away the stage goes on; `python -m pipelines.tracking upload` sends the journals later.
 
 Default store: `sqlite:///mlflow.db` in the working directory; MLFLOW_TRACKING_URI is honoured.
 """
@@ -18,11 +17,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipelines import uploader
 from pipelines.journal import Entry, Header, Journal, Status, all_journals
 from pipelines.paths import WORK
 from vapi_core.errors import ParameterError
@@ -68,20 +68,12 @@ class StageRun:
         self._artifacts: list[str] = []
         self._tables: dict[str, list[dict[str, Any]]] = {}
         self._children: list[str] = []
-        self._lock = threading.Lock()
-        self._pending: list[Entry] = []
-        self._ending = threading.Event()
-        self._problem: Exception | None = None
         journal.begin(header)
-        self._thread = threading.Thread(target=self._upload, args=(header,), daemon=True)
-        self._thread.start()
+        self._uploader = uploader.start(follow, journal.directory)
 
     def log(self, metrics: dict[str, float], step: int = 0) -> None:
         """Reports metrics of one step."""
-        entry = Entry(now(), step, {name: float(value) for name, value in metrics.items()})
-        self._journal.append(entry)
-        with self._lock:
-            self._pending.append(entry)
+        self._journal.append(Entry(now(), step, {name: float(value) for name, value in metrics.items()}))
 
     def artifact(self, path: Path) -> None:
         """Attaches a file, sent when the run ends."""
@@ -101,33 +93,38 @@ class StageRun:
     def end(self, status: Status) -> None:
         """Sends what is left and closes the run."""
         self._journal.update(status=status, end_time=now())
-        self._ending.set()
-        self._thread.join()
-        if self._problem is None:
+        problem = self._uploader.finish()
+        if problem is None:
             self._journal.update(uploaded=True)
         else:
-            reason = str(self._problem).splitlines()[0][:200]
             print(
-                f"warning: the tracking server is away ({reason}). The metrics are kept in {self._journal.directory}; "
+                f"warning: the tracking server is away ({problem}). The metrics are kept in {self._journal.directory}; "
                 f"to send them later: {UPLOAD_COMMAND}",
                 file=sys.stderr,
             )
 
-    def _take(self) -> list[Entry]:
-        with self._lock:
-            pending, self._pending = self._pending, []
-        return pending
 
-    def _upload(self, header: Header) -> None:
-        """The thread: creates the run, sends what comes, closes the run. One failure ends it: no stall at each flush."""
-        try:
-            run = RemoteRun(connect(), header)
-            while not self._ending.wait(FLUSH_SECONDS):
-                run.send(self._take())
-            run.send(self._take())
-            run.close(self._journal.state())
-        except Exception as error:  # whatever the client raises, the stage's result is not its business
-            self._problem = error
+def follow(directory: Path, over: Callable[[float], bool]) -> str | None:
+    """Creates the run of a journal, sends what comes, and closes it; returns what went wrong, None if nothing did.
+
+    One failure ends it: no stall at each flush.
+
+    Args:
+        over: waits so many seconds, or until nothing more will come, and says whether it is so.
+    """
+    journal = Journal(directory.parent, directory.name)
+    try:
+        run, sent = RemoteRun(connect(), journal.header()), 0
+        while True:
+            last = over(FLUSH_SECONDS)
+            entries = journal.entries()
+            run.send(entries[sent:])
+            sent = len(entries)
+            if last:
+                run.close(journal.state())
+                return None
+    except Exception as error:  # whatever the client raises, the stage's result is not its business
+        return summary(error)
 
 
 @contextmanager
@@ -167,6 +164,8 @@ def add_scores(scores: dict[str, dict[str, float]], headers: dict[str, Header]) 
         journal.append(Entry(now(), 0, metrics))
         journal.update(uploaded=False)
         waiting.append(journal)
+    if uploader.send_beside([journal.directory for journal in waiting]):
+        return
     problem = upload(waiting)
     if problem is not None:
         print(
@@ -186,8 +185,13 @@ def upload(journals: list[Journal]) -> str | None:
             journal.update(uploaded=True)
             print(f"sent {journal.header().name}", file=sys.stderr)
     except Exception as error:  # as above
-        return str(error).splitlines()[0][:200]
+        return summary(error)
     return None
+
+
+def summary(error: Exception) -> str:
+    """An error of MLflow's client, which may be pages long, in one line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
 class RemoteRun:
@@ -254,8 +258,12 @@ class RemoteRun:
             self._client.set_terminated(self._run_id, state["status"], state["end_time"])
 
 
-def connect() -> Any:
-    """A client of the tracking server; a local database is initialised by one process at a time."""
+def tracking_uri() -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_URI)
+
+
+def import_client() -> Any:
+    """MLflow's client class, and the store that it needs for the tracking URI. Takes seconds."""
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default stalls for minutes
@@ -266,7 +274,14 @@ def connect() -> Any:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     from mlflow.tracking import MlflowClient
 
-    uri = os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_URI)
+    if tracking_uri().startswith("sqlite:"):
+        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 (what a client of a database imports when made)
+    return MlflowClient
+
+
+def connect() -> Any:
+    """A client of the tracking server; a local database is initialised by one process at a time."""
+    MlflowClient, uri = import_client(), tracking_uri()
     if not uri.startswith("sqlite:"):
         return MlflowClient(uri)
     JOURNALS.mkdir(parents=True, exist_ok=True)
@@ -307,8 +322,8 @@ def _needing_server() -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        uri, reason = os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_URI), str(error).splitlines()[0][:200]
-        raise ParameterError("MLFLOW_TRACKING_URI", f"{uri} does not answer as MLflow does: {reason}") from error
+        answer = f"{tracking_uri()} does not answer as MLflow does: {summary(error)}"
+        raise ParameterError("MLFLOW_TRACKING_URI", answer) from error
 
 
 @_needing_server()
@@ -369,10 +384,32 @@ def _git_commit() -> dict[str, str]:
     return {"git.commit": result.stdout.strip()} if result.returncode == 0 else {}
 
 
+def serve() -> None:
+    """The other side of `uploader.UploadProcess`: follows the first journal, sends the others, and prints what went wrong."""
+    import_client()
+    first = sys.stdin.readline().strip()
+    if not first:  # the stage has ended without a run
+        return
+    others: list[str] = []
+    over = threading.Event()
+
+    def listen() -> None:
+        others.extend(line.strip() for line in sys.stdin)
+        over.set()
+
+    threading.Thread(target=listen, daemon=True).start()
+    problem = follow(Path(first), over.wait) or upload([Journal(JOURNALS, Path(path).name) for path in others])
+    print(json.dumps(problem))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Sends metrics that were kept while the tracking server was away.")
-    parser.add_argument("command", choices=["upload"])
-    parser.parse_args()
+    commands = parser.add_subparsers(dest="command", required=True, metavar="upload")
+    commands.add_parser("upload", help="sends what is not sent yet")
+    commands.add_parser("follow")  # for stages: sends while they work
+    if parser.parse_args().command == "follow":
+        serve()
+        return
     states = [(journal, journal.state()) for journal in all_journals(JOURNALS)]
     # one that is RUNNING belongs to a stage at work, or was killed and is replaced by the next attempt
     problem = upload([journal for journal, s in states if not s["uploaded"] and s["status"] != "RUNNING"])

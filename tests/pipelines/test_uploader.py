@@ -1,0 +1,109 @@
+"""A stage that is run as a command never imports MLflow itself: a process beside it sends, whatever becomes of the stage."""
+
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from pipelines import tracking
+from pipelines.uploader import UploadProcess
+
+REPOSITORY = Path(__file__).parents[2]
+DEAD_SERVER = "http://127.0.0.1:9"  # the discard port: nothing listens
+STAGE = """
+    import os, signal, sys
+    from pipelines import tracking, uploader
+    uploader.start_early()
+    with tracking.stage_run(experiment="digits", name="align@va-pi-0", key="k1", params={}, tags={}) as run:
+        run.log({"loss": 1.0}, step=1)
+"""
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """An empty working directory with its own database."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    return tmp_path
+
+
+def start(program, **options):
+    code = textwrap.dedent(program)
+    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, stdout=subprocess.PIPE, **options)
+
+
+def live(key="k1"):
+    client = tracking.connect()
+    return tracking.live_runs(client, tracking.find_or_create_experiment(client, "digits"), key)
+
+
+def test_a_stage_leaves_mlflow_to_the_process(workplace):
+    program = STAGE + "    assert 'mlflow' not in sys.modules\n"
+    stage = start(program)
+    _, errors = stage.communicate()
+    assert stage.returncode == 0, errors.decode()
+    (finished,) = live()
+    assert finished.info.status == "FINISHED" and finished.data.metrics == {"loss": 1.0}
+    assert tracking.Journal(tracking.JOURNALS, "k1").state()["uploaded"]
+
+
+def test_ctrl_c_reaches_the_stage_alone_and_its_run_is_closed(workplace):
+    stage = start(STAGE + "        os.killpg(0, signal.SIGINT)\n", start_new_session=True)
+    stage.communicate()
+    assert [run.info.status for run in live()] == ["KILLED"]
+
+
+def test_the_run_of_a_killed_stage_stays_open_and_the_process_ends(workplace):
+    program = """
+        while not tracking.live_runs(tracking.connect(), "1", "k1"):
+            pass
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    stage = start(textwrap.dedent(STAGE) + textwrap.indent(textwrap.dedent(program), "    "))
+    stage.communicate()  # until all have ended that write to its stderr, the process that sends among them
+    assert stage.returncode == -signal.SIGKILL
+    assert [run.info.status for run in live()] == ["RUNNING"]
+
+
+def test_scores_of_other_runs_are_sent_beside_the_stages_own(workplace):
+    with tracking.stage_run(experiment="digits", name="generator", key="k2", params={}, tags={}) as run:
+        run.log({"loss": 2.0}, step=1)
+    start(STAGE + "        tracking.add_scores({'k2': {'score/fid': 7.65}}, {})\n").communicate()
+    assert [run.data.metrics for run in live("k2")] == [{"loss": 2.0, "score/fid": 7.65}]
+    assert [run.info.status for run in live()] == ["FINISHED"]
+
+
+def test_without_a_server_the_stage_is_told_and_succeeds(workplace, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", DEAD_SERVER)
+    stage = start(STAGE)
+    _, errors = stage.communicate()
+    assert stage.returncode == 0 and "python -m pipelines.tracking upload" in errors.decode()
+    assert not tracking.Journal(tracking.JOURNALS, "k1").state()["uploaded"]
+
+
+def test_a_process_that_dies_is_told_as_a_server_that_is_away(workplace):
+    process = UploadProcess()
+    process._process.kill()
+    process._process.wait()
+    process.send(workplace / "journal")
+    assert process.finish() == "the process that sends ended with code -9"
+
+
+def test_a_command_that_tracks_nothing_makes_no_database(workplace):
+    command = start("from pipelines import uploader\nuploader.start_early()")
+    command.communicate()
+    assert command.returncode == 0 and list(workplace.iterdir()) == []
+
+
+def test_a_stage_has_its_process_when_it_is_run_and_none_when_it_is_imported(workplace):
+    program = "from pipelines import uploader; import pipelines.stages; print(uploader._early)"
+    output, _ = start(program).communicate()
+    assert output == b"None\n"
+    # what `python -m pipelines.stages.NAME` finds while it imports the package of that module
+    command = "import runpy, sys; sys.argv[0] = '-m'; import pipelines.stages; from pipelines import uploader\n"
+    output, _ = start(command + "print(type(uploader._early).__name__)").communicate()
+    assert output == b"UploadProcess\n"
