@@ -29,6 +29,7 @@ from pipelines.stages.tokenize import open_encoder
 from vapi_core.data.scenes import DIGITS
 from vapi_core.errors import FileError, ParameterError, VapiError
 from vapi_core.files import read_json, write_json
+from vapi_core.data.standardization import Standardization, standardize
 from vapi_core.models.captions import LongCaptionError, count_tokens, encode_captions, find_long
 from vapi_core.models.checkpoints import model_hash
 from vapi_core.models.janus import PromptConditions, load_prompt_tokenizer
@@ -89,6 +90,8 @@ def open_text(params: Params, texts: Sequence[str], device: torch.device) -> Cal
 
         return prompts
     encoder = open_encoder(params.captions, device)
+    if params.captions.standardize:
+        encoder = standardize(encoder, Standardization.open(CAPTIONS, encoder.dim))
     truncate, dtype = params.captions.truncate, getattr(torch, params.captions.dtype)
     if (long := find_long(encoder, unique, count_tokens(encoder, unique))) and not truncate:
         raise LongCaptionError(long, len(unique), encoder.limit)

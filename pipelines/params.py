@@ -81,6 +81,7 @@ class CaptionParams(Section):
     checkpoint: str | None
     tokens: PositiveInt
     truncate: bool
+    standardize: bool
     dtype: Literal["float16", "float32"]
 
 

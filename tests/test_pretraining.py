@@ -6,7 +6,16 @@ import torch
 
 from tests.tiny import tiny_tokenizer
 from vapi_core.errors import ParameterError
-from vapi_core.pretraining import TokenizerObjective, codebook_use, color_error, encode_images, start_codebook
+from vapi_core.images import to_tensor
+from vapi_core.pretraining import (
+    TokenizerObjective,
+    codebook_use,
+    color_error,
+    encode_images,
+    most_frequent,
+    patches,
+    start_codebook,
+)
 from vapi_core.randomness import stream
 from vapi_core.training import OptimizationConfig, Slots, train
 
@@ -88,6 +97,39 @@ def test_training_interrupted_about_the_start_ends_as_if_it_had_not_been(tmp_pat
 def test_fewer_encoder_outputs_than_codes_are_refused_by_name():
     with pytest.raises(ParameterError, match="tokenizer.codebook_size: 16 encoder outputs"):
         start_codebook(tiny_tokenizer(), images(1), CPU, seed=0)
+
+
+def scenes(count=40) -> np.ndarray:
+    """Images [N, 16, 16, 3] of four patches, the last of which alone is not black."""
+    pictures = np.zeros((count, 16, 16, 3), np.uint8)
+    pictures[:, 8:, 8:] = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), np.uint8)
+    return pictures
+
+
+def test_patches_come_in_the_order_of_tokens():
+    pictures = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    cut = patches(pictures, 2).reshape(2, 4, 2, 2, 3)
+    assert np.array_equal(cut[1, 1], pictures[1, :2, 2:]) and np.array_equal(cut[0, 2], pictures[0, 2:, :2])
+
+
+def test_a_patch_is_the_same_as_others_where_it_is_most_of_all():
+    empty = most_frequent(patches(scenes(), 8))
+    assert empty.reshape(-1, 4).tolist() == [[True, True, True, False]] * 40
+    assert not most_frequent(patches(images(), 4)).any()
+    assert not most_frequent(np.array([[0], [0], [1], [2]])).any()  # a half is not most
+
+
+def test_an_empty_canvas_has_one_centre_and_the_rest_has_the_others():
+    tokenizer = tiny_tokenizer(codebook_size=8, levels=4)
+    start_codebook(tokenizer, scenes(), CPU, seed=0)
+    rows = tokenizer.quantize.rows(tokenizer.embed(to_tensor(scenes(), CPU))).detach()  # [160, D]
+    empty = torch.from_numpy(most_frequent(patches(scenes(), tokenizer.config.downsample)))
+    codes = tokenizer.quantize.embedding.weight
+    torch.testing.assert_close(codes[0], rows[empty].mean(0), atol=1e-5, rtol=0)
+    of_ink = torch.cdist(rows[~empty], codes).argmin(1)
+    assert set(of_ink.tolist()) - {0} == set(range(1, 8))  # all of the others are about ink
+    with pytest.raises(ParameterError, match="tokenizer.codebook_size: 7 encoder outputs"):
+        start_codebook(tokenizer, scenes(6), CPU, seed=0)
 
 
 def test_the_error_of_the_color_is_what_is_left_without_the_brightness():

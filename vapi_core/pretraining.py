@@ -4,7 +4,8 @@ Both are objectives for `vapi_core.training.train`. The tokenizer minimises MSE,
 from LlamaGen's: no discriminator and no LPIPS; L1 does for digits what these do for photographs, it keeps flat areas flat.
 The squared error of the color alone may weigh more: on a black canvas it is a small part of all, and a short training comes
 to the shapes only. And the codebook starts at the k-means centres of the outputs of an encoder that was trained for some steps
-without quantization, not at random: a short training otherwise leaves most of it unused. The generator minimises next-token
+without quantization, not at random: a short training otherwise leaves most of it unused. An empty canvas that fills most of
+all images has one of the centres. The generator minimises next-token
 cross-entropy with LlamaGen's dropouts.
 """
 
@@ -21,6 +22,7 @@ from vapi_core.models.tokenizer import Tokenizer
 from vapi_core.randomness import stream
 from vapi_core.training import Slots
 
+MOST = 2 / 3  # of all patches: a patch that is so frequent is one for the start of the codebook
 LOGITS_OF_A_PASS = 2**28  # 1 GB in float32
 
 
@@ -78,23 +80,46 @@ def color_error(difference: Tensor) -> Tensor:
 def start_codebook(tokenizer: Tokenizer, images: np.ndarray, device: torch.device, seed: int) -> None:
     """Puts the codebook of a tokenizer at the k-means centres of its encoder outputs of images [N, H, W, 3] uint8.
 
-    About 64 outputs an entry take part.
+    About 64 outputs an entry take part. Where most patches of the images are the same, one centre is the mean of its outputs and
+    the others are those of the rest: an encoder without codebook makes such patches as varied as all others.
 
     Raises:
-        ParameterError: there are fewer encoder outputs than codebook entries.
+        ParameterError: there are fewer (different) encoder outputs than codebook entries.
     """
-    from scipy.cluster.vq import kmeans2
-
     draws = stream(seed, "codebook start", 0)
     rows_per_image = (images.shape[1] // tokenizer.config.downsample) * (images.shape[2] // tokenizer.config.downsample)
     count = min(len(images), -(-64 * tokenizer.config.codebook_size // rows_per_image))
     chosen = images[np.sort(draws.permutation(len(images))[:count])]
     outputs = [tokenizer.embed(to_tensor(chosen[i : i + 256], device)) for i in range(0, count, 256)]
     rows = tokenizer.quantize.rows(torch.cat(outputs)).double().cpu().numpy()  # [N, D]
-    if len(rows) < tokenizer.config.codebook_size:
-        raise ParameterError("tokenizer.codebook_size", f"{len(rows)} encoder outputs cannot start that many codes")
-    centres, _ = kmeans2(rows, tokenizer.config.codebook_size, minit="points", rng=draws)
+    same = most_frequent(patches(chosen, tokenizer.config.downsample))
+    if (different := len(rows) - max(0, int(same.sum()) - 1)) < tokenizer.config.codebook_size:
+        raise ParameterError("tokenizer.codebook_size", f"{different} encoder outputs cannot start that many codes")
+    centres = centres_apart(rows, same, tokenizer.config.codebook_size, draws)
     tokenizer.quantize.embedding.weight.copy_(torch.from_numpy(centres))
+
+
+def patches(images: np.ndarray, side: int) -> np.ndarray:
+    """Patches uint8 [N * T, side * side * 3] of images [N, H, W, 3], row by row as tokens are."""
+    n, height, width, _ = images.shape
+    grid = images.reshape(n, height // side, side, width // side, side, 3)
+    return grid.transpose(0, 1, 3, 2, 4, 5).reshape(-1, side * side * 3)
+
+
+def most_frequent(rows: np.ndarray) -> np.ndarray:
+    """Which of the rows are equal to the most frequent one, bool [N]; none where it is not MOST of them."""
+    distinct, kind, counts = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
+    return (kind.reshape(-1) == counts.argmax()) & (counts.max() > MOST * len(rows))
+
+
+def centres_apart(rows: np.ndarray, same: np.ndarray, count: int, draws: np.random.Generator) -> np.ndarray:
+    """`count` k-means centres of rows [N, D], one of which belongs to the rows that are `same`, if any are."""
+    from scipy.cluster.vq import kmeans2
+
+    if not same.any():
+        return kmeans2(rows, count, minit="points", rng=draws)[0]
+    others, _ = kmeans2(rows[~same], count - 1, minit="points", rng=draws)
+    return np.concatenate([rows[same].mean(0, keepdims=True), others])
 
 
 class GeneratorObjective:

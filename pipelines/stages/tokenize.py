@@ -13,6 +13,7 @@ from pipelines.stage import Stage, StagePlan, run_stage
 from vapi_core import distributed
 from vapi_core.data.cache import write_token_cache
 from vapi_core.data.captions import write_caption_cache
+from vapi_core.data.standardization import measure_features, standardize
 from vapi_core.data.subset import Subset, subset_hash
 from vapi_core.images import images_of_a_pass
 from vapi_core.models.captions import FLAN_T5_XL, TextEncoder, load_flan_t5, load_minilm
@@ -54,7 +55,8 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
     if stage.params.captions is not None and distributed.is_main():
         assert subset.captions is not None
         prompts = [prompt.text for prompt in open_prompts()]
-        encode_texts([*subset.captions, *prompts], stage.params.captions, stage)
+        trained = subset.captions[slice(*subset.splits["train"])]
+        encode_texts([*subset.captions, *prompts], trained, stage.params.captions, stage)
 
 
 def open_encoder(params: CaptionParams, device: torch.device) -> TextEncoder:
@@ -63,8 +65,12 @@ def open_encoder(params: CaptionParams, device: torch.device) -> TextEncoder:
     return load_flan_t5(params.checkpoint or FLAN_T5_XL, limit=params.tokens, device=device)
 
 
-def encode_texts(texts: list[str], params: CaptionParams, stage: Stage) -> None:
-    """Writes the text features; equal texts are encoded once. A Janus reads the texts themselves: its tokenizer."""
+def encode_texts(texts: list[str], trained: list[str], params: CaptionParams, stage: Stage) -> None:
+    """Writes the text features; equal texts are encoded once. A Janus reads the texts themselves: its tokenizer.
+
+    Args:
+        trained: those of the training split, by which features are standardized.
+    """
     if params.encoder == "janus":
         tokenizer = load_prompt_tokenizer(params.checkpoint or JANUS_PRO_1B)
         lengths = tokenizer.check_length(list(dict.fromkeys(texts)), params.tokens)
@@ -72,10 +78,15 @@ def encode_texts(texts: list[str], params: CaptionParams, stage: Stage) -> None:
         stage.metrics |= {"captions": len(lengths), "longest_prompt": max(lengths)}
         return
     encoder = open_encoder(params, stage.device)
+    measured = measure_features(encoder, trained) if params.standardize else None
+    if measured is not None:
+        encoder = standardize(encoder, measured)
     with progress("captions", len(set(texts)), "captions") as advance:
         report = write_caption_cache(
             CAPTIONS, texts, encoder, truncate=params.truncate, dtype=params.dtype, advance=advance
         )
+    if measured is not None:
+        measured.save(CAPTIONS)
     stage.metrics |= {
         "captions": report.unique,
         "captions_truncated": len(report.truncated),

@@ -77,8 +77,8 @@ def test_a_crop_is_centred_and_of_one_size_without_color():
     [
         ([(255, 40, 40)], "red"),
         ([(90, 15, 12)], "red"),  # brightness plays no part
-        ([(250, 250, 240), (255, 255, 255), (60, 90, 255)], "white"),  # most pixels decide
-        ([(200, 60, 240)], "purple"),
+        ([(250, 30, 40), (255, 90, 80), (60, 90, 255)], "red"),  # most pixels decide
+        ([(240, 210, 40)], "yellow"),
     ],
 )
 def test_the_color_is_the_one_most_pixels_are_nearest_to(pixels, color):

@@ -25,13 +25,11 @@ from vapi_core.scoring.geneval import RELATIONS, TASKS
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PLURALS = (*(f"{name}s" for name in DIGITS[:6]), "sixes", "sevens", "eights", "nines")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
-PALETTE = {  # GenEval's names; its other colors lie too near to one of these, or to the black canvas
+PALETTE = {  # four of GenEval's ten: a code of the tokenizer is a shape in a color, so that codes are few for each
     "red": (255, 40, 40),
     "yellow": (255, 225, 0),
     "green": (40, 215, 60),
     "blue": (60, 90, 255),
-    "purple": (205, 60, 245),
-    "white": (255, 255, 255),
 }
 WINDOW_CLASSES = len(DIGITS) * len(PALETTE)
 SMALLEST_CANVAS = 32  # pixels
