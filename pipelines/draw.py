@@ -27,9 +27,9 @@ from pipelines.progress import progress
 from pipelines.stages.sample import draw_images, sample_set
 from pipelines.stages.tokenize import open_encoder
 from vapi_core.data.scenes import DIGITS
+from vapi_core.data.standardization import Standardization, standardize
 from vapi_core.errors import FileError, ParameterError, VapiError
 from vapi_core.files import read_json, write_json
-from vapi_core.data.standardization import Standardization, standardize
 from vapi_core.models.captions import LongCaptionError, count_tokens, encode_captions, find_long
 from vapi_core.models.checkpoints import model_hash
 from vapi_core.models.janus import PromptConditions, load_prompt_tokenizer

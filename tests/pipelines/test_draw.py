@@ -2,18 +2,22 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
-from pipelines.draw import main
+from pipelines.draw import main, open_text
+from pipelines.inputs import open_captions, open_prompts
 from pipelines.params import check_params
 from pipelines.stages import generator, sample, subset, tokenize, tokenizer
 from tests.pipelines.test_janus import fill_workplace, run, tiny
 from vapi_core.scoring.geneval_folder import read_folder, sample_path
 
+REPOSITORY = Path(__file__).parents[2]
 SET = "data/samples/base/t1.0-g5.0-0"
 
 
@@ -34,6 +38,22 @@ def finished(tmp_path_factory):
     finally:
         os.chdir(before)
     return path
+
+
+def test_prompts_are_read_as_the_captions_of_the_training_were(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = yaml.safe_load((REPOSITORY / "profiles/scenes.yaml").read_text(encoding="utf-8"))
+    content["subset"] |= {"prompts": 1, "splits": {"train": 60, "scorer": 60, "heldout": 60}}
+    content["tokenizer"] |= {"codebook_size": 16, "unquantized_steps": 1}
+    content["tokenizer"]["training"] |= {"steps": 2, "warmup_steps": 1, "batch_size": 4}
+    params = check_params(content)
+    for module in (subset, tokenizer, tokenize):
+        run(module, params)
+    texts = [prompt.text for prompt in open_prompts()]
+    cache, cpu = open_captions(), torch.device("cpu")
+    kept, given = cache.batch(cache.rows(texts), cpu), open_text(params, texts, cpu)(texts)
+    assert torch.equal(given.mask, kept.mask)
+    torch.testing.assert_close(given.features[given.mask], kept.features[kept.mask], atol=0.02, rtol=0)  # float16
 
 
 @pytest.fixture

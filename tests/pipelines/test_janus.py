@@ -113,7 +113,7 @@ def test_a_caption_that_is_too_long_stops_before_anything_is_trained(workplace, 
     monkeypatch.chdir(workplace)
     with pytest.raises(LongCaptionError, match="have more than 12 tokens"):
         tokenize.encode_texts(
-            CAPTIONS_OF_IMAGES, params.captions, Stage(None, params, torch.device("cpu"), UntrackedRun(), "key")
+            CAPTIONS_OF_IMAGES, [], params.captions, Stage(None, params, torch.device("cpu"), UntrackedRun(), "key")
         )
 
 
