@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from vapi_core.data.scenes import (
-    CELLS,
     DIGITS,
     GAP,
     PALETTE,
@@ -75,16 +74,15 @@ def test_digits_stand_apart_in_their_colors_and_nothing_else_is_in_the_picture(s
         assert covered.max() == 1 and not picture.any()
 
 
-def test_every_digit_has_a_cell_of_its_own_and_every_cell_is_used(scenes):
+def test_objects_stand_in_the_order_of_the_caption_or_as_the_relation_says(scenes):
     source, _ = scenes
-    used = set()
+    row = [(0, 0), (1, 0), (0, 1), (1, 1)]
     for annotation in source.annotations:
-        cells = [
-            ((2 * x + w) // 36, (2 * y + h) // 36) for x, y, w, h in (thing["box"] for thing in annotation["objects"])
-        ]
-        assert len(set(cells)) == len(cells)
-        used |= set(cells)
-    assert used == {(column, row) for column in range(CELLS) for row in range(CELLS)}
+        boxes = [thing["box"] for thing in annotation["objects"]]
+        cells = [((2 * x + w) // 36, (2 * y + h) // 36) for x, y, w, h in boxes]
+        relation = annotation["request"]["include"][-1].get("position", [None])[0]
+        expected = {"left of": [(1, 0), (0, 0)], "above": [(0, 1), (0, 0)], "below": [(0, 0), (0, 1)]}
+        assert cells == expected.get(relation, row[: len(cells)])
 
 
 def test_no_digit_is_in_two_splits(scenes):

@@ -1,7 +1,7 @@
 """Scenes: real MNIST digits, coloured and placed on a black canvas, captioned in GenEval's grammar.
 
-Every digit stands in the middle of one of four cells. So a small tokenizer meets strokes at few offsets from its patches, and a
-small generator need not learn where else a digit could stand.
+Every digit stands in the middle of one of four cells, which its caption decides. So a small tokenizer meets strokes at few
+offsets from its patches, and a small generator need not learn where else a digit could stand.
 
 A request is what a caption asks for, one line of a GenEval prompt file: "a photo of two green sevens", "a photo of a red
 three left of a blue nine". A scene is a request, the objects that fulfil it, and where they stand. The six tasks and
@@ -117,16 +117,18 @@ def scene_prompts(per_task: int, seed: int) -> list[dict[str, Any]]:
     return prompts
 
 
-def choose_cells(count: int, relation: str | None, random: np.random.Generator) -> list[tuple[int, int]]:
-    """Different cells (column, row). With a relation, the second is so placed from the first, in the same row or column."""
-    cells = [(column, row) for row in range(CELLS) for column in range(CELLS)]
+def cells_of(count: int, relation: str | None) -> list[tuple[int, int]]:
+    """Cells (column, row) of a request's objects: row by row in the order of the caption, or as the relation says.
+
+    Where a scene's objects stand follows from its caption. Were it random, an empty cell would be the best guess for each,
+    and a reward for reconstruction would teach to leave scenes empty (docs/text-to-image.md).
+    """
     if relation is None:
-        return [cells[i] for i in random.permutation(len(cells))[:count]]
+        return [(i % CELLS, i // CELLS) for i in range(count)]
     assert count == 2
-    step = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}[relation]
-    pairs = [(first, (first[0] + step[0], first[1] + step[1])) for first in cells]
-    fitting = [list(pair) for pair in pairs if pair[1] in cells]
-    return fitting[random.integers(len(fitting))]
+    here, there = (0, 0), (1, 0) if relation in ("left of", "right of") else (0, 1)
+    # the second object is left of, right of, above or below the first
+    return [there, here] if relation in ("left of", "above") else [here, there]
 
 
 class DigitShapes:
@@ -166,7 +168,7 @@ def compose(
         relation = clause.get("position", [relation])[0]
     cell = canvas // CELLS
     objects = []
-    for digit, color, (column, row) in zip(digits, colors, choose_cells(len(digits), relation, random), strict=True):
+    for digit, color, (column, row) in zip(digits, colors, cells_of(len(digits), relation), strict=True):
         shape = int(random.choice(pools[digit]))
         side = cell - GAP - int(random.integers(SIZES))
         width, height = shapes.size(shape, side)
