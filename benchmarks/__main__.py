@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.figures import save_figure
+from benchmarks.figures import save_figure, save_start_up
 from benchmarks.measure import PAIRS, Results
 from vapi_core.errors import VapiError
 from vapi_core.files import write_json
@@ -44,7 +44,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--profile", required=True, help="profiles/NAME.yaml gives the shapes")
     parser.add_argument("--quick", action="store_true", help="small shapes, no timing: only that results are equal")
     parser.add_argument("--pairs", type=int, default=PAIRS, help="interleaved runs of both sides")
-    parser.add_argument("--growth", action="store_true", help="measure how peak memory grows too")
+    parser.add_argument("--growth", action="store_true", help="measure how peak memory grows too (not pipeline)")
     parser.add_argument("--generator", choices=OFFICIAL_GENERATORS, help="instead of the profile's")
     parser.add_argument(
         "--tokenizer", choices=OFFICIAL_TOKENIZERS, help="instead of the profile's, with LPIPS's network"
@@ -85,10 +85,12 @@ def main() -> int:
         if "cpu_ratio" in results:
             low, high = results["cpu_ratio_range"]
             print(f"by CPU time {results['cpu_ratio']:.2f} ({low:.2f} to {high:.2f})")
-        if importlib.util.find_spec("matplotlib") is None:
-            print("matplotlib is not installed: no figure.", file=sys.stderr)
-        else:
-            save_figure(REPORTS / f"{name}.png", options.benchmark, results)
+    if importlib.util.find_spec("matplotlib") is None:
+        print("matplotlib is not installed: no figure.", file=sys.stderr)
+    elif options.benchmark == "pipeline":
+        save_start_up(REPORTS / f"{name}.png", results)
+    else:
+        save_figure(REPORTS / f"{name}.png", options.benchmark, results)
     print(f"results: {REPORTS / name}.json")
     return 1 if found else 0
 

@@ -1,4 +1,4 @@
-"""A figure of a benchmark's results: times of both sides, and how peak memory grows. Needs matplotlib."""
+"""Figures of results: times of both sides and how peak memory grows, or start-up of the stages. Needs matplotlib."""
 
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,28 @@ def save_figure(path: Path, title: str, results: dict[str, Any]) -> None:
             points = [(row["value"], row[name] / 2**20) for row in rows if row.get(name) is not None]
             if points:
                 panel.plot(*zip(*points, strict=True), "o-", color=colour, label=name)
+        panel.set_xticks([row["value"] for row in rows])
         panel.set_xlabel(quantity.replace("_", " "))
         panel.set_ylabel("peak memory of a run, MB")
         panel.set_ylim(bottom=0)
         panel.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def save_start_up(path: Path, results: dict[str, Any]) -> None:
+    """Seconds to import each stage, and of an unchanged repro where it was timed."""
+    from matplotlib.figure import Figure
+
+    bars = {f"import {stage}": seconds for stage, seconds in results["start_up_seconds_beyond_torch"].items()}
+    colours = [COLOURS["ours"]] * len(bars)
+    if "unchanged_repro_seconds" in results:
+        bars["unchanged `dvc repro`"] = results["unchanged_repro_seconds"]
+        colours.append("tab:gray")
+    figure = Figure(figsize=(6, 0.4 * len(bars) + 0.9), layout="constrained")
+    panel = figure.subplots()
+    panel.bar_label(panel.barh(list(bars), list(bars.values()), color=colours, alpha=0.5), fmt="%.2f", padding=2)
+    panel.invert_yaxis()
+    panel.set_xlabel("seconds; of imports, beyond torch")
+    panel.margins(x=0.15)
+    panel.set_title("pipeline: what comes before the work", fontsize=9)
     figure.savefig(path, dpi=120)

@@ -6,10 +6,12 @@ import copy
 import torch
 
 from benchmarks import authors
-from benchmarks.measure import Results, flops, machine, matmul_rate, memory_rate, pairs, run
+from benchmarks.measure import Results, flops, machine, matmul_rate, memory_rate, pairs, peak
 from benchmarks.models import CLASSES, Setting, build_generator, setting
 from vapi_core.models.generator import Generator
 from vapi_core.sampling import Sampler, SamplingConfig, sampling_uniforms
+
+COMPARED_ON_CPU = 4  # images: in float64 all of a batch would cost as much as two pairs
 
 
 def bytes_read(generator: Generator, batch: int, guided: bool) -> float:
@@ -37,23 +39,28 @@ def benchmark(options: argparse.Namespace) -> Results:
     def theirs() -> torch.Tensor:
         return authors.generate(generator, class_ids, uniforms, config)
 
-    same = equal_tokens(generator, config, options.compile, class_ids, uniforms)
-    work = {"ours": flops(Eager(generator, config, class_ids, uniforms)), "authors": flops(theirs)}
+    compared = s.images if s.device.type == "cuda" else min(s.images, COMPARED_ON_CPU)
+    same = equal_tokens(generator, config, options.compile, class_ids[:compared], uniforms[:compared])
+    one = class_ids[:1], uniforms[:1]  # of how many it is proportional to
+    work = {
+        "ours": s.images * flops(lambda: Sampler(generator, config)(*one)),  # plain: a compiled one's cannot be counted
+        "authors": s.images * flops(lambda: authors.generate(generator, *one, config)),
+    }
     results: Results = {
         "setting": s.describe() | {"guidance_scale": s.guidance_scale, "compiled": options.compile},
         "machine": machine(s.device),
         "flops": work,
+        "images_compared": compared,
         "equal_tokens": float(same.mean()),
         "equal_sequences": float(same.all(1).float().mean()),
     }
     if options.quick:
         return results
-    ours()  # warm: a compiled step is compiled
-    theirs()
+    ours()  # a compiled step is compiled, and our cache is there
+    rates = matmul_rate(s.device, s.dtype), memory_rate(s.device)
     results |= pairs(ours, theirs, s.device, options.pairs)
     if results["peak_bytes"]["ours"] is not None:  # our cache is kept, so that it was in use before each run
         results["peak_bytes"]["ours"] += (2 if guided else 1) * s.images * generator.cache_bytes()
-    rates = matmul_rate(s.device, s.dtype), memory_rate(s.device)
     limit = bytes_read(generator, s.images, guided) / rates[1]
     results |= {
         "matmul_flops_per_second": rates[0],
@@ -81,16 +88,6 @@ def equal_tokens(
     return (ours == authors.generate(generator, class_ids, uniforms, config)).float()
 
 
-class Eager:
-    """Our plain loop, whose work can be counted where the compiled one's cannot."""
-
-    def __init__(self, generator: Generator, config: SamplingConfig, class_ids: torch.Tensor, uniforms: torch.Tensor):
-        self.sampler, self.inputs = Sampler(generator, config), (class_ids, uniforms)
-
-    def __call__(self) -> torch.Tensor:
-        return self.sampler(*self.inputs)
-
-
 def growth(s: Setting, generator: Generator, config: SamplingConfig) -> list[Results]:
     """Peak memory of one batch of each side as the batch doubles."""
     rows = []
@@ -99,10 +96,8 @@ def growth(s: Setting, generator: Generator, config: SamplingConfig) -> list[Res
         uniforms = sampling_uniforms(0, range(images), s.generator.length).to(s.device)
         sampler = Sampler(generator, config)
         row: Results = {"quantity": "images", "value": images}
-        row["ours"] = run(lambda c=class_ids, u=uniforms, draw=sampler: draw(c, u), s.device).peak_bytes
+        row["ours"] = peak(lambda c=class_ids, u=uniforms, draw=sampler: draw(c, u), s.device)
         del sampler
-        row["authors"] = run(
-            lambda c=class_ids, u=uniforms: authors.generate(generator, c, u, config), s.device
-        ).peak_bytes
+        row["authors"] = peak(lambda c=class_ids, u=uniforms: authors.generate(generator, c, u, config), s.device)
         rows.append(row)
     return rows

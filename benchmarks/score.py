@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.measure import Results, machine, pairs
+from benchmarks.measure import Results, machine, pairs, peak
 from benchmarks.models import CLASSES, Setting, setting
 from vapi_core.randomness import seed_torch, stream
 from vapi_core.scoring.classifier import PlainClassifier
@@ -28,36 +28,62 @@ def build_extractor(s: Setting) -> Extractor:
     return Extractor("benchmark", network.to(memory_format=torch.channels_last), weights_sha256(network))
 
 
+def ours(extractor: Extractor, reference: np.ndarray, sets: list[np.ndarray], s: Setting, folder: Path) -> list[float]:
+    known = cached_features(folder, reference, extractor, device=s.device)["features"]
+    statistics = cached_statistics(folder, known)
+    features = (extract(images, extractor, device=s.device)["features"] for images in sets)
+    return [frechet_distance(feature_statistics(f), statistics) for f in features]
+
+
+def plain(extractor: Extractor, reference: np.ndarray, sets: list[np.ndarray], s: Setting) -> list[float]:
+    fids = []
+    for images in sets:
+        known = extract(reference, extractor, device=s.device)["features"]
+        features = extract(images, extractor, device=s.device)["features"]
+        fids.append(frechet_distance(feature_statistics(features), feature_statistics(known)))
+    return fids
+
+
+def random_sets(count: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """A reference and sets, uint8 [N, H, W, 3] each."""
+    reference, *sets = stream(0, "benchmark sets").integers(0, 256, (SETS + 1, count, SIDE, SIDE, 3), np.uint8)
+    return reference, sets
+
+
 def benchmark(options: argparse.Namespace) -> Results:
     """FIDs of both sides compared, then timed in pairs."""
     s = setting(options)
     count = QUICK_COUNT if options.quick else options.count or COUNT
-    extractor, draws = build_extractor(s), stream(0, "benchmark sets")
-    reference, *sets = draws.integers(0, 256, (SETS + 1, count, SIDE, SIDE, 3), np.uint8)
-    fids: dict[str, list[float]] = {}
+    extractor, (reference, sets) = build_extractor(s), random_sets(count)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-
-        def ours() -> None:
-            known = cached_features(folder, reference, extractor, device=s.device)["features"]
-            statistics = cached_statistics(folder, known)
-            features = [extract(images, extractor, device=s.device)["features"] for images in sets]
-            fids["ours"] = [frechet_distance(feature_statistics(f), statistics) for f in features]
-
-        def plain() -> None:
-            fids["authors"] = []
-            for images in sets:
-                known = extract(reference, extractor, device=s.device)["features"]
-                features = extract(images, extractor, device=s.device)["features"]
-                fids["authors"].append(frechet_distance(feature_statistics(features), feature_statistics(known)))
-
-        ours()
-        plain()
+        fids = ours(extractor, reference, sets, s, folder), plain(extractor, reference, sets, s)
         results: Results = {
             "setting": {"sets": SETS, "images_of_a_set": count, "extractor": "small classifier"},
             "machine": machine(s.device),
-            "equal_scores": fids["ours"] == fids["authors"],
+            "equal_scores": fids[0] == fids[1],
         }
-        if not options.quick:
-            results |= pairs(ours, plain, s.device, options.pairs)
+        if options.quick:
+            return results
+        results |= pairs(
+            lambda: ours(extractor, reference, sets, s, folder),
+            lambda: plain(extractor, reference, sets, s),
+            s.device,
+            options.pairs,
+        )
+        if options.growth:
+            results["growth"] = growth(extractor, s, folder, count)
     return results
+
+
+def growth(extractor: Extractor, s: Setting, folder: Path, count: int) -> list[Results]:
+    """Peak memory beside the images as their number doubles, of a reference that is new: features alone should grow."""
+    rows = []
+    for number in (count, 2 * count, 4 * count):
+        reference, sets = random_sets(number)
+        new = folder / f"{number} images"
+        row: Results = {"quantity": "images_of_a_set", "value": number}
+        row["ours"] = peak(lambda r=reference, i=sets, new=new: ours(extractor, r, i, s, new), s.device)
+        row["authors"] = peak(lambda r=reference, i=sets: plain(extractor, r, i, s), s.device)
+        rows.append(row)
+    return rows

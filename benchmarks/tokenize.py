@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import authors
-from benchmarks.measure import Results, flops, machine, matmul_rate, pairs, run
+from benchmarks.measure import Results, flops, machine, matmul_rate, pairs, peak
 from benchmarks.models import Setting, build_tokenizer, random_images, setting
 from vapi_core.data.cache import TokenCache, write_token_cache
 from vapi_core.images import images_of_a_pass
@@ -57,13 +57,13 @@ def benchmark(options: argparse.Namespace) -> Results:
         }
         if options.quick:
             return results
+        rate = matmul_rate(s.device, tokenizer.quant_conv.weight.dtype)
         results |= pairs(
             lambda: ours(tokenizer, images, s, folder),
             lambda: authors.tokenize(tokenizer, images, s.device, folder / "files"),
             s.device,
             options.pairs,
         )
-        rate = matmul_rate(s.device, tokenizer.quant_conv.weight.dtype)
         results["matmul_flops_per_second"] = rate
         results["share_of_matmul_rate"] = {n: work[n] / t / rate for n, t in results["median_seconds"].items()}
         if options.growth:
@@ -72,13 +72,16 @@ def benchmark(options: argparse.Namespace) -> Results:
 
 
 def growth(tokenizer: Tokenizer, s: Setting, folder: Path, count: int) -> list[Results]:
-    """Peak memory as the number of images doubles: it should not grow."""
-    rows = []
-    for number in (count, 2 * count, 4 * count):
+    """Peak memory as the number of images doubles, from a whole pass on: it should not grow."""
+    rows, first = [], max(count, images_of_a_pass(s.image_size))
+    for number in (first, 2 * first, 4 * first):
         path = folder / f"{number}.npy"
         np.save(path, random_images(s, number))
         images = np.load(path, mmap_mode="r")
         row: Results = {"quantity": "number_of_images", "value": number}
-        row["ours"] = run(lambda images=images: ours(tokenizer, images, s, folder), s.device).peak_bytes
+        row["ours"] = peak(lambda images=images: ours(tokenizer, images, s, folder), s.device)
+        row["authors"] = peak(
+            lambda images=images: authors.tokenize(tokenizer, images, s.device, folder / "files"), s.device
+        )
         rows.append(row)
     return rows

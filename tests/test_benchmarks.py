@@ -2,15 +2,16 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from benchmarks import __main__ as command
 from benchmarks import authors, work
-from benchmarks.align import Sides
-from benchmarks.figures import save_figure
-from benchmarks.measure import pairs, run
+from benchmarks.align import Sides, grown
+from benchmarks.figures import save_figure, save_start_up
+from benchmarks.measure import least_disturbed_ratio, pairs, peak, run
 from benchmarks.models import setting
 from benchmarks.sample import equal_tokens
 from tests.tiny import tiny_generator
@@ -68,6 +69,16 @@ def test_the_moments_of_the_optimizer_are_there_before_the_first_step(monkeypatc
     assert all(torch.equal(value, before[name]) for name, value in sides.generator.named_parameters())
 
 
+def test_memory_is_measured_over_images_rollouts_and_resolution(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "align", "--profile", "mnist", "--quick"])
+    s = setting(command.parse())
+    assert grown(s, "images", 2) == replace(s, images=2 * s.images)
+    assert grown(s, "group_size", 2).method == replace(s.method, group_size=2 * s.method.group_size)
+    for factor in (0.5, 1, 2):
+        side = grown(s, "image_size", factor)
+        assert (side.image_size, side.generator.length) == (s.image_size * factor, s.generator.length * factor**2)
+
+
 def test_an_unknown_profile_is_named(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmarks", "align", "--profile", "nothing"])
     assert command.main() == 1
@@ -77,7 +88,7 @@ def test_an_unknown_profile_is_named(monkeypatch, capsys):
 def test_pairs_alternate_and_their_figure_is_drawn(tmp_path):
     order = []
     results = pairs(lambda: order.append("ours"), lambda: order.append("authors"), CPU, 3)
-    assert order == ["ours", "authors"] * 3
+    assert order == ["ours", "authors"] * (3 + 1)  # the last for the peaks
     low, high = results["ratio_range"]
     assert low <= results["ratio"] <= high
     low, high = results["cpu_ratio_range"]
@@ -105,6 +116,38 @@ def test_what_an_earlier_run_freed_counts_again():
 
     peaks = [run(work, CPU).peak_bytes for _ in range(3)]
     assert min(peaks) > megabytes * 2**20 * 0.9, peaks
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the process's peak memory is Linux's")
+def test_holes_of_freed_memory_are_not_in_a_peak():
+    megabytes = 64
+    torch.ones(2**22)  # freed, it teaches glibc to keep what is smaller
+
+    def work() -> None:
+        blocks = [torch.ones(2**18) for _ in range(megabytes)][::4]  # 1 MB each, of which a quarter stays
+        blocks += [torch.ones(2**20) for _ in range(12)]  # 4 MB fit in no hole
+
+    assert megabytes * 2**20 * 0.9 < peak(work, CPU) < megabytes * 2**20 * 1.4
+
+
+def test_a_peak_that_a_gpu_does_not_hold_is_unknown():
+    def work() -> None:
+        raise torch.OutOfMemoryError
+
+    assert peak(work, CPU) is None
+
+
+def test_start_up_is_drawn_with_and_without_a_repro(tmp_path):
+    results = {"start_up_seconds_beyond_torch": {"subset": 0.4, "score": 1.2}}
+    save_start_up(tmp_path / "without.png", results)
+    save_start_up(tmp_path / "with.png", results | {"unchanged_repro_seconds": 2.6})
+    sizes = [(tmp_path / f"{name}.png").stat().st_size for name in ("without", "with")]
+    assert 0 < sizes[0] < sizes[1]
+
+
+def test_what_flops_allow_is_compared_with_cpu_seconds_where_there_are_any():
+    assert least_disturbed_ratio({"ratio": 2.0, "cpu_ratio": 3.0}) == 3.0
+    assert least_disturbed_ratio({"ratio": 2.0}) == 2.0  # on a GPU
 
 
 IMPORTS = """
