@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -65,7 +66,7 @@ def open_encoder(params: CaptionParams, device: torch.device) -> TextEncoder:
     return load_flan_t5(params.checkpoint or FLAN_T5_XL, limit=params.tokens, device=device)
 
 
-def encode_texts(texts: list[str], trained: list[str], params: CaptionParams, stage: Stage) -> None:
+def encode_texts(texts: Sequence[str], trained: Sequence[str], params: CaptionParams, stage: Stage) -> None:
     """Writes the text features; equal texts are encoded once. A Janus reads the texts themselves: its tokenizer.
 
     Args:
