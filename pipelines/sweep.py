@@ -45,6 +45,12 @@ def _keep_order(schema: dict[str, Any]) -> None:
         field["position"] = position
 
 
+def _offer_profiles(schema: dict[str, Any]) -> None:
+    """By this Prefect's form offers the profiles that are there when the flow is registered, and refuses any other."""
+    if known := _profiles(Path()):
+        schema["anyOf"][0]["enum"] = known
+
+
 class SweepForm(BaseModel):
     """What a researcher fills in. Every combination of the first four lists is a cell; each cell runs every seed."""
 
@@ -72,7 +78,11 @@ class SweepForm(BaseModel):
     steps: Annotated[int, Field(ge=1)] | None = Field(
         None, description="of each alignment; empty: those of the profile"
     )
-    profile: str | None = Field(None, description="a file of profiles/, without .yaml; empty: params.yaml as it is")
+    profile: str | None = Field(
+        None,
+        json_schema_extra=_offer_profiles,
+        description="a file of profiles/, without .yaml; empty: params.yaml as it is",
+    )
     parallelism: int = Field(1, ge=1, le=64, description="cells that run at the same time")
     threads: int = Field(1, ge=0, description="CPU threads of a cell, 0: all; another number rounds differently")
 
@@ -240,12 +250,16 @@ def read_baseline(profile: str | None, root: Path = Path()) -> Baseline:
     params = read_yaml(root / "params.yaml")
     path = root / ("params.yaml" if profile is None else f"profiles/{profile}.yaml")
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in (root / "profiles").glob("*.yaml")))
+        known = ", ".join(_profiles(root))
         raise ParameterError("profile", f"there is no profile '{profile}'; there are: {known}.")
     if not (head := _git(root, "rev-parse", "--verify", "--quiet", "HEAD").strip()):
         raise FileError(root, "git has no commit here, which `dvc exp run` needs.", "Run `git add -A; git commit`.")
     revision = _digest([head, _git(root, "diff", "HEAD", "--", *CODE)])
     return Baseline(revision, params, read_yaml(path))
+
+
+def _profiles(root: Path) -> list[str]:
+    return sorted(path.stem for path in (root / "profiles").glob("*.yaml"))
 
 
 def experiments(root: Path = Path()) -> dict[str, str]:
