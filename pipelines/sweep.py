@@ -268,15 +268,28 @@ def experiments(root: Path = Path()) -> dict[str, str]:
     return {name: commit for name, _, commit in (line.rpartition(" ") for line in lines)}
 
 
-def read_scores(commit: str, seeds: Iterable[int], root: Path = Path()) -> dict[str, list[float]]:
-    """Score, e.g. "score/fid scorer-classifier" -> its values over seeds.
+def read_scores(cell: str, seeds: Iterable[int], root: Path = Path()) -> dict[str, list[float]]:
+    """Score of a finished cell, e.g. "score/fid scorer-classifier" -> its values over seeds.
 
-    Args:
-        commit: of a cell's experiment.
+    Raises:
+        FileError: there is no such experiment, or the metrics of a seed are missing, damaged or not those of the others.
     """
-    metrics = [json.loads(_git(root, "show", f"{commit}:{METRICS.format(seed=seed)}")) for seed in seeds]
-    names = [name for name in metrics[0] if name.startswith("score/")]
-    return {name: [m[name] for m in metrics] for name in names}
+    remedy = f"Run `dvc exp remove {cell}`, then the sweep again."
+    commit = experiments(root).get(cell)
+    if commit is None:
+        raise FileError(cell, "there is no such experiment.", "Run the sweep again.")
+    values: list[dict[str, float]] = []
+    for seed in seeds:
+        path = METRICS.format(seed=seed)
+        try:
+            metrics = json.loads(_git(root, "show", f"{commit}:{path}"))
+            scores = {name: float(value) for name, value in metrics.items() if name.startswith("score/")}
+        except (ValueError, TypeError, AttributeError):
+            raise FileError(path, f"experiment {cell} has no scores there that can be read.", remedy) from None
+        if not scores or (values and scores.keys() != values[0].keys()):
+            raise FileError(path, f"experiment {cell} lacks scores of this seed.", remedy)
+        values.append(scores)
+    return {name: [scores[name] for scores in values] for name in values[0]}
 
 
 def read_key(commit: str, seed: int, root: Path = Path()) -> str | None:
