@@ -5,6 +5,7 @@ stage looks for its own, and for those of the stages behind it, before it starts
 """
 
 import argparse
+import os
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -61,20 +62,30 @@ class Asset:
     hub: bool = False  # whether it is looked for in the hub's cache
     fetched: bool = False  # whether the stage itself fetches it where it is missing
 
-    def exists(self) -> bool:
+    def found(self) -> list[Path]:
+        """Where it is, as far as something is there: the place, or those of its files that are in it."""
         if self.hub and not Path(self.place).exists():
             from huggingface_hub import try_to_load_from_cache
 
-            found = (try_to_load_from_cache(self.place, file) for file in self.files or ("config.json",))
-            return any(isinstance(path, str) for path in found)
+            cached = (try_to_load_from_cache(self.place, file) for file in self.files or ("config.json",))
+            return [Path(path) for path in cached if isinstance(path, str)]
         path = Path(self.place)
-        if self.files and not path.is_file():
-            return any((path / file).is_file() for file in self.files)
-        return path.exists()
+        paths = [path / file for file in self.files] if self.files and not path.is_file() else [path]
+        return [path for path in paths if path.exists()]
 
     @property
     def state(self) -> str:
-        return "there" if self.exists() else "fetched when needed" if self.fetched else "missing"
+        found = self.found()
+        if any(has_content(path) for path in found):
+            return "there"
+        return "missing" if found or not self.fetched else "fetched when needed"
+
+
+def has_content(path: Path) -> bool:
+    """Whether a file has a byte, or a folder a file in it or below it."""
+    if path.is_dir():
+        return any(files for _, _, files in os.walk(path, followlinks=True))
+    return path.stat().st_size > 0
 
 
 def assets_of(params: Params) -> list[Asset]:
@@ -186,6 +197,8 @@ def table(assets: list[Asset]) -> str:
         inside = f", {' or '.join(asset.files)}" if asset.files else ""
         cached = " in the hub's cache" if asset.hub else ""
         lines.append(f"{asset.state:8} {asset.place}{inside}{cached} ({asset.parameter}; stage {asset.stage})")
+        if asset.state == "missing":
+            lines += [f"{'':8} {path} is there, but empty" for path in asset.found()]
         if asset.state != "there":
             lines.append(f"{'':8} from {asset.source}")
     return "\n".join(lines)

@@ -49,6 +49,14 @@ def export_images(directory: Path, path: Path) -> None:
         np.savez(file, arr_0=images)
 
 
+def _refuse_place(path: Path) -> None:
+    """Raises FileError where no file can be written; a folder that is not there is a misspelt one."""
+    if not path.parent.is_dir():
+        raise FileError(path, f"there is no folder {path.parent}.", "Make it first, or name another place.")
+    if path.is_dir():
+        raise FileError(path, "this is a folder.", "Name the file to write.")
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pipelines.export", description=__doc__.partition("\n")[0])
     commands = parser.add_subparsers(dest="what", required=True)
@@ -61,6 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("file", type=Path, help=f"what to write, e.g. {written}")
     options = parser.parse_args(arguments)
     try:
+        _refuse_place(options.file)
         {"weights": export_weights, "images": export_images}[options.what](options.directory, options.file)
     except VapiError as error:
         print(f"error: {error}", file=sys.stderr)

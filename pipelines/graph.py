@@ -24,7 +24,7 @@ def stage_graph(target: str, root: Path = Path()) -> dict[str, list[str]]:
         graph = repo.index.graph  # edges go from a stage to what it builds on
         targets = repo.stage.collect(target, graph=graph)
     except DvcException as error:
-        known = sorted({name.partition("@")[0] for name in _names(root)})
+        known = sorted({name.partition("@")[0] for name in stage_names(root)})
         if target not in known and known:
             raise ParameterError("target", f"there is no stage '{target}'; there are: {', '.join(known)}.") from error
         raise FileError(root / "dvc.yaml", str(error)) from error
@@ -33,7 +33,8 @@ def stage_graph(target: str, root: Path = Path()) -> dict[str, list[str]]:
     return {stage.addressing: sorted(d.addressing for d in graph.successors(stage)) for stage in order}
 
 
-def _names(root: Path) -> list[str]:
+def stage_names(root: Path = Path()) -> list[str]:
+    """Stages and groups as dvc.yaml calls them. Raises FileError if it cannot be read."""
     from vapi_core.files import read_yaml
 
     return list(read_yaml(root / "dvc.yaml")["stages"])

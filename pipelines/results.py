@@ -7,6 +7,8 @@ are the same as pandas DataFrames. Scores have six digits, as in the metrics fil
 import argparse
 import itertools
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -202,7 +204,12 @@ def main() -> None:
             grid = from_mlflow(arguments.profile or read_yaml("params.yaml")["profile"], names)
     except VapiError as error:
         sys.exit(f"error: {error}")
-    grid.to_csv(sys.stdout, index=False, lineterminator="\n")
+    try:
+        grid.to_csv(sys.stdout, index=False, lineterminator="\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads, `head` say, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        sys.exit(128 + signal.SIGPIPE)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,12 @@ def _keep_order(schema: dict[str, Any]) -> None:
         field["position"] = position
 
 
+def _offer_profiles(schema: dict[str, Any]) -> None:
+    """By this Prefect's form offers the profiles that are there when the flow is registered, and refuses any other."""
+    if known := _profiles(Path()):
+        schema["anyOf"][0]["enum"] = known
+
+
 class SweepForm(BaseModel):
     """What a researcher fills in. Every combination of the first four lists is a cell; each cell runs every seed."""
 
@@ -72,7 +78,11 @@ class SweepForm(BaseModel):
     steps: Annotated[int, Field(ge=1)] | None = Field(
         None, description="of each alignment; empty: those of the profile"
     )
-    profile: str | None = Field(None, description="a file of profiles/, without .yaml; empty: params.yaml as it is")
+    profile: str | None = Field(
+        None,
+        json_schema_extra=_offer_profiles,
+        description="a file of profiles/, without .yaml; empty: params.yaml as it is",
+    )
     parallelism: int = Field(1, ge=1, le=64, description="cells that run at the same time")
     threads: int = Field(1, ge=0, description="CPU threads of a cell, 0: all; another number rounds differently")
 
@@ -240,12 +250,16 @@ def read_baseline(profile: str | None, root: Path = Path()) -> Baseline:
     params = read_yaml(root / "params.yaml")
     path = root / ("params.yaml" if profile is None else f"profiles/{profile}.yaml")
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in (root / "profiles").glob("*.yaml")))
+        known = ", ".join(_profiles(root))
         raise ParameterError("profile", f"there is no profile '{profile}'; there are: {known}.")
     if not (head := _git(root, "rev-parse", "--verify", "--quiet", "HEAD").strip()):
         raise FileError(root, "git has no commit here, which `dvc exp run` needs.", "Run `git add -A; git commit`.")
     revision = _digest([head, _git(root, "diff", "HEAD", "--", *CODE)])
     return Baseline(revision, params, read_yaml(path))
+
+
+def _profiles(root: Path) -> list[str]:
+    return sorted(path.stem for path in (root / "profiles").glob("*.yaml"))
 
 
 def experiments(root: Path = Path()) -> dict[str, str]:
@@ -254,15 +268,28 @@ def experiments(root: Path = Path()) -> dict[str, str]:
     return {name: commit for name, _, commit in (line.rpartition(" ") for line in lines)}
 
 
-def read_scores(commit: str, seeds: Iterable[int], root: Path = Path()) -> dict[str, list[float]]:
-    """Score, e.g. "score/fid scorer-classifier" -> its values over seeds.
+def read_scores(cell: str, seeds: Iterable[int], root: Path = Path()) -> dict[str, list[float]]:
+    """Score of a finished cell, e.g. "score/fid scorer-classifier" -> its values over seeds.
 
-    Args:
-        commit: of a cell's experiment.
+    Raises:
+        FileError: there is no such experiment, or the metrics of a seed are missing, damaged or not those of the others.
     """
-    metrics = [json.loads(_git(root, "show", f"{commit}:{METRICS.format(seed=seed)}")) for seed in seeds]
-    names = [name for name in metrics[0] if name.startswith("score/")]
-    return {name: [m[name] for m in metrics] for name in names}
+    remedy = f"Run `dvc exp remove {cell}`, then the sweep again."
+    commit = experiments(root).get(cell)
+    if commit is None:
+        raise FileError(cell, "there is no such experiment.", "Run the sweep again.")
+    values: list[dict[str, float]] = []
+    for seed in seeds:
+        path = METRICS.format(seed=seed)
+        try:
+            metrics = json.loads(_git(root, "show", f"{commit}:{path}"))
+            scores = {name: float(value) for name, value in metrics.items() if name.startswith("score/")}
+        except (ValueError, TypeError, AttributeError):
+            raise FileError(path, f"experiment {cell} has no scores there that can be read.", remedy) from None
+        if not scores or (values and scores.keys() != values[0].keys()):
+            raise FileError(path, f"experiment {cell} lacks scores of this seed.", remedy)
+        values.append(scores)
+    return {name: [scores[name] for scores in values] for name in values[0]}
 
 
 def read_key(commit: str, seed: int, root: Path = Path()) -> str | None:

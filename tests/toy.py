@@ -1,7 +1,7 @@
 """A repository with the pipeline's shape and none of its work: the flows' tests look at how stages run, not at what they do.
 
 The stages of its dvc.yaml run this file. A stage waits while VAPI_WORK has a file `hold-STAGE`, or `hold-RATIO` for its
-noise ratio; with `fail-RATIO` it fails. What began and ended is told in `stages.log` there.
+noise ratio; with `fail-RATIO` it fails, with `spoil-RATIO` its metrics cannot be read. What began and ended is told in `stages.log` there.
 """
 
 import json
@@ -45,7 +45,7 @@ stages:
 
 def make_toy(path: Path) -> None:
     """Makes the repository in an empty folder: our code and params with the stages above, and one git commit."""
-    for name in (".dvc/config", ".dvcignore", ".gitignore", "params.yaml", "prefect.yaml"):
+    for name in (".dvc/config", ".dvcignore", ".gitignore", "params.yaml", "prefect.yaml", "profiles/mnist.yaml"):
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, path / name)
     for name in ("pipelines", "vapi_core"):
@@ -76,9 +76,10 @@ def main() -> None:
         time.sleep(0.02)
     if (work() / f"fail-{noise}").exists():
         sys.exit("this cell was told to fail")
+    scores = "spoilt" if (work() / f"spoil-{noise}").exists() else json.dumps({"score/fid toy": 10 - noise})
     for path in (output, *metrics):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps({"score/fid toy": 10 - noise}))
+        Path(path).write_text(scores)
     tell("ended", noise)
 
 

@@ -25,10 +25,11 @@ from prefect.states import Completed, State
 from pydantic import ValidationError
 
 from pipelines import dashboards
-from pipelines.flows.running import gpu_tags, run_all, run_command, visible_gpus
+from pipelines.flows.running import CommandFailed, gpu_tags, run_all, run_command, visible_gpus
 from pipelines.paths import WORK
 from pipelines.results import publish
 from pipelines.sweep import (
+    TARGETS,
     Cell,
     SweepForm,
     command,
@@ -39,7 +40,7 @@ from pipelines.sweep import (
     read_scores,
     sweep_name,
 )
-from vapi_core.errors import VapiError
+from vapi_core.errors import FileError, VapiError
 from vapi_core.scoring.statistics import mean_and_standard_error
 
 PAPERS_NOISE = SweepForm.model_validate({})  # what the form holds when it opens: the paper's table 5
@@ -48,10 +49,22 @@ SKIPPED = "Skipped"  # name of the state of a cell that was finished before
 
 @task(retries=1, retry_delay_seconds=2)
 def run_cell(cell: Cell, gpus: list[str]) -> State:
-    """One experiment, unless it exists."""
-    if cell.name in experiments():
+    """One experiment, unless it exists. A cell whose scores cannot be read has failed.
+
+    All `dvc exp run --temp` share one queue, and each works until that is empty: one that has finished its own cell may
+    take another's too, and fail with that. So the experiment tells whether the cell is finished, not DVC's exit code.
+    """
+    exists = cell.name in experiments()
+    if not exists:
+        try:
+            run_command(command(cell), cell.name, gpus)
+        except CommandFailed:
+            if cell.name not in experiments():
+                raise
+    if cell.targets == TARGETS:  # the upstream has no scores of cells
+        read_scores(cell.name, cell.overrides["align.seeds"])
+    if exists:
         return Completed(name=SKIPPED, message="the experiment exists")
-    run_command(command(cell), cell.name, gpus)
     return Completed(message="the experiment is new")
 
 
@@ -104,11 +117,15 @@ class Progress:
 
     def finished(self, name: str, state: State) -> None:
         self._ended += 1
-        self._rows[name]["state"] = str(state.name).lower()
+        row = self._rows[name]
+        row["state"] = str(state.name).lower()
         if state.is_completed():
-            self._rows[name] |= scores_row(read_scores(experiments()[name], self._seeds))
+            try:
+                row |= scores_row(read_scores(name, self._seeds))
+            except FileError as error:  # the experiment has been removed since its task read it
+                row["problem"] = str(error)
         else:
-            self._rows[name]["problem"] = (state.message or "no message").strip().splitlines()[-1]
+            row["problem"] = (state.message or "no message").strip().splitlines()[-1]
         update_progress_artifact(self._bar, 100 * self._ended / len(self._rows))
         self._show()
 

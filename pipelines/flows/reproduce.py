@@ -9,13 +9,23 @@ from typing import Annotated, Any
 
 from prefect import flow, task
 from prefect.states import Completed, State
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
 from pipelines.flows.running import gpu_tags, run_all, run_command, visible_gpus
-from pipelines.graph import stage_graph
+from pipelines.graph import stage_graph, stage_names
 from pipelines.params import load_params
-from vapi_core.errors import VapiError
+from vapi_core.errors import FileError, VapiError
 
+
+def target_schema() -> dict[str, Any]:
+    """By this Prefect refuses what is no stage when it is submitted: dvc.yaml's stages when the flow was registered."""
+    try:
+        return {"type": "string", "pattern": f"^({'|'.join(stage_names())})(@.+)?$"}
+    except FileError:  # which `stage_graph` tells
+        return {"type": "string"}
+
+
+Target = Annotated[str, WithJsonSchema(target_schema())]
 Parallelism = Annotated[int, Field(ge=1, le=64)]
 
 
@@ -26,7 +36,7 @@ def reproduce_stage(stage: str, gpus: list[str]) -> None:
 
 
 @flow(name="reproduce", flow_run_name="reproduce-{target}")
-def reproduce(target: str = "report", parallelism: Parallelism = 2) -> State:
+def reproduce(target: Target = "report", parallelism: Parallelism = 2) -> State:
     """Brings a stage of dvc.yaml up to date.
 
     Args:

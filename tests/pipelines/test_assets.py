@@ -36,7 +36,7 @@ def empty(tmp_path, monkeypatch):
 def put(root: Path, *places: str) -> None:
     for place in places:
         (root / place).parent.mkdir(parents=True, exist_ok=True)
-        (root / place).touch()
+        (root / place).write_text("content")
 
 
 def test_the_default_profile_needs_nothing(empty):
@@ -69,6 +69,27 @@ def test_the_command_lists_what_is_missing_and_ends_with_1_until_nothing_is(empt
     put(empty, "assets/lpips/vgg16-397923af.pth", "assets/lpips/weights-vgg16-lpips.pth", "assets/imagenet/train/a")
     assert main([]) == 0
     assert "nothing is missing" in capsys.readouterr().out
+
+
+def test_what_is_there_but_empty_is_missing_and_told_as_empty(params, empty, monkeypatch, capsys):
+    (empty / "assets/imagenet/train/n01440764").mkdir(parents=True)
+    put(empty, "assets/lpips/vgg16-397923af.pth")
+    weights = ("assets/c2i_XXL_384.pt", "assets/lpips/weights-vgg16-lpips.pth")
+    for place in weights:
+        (empty / place).touch()
+    states = {asset.files or asset.place: asset.state for asset in assets_of(params)}
+    assert states[("vgg16-397923af.pth",)] == "there"
+    assert {*states.values()} == {"there", "missing"} and [*states.values()].count("there") == 1
+    lines = [line.strip() for line in assets.table(assets_of(params)).splitlines()]
+    told = [line.removesuffix(" is there, but empty") for line in lines if line.endswith("empty")]
+    assert told == ["assets/imagenet/train", weights[0], weights[1]]
+
+
+def test_images_behind_a_link_are_there(params, empty):
+    put(empty, "disk/n01440764/a.jpeg")
+    (empty / "assets/imagenet/train").mkdir(parents=True)
+    (empty / "assets/imagenet/train/n01440764").symlink_to(empty / "disk/n01440764")
+    assert assets_of(params)[0].state == "there"
 
 
 def test_a_stage_asks_for_what_it_and_the_stages_behind_it_read(params, empty):

@@ -315,5 +315,5 @@ def test_a_cell_of_a_sweep_is_an_experiment_that_takes_its_upstream_from_the_cac
     assert [line for line in result.stdout.splitlines() if line.startswith("Running stage")] == [
         "Running stage 'cell@0':"
     ]
-    scores = sweep.read_scores(sweep.experiments(checkout.path)[cell.name], form.seeds, checkout.path)
+    scores = sweep.read_scores(cell.name, form.seeds, checkout.path)
     assert scores["score/fid scorer-classifier"][0] > 0

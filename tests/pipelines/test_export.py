@@ -38,3 +38,12 @@ def test_a_folder_without_anything_to_export_is_named(tmp_path, capsys, what, pr
     assert main([what, str(tmp_path / "nowhere"), str(tmp_path / "out")]) == 1
     assert "nowhere" in (told := capsys.readouterr().err) and problem in told
     assert not (tmp_path / "out").exists()
+
+
+def test_a_misspelt_place_makes_no_folder_and_a_folder_is_no_file(tmp_path, capsys):
+    save_model(tmp_path / "aligned", "tokenizer", tiny_tokenizer(), base_sha256="abc")
+    misspelt = tmp_path / "resluts" / "official.pt"
+    for place, problem in ((misspelt, f"there is no folder {misspelt.parent}"), (tmp_path, "this is a folder")):
+        assert main(["weights", str(tmp_path / "aligned"), str(place)]) == 1
+        assert f"{place}: {problem}" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["aligned"]

@@ -16,6 +16,8 @@ def submit(**form):
 
 def test_a_form_that_can_work_is_taken():
     submit(noise_ratios=[0, 0.5], regularizers=["ce", "kl"], reward_terms=["prior", "mse+perceptual"], steps=None)
+    submit(profile="scenes")
+    submit(profile=None)
     submit()
 
 
@@ -30,6 +32,7 @@ def test_a_form_that_can_work_is_taken():
         ("regularizers", ["dropout"], "form.regularizers[0]"),
         ("reward_terms", ["mse+beauty"], "form.reward_terms[0]"),
         ("seeds", [], "form.seeds"),
+        ("profile", "mnits", "form.profile"),
         ("parallelism", 0, "form.parallelism"),
     ],
 )
@@ -51,6 +54,15 @@ def test_reproduce_refuses_to_run_no_stage_at_a_time():
     validate({"parallelism": 2}, schema, raise_on_error=True)
     with pytest.raises(ValidationError, match="parallelism"):
         validate({"parallelism": 0}, schema, raise_on_error=True)
+
+
+def test_reproduce_refuses_what_is_no_stage_and_takes_groups_and_their_members():
+    schema = parameter_schema(reproduce).model_dump_for_openapi()
+    for target in ("report", "align", "align@va-pi-0"):
+        validate({"target": target}, schema, raise_on_error=True)
+    for target in ("reprot", "align-all", ""):
+        with pytest.raises(ValidationError, match="Validation failed for field 'target'"):
+            validate({"target": target}, schema, raise_on_error=True)
 
 
 def test_the_form_keeps_the_order_of_its_fields():

@@ -4,6 +4,7 @@ The repository they work in is the toy of tests/toy.py. Servers and worker take 
 these tests on.
 """
 
+import base64
 import json
 import os
 import re
@@ -30,6 +31,7 @@ from prefect.client.schemas.filters import (
     LogFilterFlowRunId,
 )
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelling
 
@@ -114,6 +116,14 @@ class Ui:
         path.touch()
         return path
 
+    def artifacts(self, run) -> dict[str, list[str]]:
+        """Kind -> contents of what a run shows."""
+        found: dict[str, list[str]] = {}
+        for artifact in self.client.read_artifacts():
+            if artifact.flow_run_id == run:
+                found.setdefault(artifact.type, []).append(artifact.data)
+        return found
+
     def table(self, rows: int) -> list[dict]:
         """The newest table artifact of so many rows."""
         artifacts = self.client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(like_="sweep-%")))
@@ -125,11 +135,11 @@ class Ui:
         return [p for p in psutil.process_iter() if works_in(p, self.root)]
 
     def stages(self) -> list[psutil.Process]:
-        return [p for p in self.processes() if p.cmdline()[1:2] == ["toy.py"]]
+        return [p for p in self.processes() if command_line(p)[1:2] == ["toy.py"]]
 
     def stage_and_dvc(self) -> list[psutil.Process]:
-        """The process of the one stage that runs, and of the DVC that runs it."""
-        (stage,) = self.stages()
+        """The process of the one stage that waits, once all others have ended, and of the DVC that runs it."""
+        (stage,) = wait_until(lambda: found if len(found := self.stages()) == 1 else None)
         return [stage, next(p for p in stage.parents() if "--wait-for-lock" in p.cmdline())]
 
 
@@ -140,15 +150,24 @@ def works_in(process: psutil.Process, root: Path) -> bool:
         return False
 
 
+def command_line(process: psutil.Process) -> list[str]:
+    """Empty of a process that has ended meanwhile."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
 def plain(name: str) -> str:
     return re.sub(r"-[0-9a-f]{8}$", "", name)
 
 
 def wait_until(condition, seconds=SECONDS):
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.1)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +263,13 @@ def test_a_sweep_goes_on_beside_a_failing_cell_and_running_it_again_does_only_wh
     assert table[CELL.format("0.5")]["state"] == "failed"
     assert table[CELL.format("0.75")]["fid toy"] == "9.25 ± nan"
 
+    shown = ui.artifacts(run)
+    (image,) = shown["image"]
+    assert base64.b64decode(image.partition("base64,")[2]).startswith(b"\x89PNG")
+    links = "\n".join(shown["markdown"])  # as which Prefect keeps links
+    printed = {name: url for name, url in ui.printed.items() if "dashboard" in name.lower()}
+    assert printed and all(url in links for url in printed.values())
+
     fail.unlink()
     before = len(ui.events())
     again = ui.submit("ablation-sweep/ablation-sweep", form=form(0.0, 0.5, 0.75))
@@ -263,7 +289,7 @@ def test_a_cancelled_run_and_a_killed_worker_leave_no_process_and_another_run_re
 
     run = ui.submit("ablation-sweep/ablation-sweep", form=form(0.2))
     wait_until(lambda: ui.events().count("began cell@1 0.2") == 2)
-    (worker,) = [p for p in ui.processes() if "worker" in p.cmdline() and "pipelines.processes" not in p.cmdline()]
+    (worker,) = [p for p in ui.processes() if {"worker", "pipelines.processes"} & {*command_line(p)} == {"worker"}]
     worker.kill()
     wait_until(lambda: not ui.stages())
 
@@ -278,6 +304,7 @@ def test_a_cancelled_run_and_a_killed_worker_leave_no_process_and_another_run_re
     [
         ("noise_ratios", [1.5]),
         ("reward_terms", ["mse+beauty"]),
+        ("profile", "mnits"),
     ],
 )
 def test_bad_input_is_refused_at_submission_with_the_fields_name(ui, field, value):
@@ -315,7 +342,7 @@ def test_schedules_make_runs_that_run_and_a_dry_run_prints_its_commands_and_runs
 
     def scheduled():
         filters = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
-        runs = ui.client.read_flow_runs(deployment_filter=filters)
+        runs = ui.client.read_flow_runs(deployment_filter=filters, sort=FlowRunSort.EXPECTED_START_TIME_ASC)  # 200
         return [r for r in runs if r.id not in known and r.auto_scheduled]
 
     before = ui.events()
@@ -323,8 +350,8 @@ def test_schedules_make_runs_that_run_and_a_dry_run_prints_its_commands_and_runs
     (ran, *_) = [r for r in scheduled() if r.state.is_completed()]
     wait_until(lambda: "--set-param align.noise_ratio=0.25" in ui.log(ran.id))  # logs arrive a little later
     assert ui.events() == before
-    on_the_minute = [r for r in scheduled() if r.expected_start_time.second == 0]
-    assert len({r.expected_start_time for r in on_the_minute}) >= 2  # cron's, and not only the next one
+    times = {run.expected_start_time for run in scheduled()}
+    assert len([t for t in times if t.second == t.microsecond == 0]) >= 2  # cron's, and not only the next one
     for schedule in ui.client.read_deployment_schedules(deployment.id):
         ui.client.delete_deployment_schedule(deployment.id, schedule.id)
 

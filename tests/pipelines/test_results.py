@@ -117,6 +117,14 @@ def test_dvc_and_mlflow_tell_the_same_grid(sweep):
     pd.testing.assert_frame_equal(results.from_mlflow("tiny", [HALF]), results.from_dvc([HALF]))
 
 
+def test_a_reader_that_has_enough_ends_the_command_quietly(sweep):
+    command = [sys.executable, "-m", "pipelines.results"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141  # what a shell tells of a process that SIGPIPE ended
+
+
 def test_a_sweep_is_one_run_with_its_grid_and_figures_and_its_cells_below_it(sweep):
     for _ in range(2):  # publishing again replaces the run
         results.publish("sweep-1", "tiny", {"noise_ratios": [0.0, 0.5]}, [HALF, KL, FAILS])

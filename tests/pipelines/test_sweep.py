@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pipelines import sweep
 from pipelines.params import check_params
 from pipelines.sweep import Baseline, SweepForm, plan_cells, plan_upstream
-from vapi_core.errors import ParameterError
+from vapi_core.errors import FileError, ParameterError
 from vapi_core.files import read_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -167,6 +167,25 @@ def test_dvc_understands_every_kind_of_override_and_the_experiment_is_found_by_i
     with (repository / "ran.yaml").open("w") as file:
         subprocess.run(["git", "show", f"{commit}:out"], cwd=repository, stdout=file, check=True)
     assert read_yaml(repository / "ran.yaml") == found.profile
+
+
+def test_scores_that_cannot_be_read_are_told_with_cell_file_and_remedy(repository):
+    for seed, content in {0: '{"score/fid": 1.5}', 1: '{"score/fid": 2.5}', 2: "spoilt", 3: '{"score/is": 1}'}.items():
+        path = repository / sweep.METRICS.format(seed=seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    for line in (
+        "add -A",
+        "-c user.name=x -c user.email=x@y commit -qm cell",
+        "update-ref refs/exps/ab/cdef/cell-1 HEAD",
+    ):
+        subprocess.run(["git", *line.split()], cwd=repository, check=True)
+    assert sweep.read_scores("cell-1", [0, 1], repository) == {"score/fid": [1.5, 2.5]}
+    for seed in (2, 3, 4):  # damaged, other scores, missing
+        with pytest.raises(FileError, match=rf"cell@{seed}\.json: experiment cell-1 .*dvc exp remove cell-1"):
+            sweep.read_scores("cell-1", [0, seed], repository)
+    with pytest.raises(FileError, match="cell-2: there is no such experiment"):
+        sweep.read_scores("cell-2", [0], repository)
 
 
 def test_the_baseline_follows_uncommitted_code_and_names_an_unknown_profile(repository):

@@ -1,0 +1,139 @@
+"""A sweep's artifacts, and both flows from plain Python: no server runs, Prefect starts one for the time of the run."""
+
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from prefect.states import Completed
+
+from pipelines import dashboards
+from pipelines.flows import ablation_sweep
+from pipelines.flows.running import CommandFailed
+from pipelines.sweep import Cell
+from tests.toy import WORK, make_toy
+
+PNG = b"\x89PNG\r\n\x1a\n"
+PROFILE = {"profile": "tiny", "score": {"extractors": ["scorer-classifier"], "geneval": None}}
+CELL = Cell("noise0-ce0.1-mse-00000000", {"noise_ratio": 0.0}, {}, ("cell",))
+PLAIN = """
+import json
+from prefect.client.orchestration import get_client
+from pipelines.flows.ablation_sweep import ablation_sweep
+from pipelines.flows.reproduce import reproduce
+from pipelines.sweep import SweepForm
+from vapi_core.errors import VapiError
+
+state = reproduce(target="tokenize", parallelism=1, return_state=True)
+try:
+    ablation_sweep(SweepForm(noise_ratios=[0.0, 0.5, 0.75], seeds=[1]))
+except VapiError as error:
+    problem = str(error)
+with get_client(sync_client=True) as client:
+    artifacts = sorted(client.read_artifacts(), key=lambda a: a.created)
+    tasks = {task.name: task.state.name for task in client.read_task_runs()}
+told = {"reproduced": state.message, "problem": problem, "tasks": tasks}
+print(json.dumps(told | {"artifacts": [(a.type, a.data) for a in artifacts]}))
+"""
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """The artifacts that a sweep makes, newest of each key, in place of Prefect's."""
+    made = {}
+
+    def create(kind):
+        return lambda content, key, **more: made.update({key: (kind, content, more)})
+
+    for kind in ("image", "link", "progress", "table"):
+        monkeypatch.setattr(ablation_sweep, f"create_{kind}_artifact", create(kind))
+    monkeypatch.setattr(
+        ablation_sweep, "update_progress_artifact", lambda bar, percent: made.update(done=("bar", percent, {}))
+    )
+    monkeypatch.setattr(ablation_sweep, "WORK", tmp_path)
+    monkeypatch.chdir(tmp_path)  # where there is no experiment
+    return made
+
+
+def test_at_its_end_a_sweep_shows_its_figures_and_links_to_its_runs_and_dashboards(made, tmp_path, monkeypatch):
+    server = "http://mlflow.example:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    registered = []
+    monkeypatch.setattr(dashboards, "register", lambda profile, boards: registered.append((profile, boards)) or "7")
+    progress = ablation_sweep.Progress([CELL], [1])
+    (sweep,) = (key for key, (kind, *_) in made.items() if kind == "table")
+    figure = tmp_path / "sweeps" / sweep / "over-noise_ratio.png"
+    figure.parent.mkdir(parents=True)
+    figure.write_bytes(PNG + b"of a grid")
+    progress.conclude(PROFILE)
+
+    kind, content, _ = made[f"{sweep}-over-noise-ratio"]
+    assert kind == "image" and content.startswith("data:image/png;base64,")
+    assert base64.b64decode(content.partition(",")[2]) == figure.read_bytes()
+    links = {key.removeprefix(f"{sweep}-"): content for key, (kind, content, _) in made.items() if kind == "link"}
+    ((profile, boards),) = registered
+    assert profile == "tiny" and {board.key for board in boards} == {"ablation", "methods"}
+    runs = f"{server}/#/experiments/7"
+    assert links == {"runs": runs, **{board.key: dashboards.url(server, "7", board) for board in boards}}
+    assert all(re.fullmatch("[a-z0-9-]+", key) for key in made)  # Prefect takes no other
+
+
+def test_a_cell_whose_scores_are_gone_is_listed_with_its_problem_and_ends_nothing(made):
+    ablation_sweep.Progress([CELL], [1]).finished(CELL.name, Completed())
+    ((row,),) = (content for kind, content, _ in made.values() if kind == "table")
+    assert "there is no such experiment" in row["problem"] and made["done"][1] == 100
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_cell_is_finished_if_its_experiment_exists_though_dvc_failed_in_another_one(finished, monkeypatch):
+    found = {}
+
+    def fail(command, name, gpus):
+        found.update({name: "commit"} if finished else {})
+        raise CommandFailed("dvc ended with exit code 255")
+
+    monkeypatch.setattr(ablation_sweep, "run_command", fail)
+    monkeypatch.setattr(ablation_sweep, "experiments", lambda: found)
+    monkeypatch.setattr(ablation_sweep, "read_scores", lambda name, seeds: {"score/fid": [1.0]})
+    cell = Cell(CELL.name, {}, {"align.seeds": [1]}, ("cell",))
+    if finished:
+        assert ablation_sweep.run_cell.fn(cell, []).is_completed()
+    else:
+        with pytest.raises(CommandFailed):
+            ablation_sweep.run_cell.fn(cell, [])
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """What is there after both flows have run in a toy repository, where the metrics of a cell are spoilt."""
+    root = tmp_path_factory.mktemp("plain") / "toy"
+    make_toy(root)
+    (root / WORK).mkdir(exist_ok=True)
+    (root / WORK / "spoil-0.5").touch()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "VAPI_"))}
+    environment |= {"PREFECT_HOME": str(root.with_name("prefect")), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", PLAIN]
+    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_both_flows_run_from_plain_python_without_a_server(told):
+    assert told["reproduced"] == "2 stages are up to date"
+    assert {told["tasks"][stage] for stage in ("subset", "tokenize")} == {"Completed"}
+    assert {kind for kind, _ in told["artifacts"]} >= {"table", "progress", "image"}
+    (image,) = (data for kind, data in told["artifacts"] if kind == "image")
+    assert base64.b64decode(image.partition(",")[2]).startswith(PNG)
+
+
+def test_a_cell_with_spoilt_metrics_is_red_and_listed_and_the_others_go_on(told):
+    states = {name.partition("-")[0]: state for name, state in told["tasks"].items() if name.startswith("noise")}
+    assert states == {"noise0": "Completed", "noise0.5": "Failed", "noise0.75": "Completed"}
+    assert told["problem"].startswith("1 of 3 cells did not end well: noise0.5-")
+    *_, table = (json.loads(data) for kind, data in told["artifacts"] if kind == "table")
+    rows = {row["noise_ratio"]: row for row in table}
+    assert [rows[n]["state"] for n in (0.0, 0.5, 0.75)] == ["completed", "failed", "completed"]
+    assert "no scores there that can be read" in rows[0.5]["problem"] and rows[0.75]["fid toy"] == "9.25 ± nan"
