@@ -171,11 +171,8 @@ def sweep_name(cells: Iterable[Cell]) -> str:
 
 
 def command(cell: Cell) -> list[str]:
-    """The command that runs a cell.
-
-    The flag stands before the subcommand: without it, parallel cells fail for DVC's lock instead of waiting.
-    """
-    line = ["dvc", "--wait-for-lock", "exp", "run", "--temp", "--name", cell.name]
+    """The command that runs a cell."""
+    line = ["python", "-m", "pipelines.experiment", "--name", cell.name]
     for name, value in cell.overrides.items():
         line += ["--set-param", name if name.startswith("~") else f"{name}={_hydra(value)}"]
     return [*line, *cell.targets]

@@ -25,7 +25,7 @@ from prefect.states import Completed, State
 from pydantic import ValidationError
 
 from pipelines import dashboards
-from pipelines.flows.running import CommandFailed, gpu_tags, run_all, run_command, visible_gpus
+from pipelines.flows.running import gpu_tags, run_all, run_command, visible_gpus
 from pipelines.paths import WORK
 from pipelines.results import publish
 from pipelines.sweep import (
@@ -49,18 +49,10 @@ SKIPPED = "Skipped"  # name of the state of a cell that was finished before
 
 @task(retries=1, retry_delay_seconds=2)
 def run_cell(cell: Cell, gpus: list[str]) -> State:
-    """One experiment, unless it exists. A cell whose scores cannot be read has failed.
-
-    All `dvc exp run --temp` share one queue, and each works until that is empty: one that has finished its own cell may
-    take another's too, and fail with that. So the experiment tells whether the cell is finished, not DVC's exit code.
-    """
+    """One experiment, unless it exists. A cell whose scores cannot be read has failed."""
     exists = cell.name in experiments()
     if not exists:
-        try:
-            run_command(command(cell), cell.name, gpus)
-        except CommandFailed:
-            if cell.name not in experiments():
-                raise
+        run_command(command(cell), cell.name, gpus)
     if cell.targets == TARGETS:  # the upstream has no scores of cells
         read_scores(cell.name, cell.overrides["align.seeds"])
     if exists:

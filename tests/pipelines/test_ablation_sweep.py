@@ -12,7 +12,6 @@ from prefect.states import Completed
 
 from pipelines import dashboards
 from pipelines.flows import ablation_sweep
-from pipelines.flows.running import CommandFailed
 from pipelines.sweep import Cell
 from tests.toy import WORK, make_toy
 
@@ -85,25 +84,6 @@ def test_a_cell_whose_scores_are_gone_is_listed_with_its_problem_and_ends_nothin
     ablation_sweep.Progress([CELL], [1]).finished(CELL.name, Completed())
     ((row,),) = (content for kind, content, _ in made.values() if kind == "table")
     assert "there is no such experiment" in row["problem"] and made["done"][1] == 100
-
-
-@pytest.mark.parametrize("finished", [True, False])
-def test_a_cell_is_finished_if_its_experiment_exists_though_dvc_failed_in_another_one(finished, monkeypatch):
-    found = {}
-
-    def fail(command, name, gpus):
-        found.update({name: "commit"} if finished else {})
-        raise CommandFailed("dvc ended with exit code 255")
-
-    monkeypatch.setattr(ablation_sweep, "run_command", fail)
-    monkeypatch.setattr(ablation_sweep, "experiments", lambda: found)
-    monkeypatch.setattr(ablation_sweep, "read_scores", lambda name, seeds: {"score/fid": [1.0]})
-    cell = Cell(CELL.name, {}, {"align.seeds": [1]}, ("cell",))
-    if finished:
-        assert ablation_sweep.run_cell.fn(cell, []).is_completed()
-    else:
-        with pytest.raises(CommandFailed):
-            ablation_sweep.run_cell.fn(cell, [])
 
 
 @pytest.fixture(scope="module")

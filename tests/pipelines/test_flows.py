@@ -140,7 +140,7 @@ class Ui:
     def stage_and_dvc(self) -> list[psutil.Process]:
         """The process of the one stage that waits, once all others have ended, and of the DVC that runs it."""
         (stage,) = wait_until(lambda: found if len(found := self.stages()) == 1 else None)
-        return [stage, next(p for p in stage.parents() if "--wait-for-lock" in p.cmdline())]
+        return [stage, next(p for p in stage.parents() if "pipelines.experiment" in p.cmdline())]
 
 
 def works_in(process: psutil.Process, root: Path) -> bool:

@@ -131,17 +131,18 @@ def test_another_profile_is_its_differences_from_params_yaml():
     assert "generator.dim" not in cell.overrides
 
 
-def test_a_command_waits_for_the_lock_and_runs_in_a_directory_of_its_own():
+def test_a_command_names_the_experiment_its_overrides_and_the_stage():
     (cell,) = plan_cells(SweepForm(noise_ratios=[0.5]), baseline())
     line = sweep.command(cell)
-    assert line[:7] == ["dvc", "--wait-for-lock", "exp", "run", "--temp", "--name", cell.name]
+    assert line[:5] == ["python", "-m", "pipelines.experiment", "--name", cell.name]
     assert "align.seeds=[4, 5, 6]" in line and line[-1] == "cell"
 
 
 @pytest.fixture(autouse=True)
 def commands(monkeypatch):
-    """`dvc` is the one beside this Python."""
+    """`dvc` and `python` are those beside this Python, and `pipelines` is ours in any folder."""
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 
 @pytest.fixture

@@ -1,0 +1,64 @@
+"""One DVC experiment in a temporary directory, beside any number of others: what runs a cell.
+
+`python -m pipelines.experiment --name NAME ...` is `dvc --wait-for-lock exp run --temp --name NAME ...`, run by DVC's own
+command line in this process, with one departure from DVC (as of 3.67.1; dvc/repo/experiments/queue/tempdir.py and
+workspace.py). DVC puts the experiments of all its processes in one git stash, from which each takes by position, without the
+repository's lock, until the stash is empty: of two that run at the same time one may take the other's. Here every name has a
+stash of its own, so that there is nothing of others to take, and the lock is held while an entry is taken too.
+
+Only one process of a name may run at a time, as `processes` sees to in a sweep.
+"""
+
+import argparse
+import sys
+
+from dvc.cli import main as run_dvc
+from dvc.repo.experiments import Experiments
+from dvc.repo.experiments.queue.base import QueueEntry, QueueGetResult
+from dvc.repo.experiments.queue.tempdir import TempDirQueue
+from dvc.utils.objects import cached_property
+
+STASHES = "refs/vapi"  # not below refs/exps, where DVC takes what it does not know for an experiment
+
+
+class OwnQueue(TempDirQueue):
+    """The queue of one experiment."""
+
+    def put(self, *args, **kwargs) -> QueueEntry:
+        self.stash.clear()  # of what a killed process of this name left
+        return super().put(*args, **kwargs)
+
+    def get(self) -> QueueGetResult:
+        """Under the lock that `put` has too: the last stash takes its folder along, where another may be about to begin."""
+        with self.repo.lock:
+            return super().get()
+
+
+def stash_of(name: str) -> str:
+    """The git reference of an experiment's stash."""
+    return f"{STASHES}/{name}"
+
+
+def use_own_queue(name: str) -> None:
+    """Makes DVC, in this process, run `--temp` experiments from the stash of this name."""
+
+    def tempdir_queue(experiments: Experiments) -> TempDirQueue:
+        return OwnQueue(experiments.repo, stash_of(name))
+
+    Experiments.tempdir_queue = cached_property(tempdir_queue)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        usage="python -m pipelines.experiment --name NAME [any option of `dvc exp run`] TARGET ...",
+        description="Runs one DVC experiment in a temporary directory.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--name", required=True, help="of the experiment")
+    options, others = parser.parse_known_args()
+    use_own_queue(options.name)
+    return run_dvc(["--wait-for-lock", "exp", "run", "--temp", "--name", options.name, *others])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
