@@ -14,6 +14,7 @@ import torch
 
 from benchmarks.figures import save_figure, save_start_up
 from benchmarks.measure import PAIRS, Results
+from benchmarks.summary import summary
 from vapi_core.errors import VapiError
 from vapi_core.files import write_json
 from vapi_core.models.generator import OFFICIAL_GENERATORS
@@ -79,12 +80,7 @@ def main() -> int:
     results["command"] = "python -m benchmarks " + " ".join(sys.argv[1:])
     name = options.name or f"{options.benchmark}-{options.profile}"
     write_json(REPORTS / f"{name}.json", results)
-    if "ratio" in results:
-        low, high = results["ratio_range"]
-        print(f"{name}: {results['ratio']:.2f} times as fast ({low:.2f} to {high:.2f})")
-        if "cpu_ratio" in results:
-            low, high = results["cpu_ratio_range"]
-            print(f"by CPU time {results['cpu_ratio']:.2f} ({low:.2f} to {high:.2f})")
+    print("\n".join(summary(name, results)))
     if importlib.util.find_spec("matplotlib") is None:
         print("matplotlib is not installed: no figure.", file=sys.stderr)
     elif options.benchmark == "pipeline":

@@ -14,6 +14,7 @@ from benchmarks.figures import save_figure, save_start_up
 from benchmarks.measure import least_disturbed_ratio, pairs, peak, run
 from benchmarks.models import setting
 from benchmarks.sample import equal_tokens
+from benchmarks.summary import summary
 from tests.tiny import tiny_generator
 from vapi_core.models.generator import OFFICIAL_GENERATORS, GeneratorConfig
 from vapi_core.models.tokenizer import TokenizerConfig
@@ -176,3 +177,28 @@ def test_the_work_of_a_step_is_what_its_parts_are():
     assert {name: round(value, 2) for name, value in of.items()} == WORK_OF_XL
     total = work.schedules(of, 8)
     assert total["authors"] == pytest.approx(37, rel=0.02) and total["ours"] == pytest.approx(8.2, rel=0.03)
+
+
+def test_the_command_prints_every_measured_quantity_of_both_sides():
+    results = {
+        "ratio": 2.0,
+        "ratio_range": [1.9, 2.1],
+        "cpu_ratio": 2.2,
+        "cpu_ratio_range": [2.1, 2.3],
+        "flop_ratio": 2.5,
+        "share_of_flop_ratio": 0.88,
+        "median_seconds": {"ours": 1.5, "authors": 3.0},
+        "peak_bytes": {"ours": 2**20, "authors": None},  # a GPU could not hold theirs
+        "flops": {"ours": 2e12, "authors": 5e12},
+        "share_of_memory_limit": {"ours": 0.42, "authors": 0.16},
+    }
+    assert [" ".join(line.split()) for line in summary("align-xl", results)] == [
+        "align-xl: 2.00 times as fast (1.90 to 2.10)",
+        "by CPU time 2.20 (2.10 to 2.30)",
+        "FLOPs allow 2.50; 88% of it",
+        "ours authors",
+        "seconds, median 1.5 3",
+        "TFLOP 2 5",
+        "share of the memory's bandwidth 42% 16%",
+    ]
+    assert summary("pipeline", {"unchanged_repro_seconds": 2.5})[-1].split()[-1] == "2.50"
