@@ -14,7 +14,7 @@ ROWS = (  # of results with "ours" and "authors": key, title, factor, format
 
 
 def summary(name: str, results: dict[str, Any]) -> list[str]:
-    """Ratios, then what was measured of each side; what was not measured is left out."""
+    """Ratios, then what was measured of each side; what was measured of neither is left out."""
     lines = []
     if "ratio" in results:
         low, high = results["ratio_range"]
@@ -28,7 +28,7 @@ def summary(name: str, results: dict[str, Any]) -> list[str]:
     if sides:
         lines.append(f"{'':40}{'ours':>12}{'authors':>12}")
     for title, factor, form, values in sides:
-        lines.append(f"{title:40}" + "".join(f"{values[side] * factor:>12{form}}" for side in ("ours", "authors")))
+        lines.append(f"{title:40}" + "".join(_cell(values.get(side), factor, form) for side in ("ours", "authors")))
     for stage, seconds in results.get("start_up_seconds_beyond_torch", {}).items():
         lines.append(f"{f'seconds to import {stage}, beyond torch':40}{seconds:>12.2f}")
     if "unchanged_repro_seconds" in results:
@@ -38,4 +38,8 @@ def summary(name: str, results: dict[str, Any]) -> list[str]:
 
 def _measured(results: dict[str, Any], key: str) -> bool:
     values = results.get(key)
-    return isinstance(values, dict) and None not in (values.get("ours"), values.get("authors"))
+    return isinstance(values, dict) and any(value is not None for value in values.values())
+
+
+def _cell(value: float | None, factor: float, form: str) -> str:
+    return f"{'-':>12}" if value is None else f"{value * factor:>12{form}}"

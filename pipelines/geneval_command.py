@@ -19,6 +19,7 @@ from typing import Any
 from PIL import Image
 
 from pipelines.progress import Advance, progress
+from pipelines.uploader import dismiss_early
 from vapi_core.errors import FileError, ParameterError, VapiError
 from vapi_core.files import write_json
 from vapi_core.scoring.clip import load_clip
@@ -119,6 +120,7 @@ def write_scores(results_path: Path, results: list[GenEvalResult]) -> None:
 
 def main(arguments: list[str]) -> int:
     """Runs the command; 1 on an error of the user's or where images could not be scored."""
+    dismiss_early()  # of the stage `score`, which this is not
     try:
         evaluation = run(parse(arguments))
     except VapiError as error:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from pipelines.geneval_command import choose_device, counted, exit_code, positive
+from pipelines.uploader import dismiss_early
 from vapi_core.errors import FileError, VapiError
 from vapi_core.files import write_json
 from vapi_core.scoring.geneval_folder import read_folder, write_prompts
@@ -61,6 +62,7 @@ def run(arguments: argparse.Namespace) -> PreferenceScore:
 
 def main(arguments: list[str]) -> int:
     """Runs the command; 1 on an error of the user's or where images could not be scored."""
+    dismiss_early()  # of the stage `score`, which this is not
     try:
         score = run(parse(arguments))
     except VapiError as error:

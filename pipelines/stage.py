@@ -25,6 +25,7 @@ from pipelines.params import Params, load_params
 from pipelines.paths import REPORTS, RUN_FILE, WORK, remedy
 from pipelines.progress import progress
 from pipelines.tracking import StageRun, stage_key, stage_run
+from pipelines.uploader import dismiss_early
 from vapi_core import distributed
 from vapi_core.errors import FileError, ParameterError, VapiError
 from vapi_core.files import atomic_path, read_json, write_json
@@ -180,6 +181,7 @@ def run_stage(
             live_with_launcher()
             _check_launch(params, parallel)
         elif parallel and params.launch.processes > 1:
+            dismiss_early()  # the main one of the processes has its own
             relaunch(params.launch.processes)
             return
         _execute(stage_plan, key, work, params, arguments)

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,10 @@ def follow(directory: Path, over: Callable[[float], bool]) -> str | None:
     """
     journal = Journal(directory.parent, directory.name)
     try:
-        run, sent = RemoteRun(connect(), journal.header()), 0
+        client = connect()
+        if over(0.0) and journal.state()["status"] == "RUNNING":
+            return "the stage was killed"  # its next attempt may have begun: a run made now would be a second one
+        run, sent = RemoteRun(client, journal.header()), 0
         while True:
             last = over(FLUSH_SECONDS)
             entries = journal.entries()
@@ -166,7 +169,10 @@ def add_scores(scores: dict[str, dict[str, float]], headers: dict[str, Header]) 
         waiting.append(journal)
     if uploader.send_beside([journal.directory for journal in waiting]):
         return
-    problem = upload(waiting)
+    warn_of_scores(upload(waiting))
+
+
+def warn_of_scores(problem: str | None) -> None:
     if problem is not None:
         print(
             f"warning: the tracking server is away ({problem}). To send the scores later: {UPLOAD_COMMAND}",
@@ -398,8 +404,10 @@ def serve() -> None:
         over.set()
 
     threading.Thread(target=listen, daemon=True).start()
-    problem = follow(Path(first), over.wait) or upload([Journal(JOURNALS, Path(path).name) for path in others])
-    print(json.dumps(problem))
+    problem = follow(Path(first), over.wait)
+    warn_of_scores(upload([Journal(path.parent, path.name) for path in map(Path, others)]) if others else None)
+    with suppress(BrokenPipeError):  # the stage was killed
+        print(json.dumps(problem), flush=True)
 
 
 def main() -> None:

@@ -55,6 +55,8 @@ class UploadProcess:
 
     def finish(self) -> str | None:
         """As of `UploadThread`."""
+        global _in_use
+        _in_use = None
         try:
             answer, _ = self._process.communicate()
         except BrokenPipeError:
@@ -63,16 +65,29 @@ class UploadProcess:
             return f"the process that sends ended with code {self._process.wait()}"
         return json.loads(answer.splitlines()[-1])
 
+    def dismiss(self) -> None:
+        """Ends it before it has been given anything."""
+        self._process.kill()
+        self._process.communicate()
+
 
 _early: UploadProcess | None = None  # started and not yet asked for
 _in_use: UploadProcess | None = None
 
 
 def start_early() -> None:
-    """Has a process import MLflow; the main one of a stage that torchrun started as several."""
+    """Has a process import MLflow, unless this is one of several that torchrun started, and not the main one."""
     global _early
     if os.environ.get("RANK", "0") == "0":
         _early = UploadProcess()
+
+
+def dismiss_early() -> None:
+    """For a command that turns out to track nothing itself: its process would hold MLflow for nothing."""
+    global _early
+    if _early is not None:
+        _early.dismiss()
+        _early = None
 
 
 def start(follow: Follow, journal: Path) -> UploadThread | UploadProcess:

@@ -198,6 +198,7 @@ def test_the_command_prints_every_measured_quantity_of_both_sides():
         "FLOPs allow 2.50; 88% of it",
         "ours authors",
         "seconds, median 1.5 3",
+        "peak memory, MiB 1.0 -",
         "TFLOP 2 5",
         "share of the memory's bandwidth 42% 16%",
     ]

@@ -29,7 +29,7 @@ class CommandFailed(RuntimeError):
 
 
 def run_command(command: Sequence[str], name: str, gpus: Sequence[str] = ()) -> None:
-    """Runs a command of DVC from the top of the repository, its output in the log of the task.
+    """Runs a command from the top of the repository, its output in the log of the task.
 
     Args:
         name: whoever runs a command under this name waits for, or ends, what another one left; see `processes`.
@@ -49,7 +49,7 @@ def run_command(command: Sequence[str], name: str, gpus: Sequence[str] = ()) -> 
     with one_gpu(gpus) as choice:
         code = processes.run(command, name, environment() | choice, log)
     if code != 0:
-        raise CommandFailed("\n".join([f"{command[0]} ended with exit code {code}. The end of its output:", *tail]))
+        raise CommandFailed("\n".join([f"{name} ended with exit code {code}. The end of its output:", *tail]))
 
 
 def environment() -> dict[str, str]:

@@ -52,7 +52,8 @@ def test_a_stage_leaves_mlflow_to_the_process(workplace):
 
 
 def test_ctrl_c_reaches_the_stage_alone_and_its_run_is_closed(workplace):
-    stage = start(STAGE + "        os.killpg(0, signal.SIGINT)\n", start_new_session=True)
+    interrupted = "        os.killpg(0, signal.SIGINT)\n        while True:\n            pass\n"  # until it arrives
+    stage = start(STAGE + interrupted, start_new_session=True)
     stage.communicate()
     assert [run.info.status for run in live()] == ["KILLED"]
 
@@ -75,6 +76,39 @@ def test_scores_of_other_runs_are_sent_beside_the_stages_own(workplace):
     start(STAGE + "        tracking.add_scores({'k2': {'score/fid': 7.65}}, {})\n").communicate()
     assert [run.data.metrics for run in live("k2")] == [{"loss": 2.0, "score/fid": 7.65}]
     assert [run.info.status for run in live()] == ["FINISHED"]
+
+
+def test_a_stage_killed_before_its_run_was_made_gets_none(workplace):
+    journal = tracking.Journal(tracking.JOURNALS, "k1")
+    journal.begin(tracking.Header("digits", "align@va-pi-0", "k1", tracking.now()))
+    assert tracking.follow(journal.directory, lambda seconds: True) == "the stage was killed"
+    assert live() == []
+    journal.update(status="FINISHED", end_time=tracking.now())  # one that ends as fast gets its run
+    assert tracking.follow(journal.directory, lambda seconds: True) is None
+    assert [run.info.status for run in live()] == ["FINISHED"]
+
+
+def test_a_command_that_turns_out_to_track_nothing_ends_its_process(workplace):
+    program = """
+        from pipelines import uploader
+        uploader.start_early()
+        process = uploader._early._process
+        uploader.dismiss_early()
+        assert process.returncode is not None and uploader._early is None
+    """
+    assert start(program).wait() == 0
+
+
+def test_scores_that_cannot_be_sent_are_told_and_the_stages_own_run_is_not_to_blame(workplace):
+    broken = tracking.JOURNALS / "k2"
+    broken.mkdir(parents=True)
+    (broken / "run.json").write_text('{"header": {}, "uploaded": false}')
+    (broken / "metrics.jsonl").write_text("")
+    stage = start(STAGE + "        tracking.add_scores({'k2': {'score/fid': 7.65}}, {})\n")
+    _, errors = stage.communicate()
+    assert "To send the scores later: python -m pipelines.tracking upload" in errors.decode()
+    assert [run.info.status for run in live()] == ["FINISHED"]
+    assert tracking.Journal(tracking.JOURNALS, "k1").state()["uploaded"]
 
 
 def test_without_a_server_the_stage_is_told_and_succeeds(workplace, monkeypatch):

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from vapi_core.data.subset import open_array
+from vapi_core.files import atomic_path
 from vapi_core.models.captions import TextEncoder, encode_padded
 
 REMEDY = "To make it anew, run `dvc repro tokenize`."
@@ -32,7 +33,8 @@ class Standardization:
     deviation: np.ndarray
 
     def save(self, directory: Path) -> None:
-        np.save(directory / FILE, np.stack([self.mean, self.deviation]))
+        with atomic_path(directory / FILE) as temporary, open(temporary, "wb") as file:
+            np.save(file, np.stack([self.mean, self.deviation]))
 
     @classmethod
     def open(cls, directory: Path, dim: int) -> "Standardization":
