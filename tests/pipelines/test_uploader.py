@@ -52,7 +52,8 @@ def test_a_stage_leaves_mlflow_to_the_process(workplace):
 
 
 def test_ctrl_c_reaches_the_stage_alone_and_its_run_is_closed(workplace):
-    interrupted = "        os.killpg(0, signal.SIGINT)\n        while True:\n            pass\n"  # until it arrives
+    listen = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # a shell's background jobs do not
+    interrupted = f"        {listen}\n        os.killpg(0, signal.SIGINT)\n        while True:\n            pass\n"
     stage = start(STAGE + interrupted, start_new_session=True)
     stage.communicate()
     assert [run.info.status for run in live()] == ["KILLED"]
