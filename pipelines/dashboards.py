@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.tracking import register_view
+from pipelines.mlflow_runs import register_view
 from vapi_core.errors import VapiError
 from vapi_core.files import read_yaml
 

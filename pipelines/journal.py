@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pipelines.paths import WORK
 from vapi_core.files import read_json, write_json
 
+JOURNALS = WORK / "tracking"
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 
@@ -77,15 +79,19 @@ class Journal:
         """status, end_time, artifacts and uploaded."""
         return {name: value for name, value in read_json(self._header).items() if name != "header"}
 
-    def entries(self) -> list[Entry]:
-        """All reports; a torn line is left out."""
+    def entries(self, start: int = 0) -> tuple[list[Entry], int]:
+        """The reports from a byte of the file on, and where the next ones will begin; a torn line is left out."""
+        with self._entries.open("rb") as file:
+            file.seek(start)
+            content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]  # the last line may be on its way
         entries = []
-        for line in self._entries.read_text().splitlines():
+        for line in whole.splitlines():
             try:
                 entries.append(Entry(**json.loads(line)))
-            except (json.JSONDecodeError, TypeError):
+            except (ValueError, TypeError):
                 continue
-        return entries
+        return entries, start + len(whole)
 
 
 def all_journals(root: Path) -> list[Journal]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipelines import tracking
+from pipelines import mlflow_runs, tracking
 from pipelines.grid_figures import draw_heatmap, draw_lines, panels
 from pipelines.paths import WORK
 from pipelines.sweep import METRICS, experiments, is_cell, read_key
@@ -83,8 +83,8 @@ def from_mlflow(experiment: str, names: Iterable[str] | None = None) -> pd.DataF
     """The finished cells among the runs of an MLflow experiment (a profile); all that DVC's experiments made, or these."""
     rows = []
     wanted = None if names is None else set(names)
-    for run in tracking.find_runs(experiment, "tags.stage = 'cell' and attributes.status = 'FINISHED'"):
-        name, p = run.data.tags.get(tracking.EXPERIMENT_TAG), run.data.params
+    for run in mlflow_runs.find_runs(experiment, "tags.stage = 'cell' and attributes.status = 'FINISHED'"):
+        name, p = run.data.tags.get(mlflow_runs.EXPERIMENT_TAG), run.data.params
         if name is None or not is_cell(name) or (wanted is not None and name not in wanted):
             continue
         setting = {
@@ -177,7 +177,7 @@ def publish(sweep: str, profile: str, form: dict[str, Any], names: Iterable[str]
         run.table("grid", grid.replace({np.nan: None}).to_dict("records"))
         for file in files:
             run.artifact(file)
-        run.adopt(tracking.keys_of_experiments(profile, names))
+        run.adopt(mlflow_runs.keys_of_experiments(profile, names))
     return grid
 
 
@@ -187,7 +187,7 @@ def claim_runs(grid: pd.DataFrame, profile: str) -> None:
     known, commits = set(zip(told["experiment"], told["seed"], strict=True)), experiments()
     for name, seed in zip(grid["experiment"], grid["seed"], strict=True):
         if (name, seed) not in known and (key := read_key(commits[name], seed)) is not None:
-            tracking.name_experiment(profile, key, name)
+            mlflow_runs.name_experiment(profile, key, name)
 
 
 def main() -> None:

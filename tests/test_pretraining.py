@@ -95,7 +95,7 @@ def test_training_interrupted_about_the_start_ends_as_if_it_had_not_been(tmp_pat
 
 
 def test_fewer_encoder_outputs_than_codes_are_refused_by_name():
-    with pytest.raises(ParameterError, match="tokenizer.codebook_size: 16 encoder outputs"):
+    with pytest.raises(ParameterError, match="tokenizer.codebook_size: 16 different encoder outputs"):
         start_codebook(tiny_tokenizer(), images(1), CPU, seed=0)
 
 
@@ -128,7 +128,7 @@ def test_an_empty_canvas_has_one_centre_and_the_rest_has_the_others():
     torch.testing.assert_close(codes[0], rows[empty].mean(0), atol=1e-5, rtol=0)
     of_ink = torch.cdist(rows[~empty], codes).argmin(1)
     assert set(of_ink.tolist()) - {0} == set(range(1, 8))  # all of the others are about ink
-    with pytest.raises(ParameterError, match="tokenizer.codebook_size: 7 encoder outputs"):
+    with pytest.raises(ParameterError, match="tokenizer.codebook_size: 7 different encoder outputs"):
         start_codebook(tokenizer, scenes(6), CPU, seed=0)
 
 

@@ -5,8 +5,7 @@ from LlamaGen's: no discriminator and no LPIPS; L1 does for digits what these do
 The squared error of the color alone may weigh more: on a black canvas it is a small part of all, and a short training comes
 to the shapes only. And the codebook starts at the k-means centres of the outputs of an encoder that was trained for some steps
 without quantization, not at random: a short training otherwise leaves most of it unused. An empty canvas that fills most of
-all images has one of the centres. The generator minimises next-token
-cross-entropy with LlamaGen's dropouts.
+all images has one of the centres. The generator minimises next-token cross-entropy with LlamaGen's dropouts.
 """
 
 import numpy as np
@@ -22,7 +21,7 @@ from vapi_core.models.tokenizer import Tokenizer
 from vapi_core.randomness import stream
 from vapi_core.training import Slots
 
-MOST = 2 / 3  # of all patches: a patch that is so frequent is one for the start of the codebook
+FREQUENT = 2 / 3  # share of all patches from which on equal ones have one k-means centre, not one of many
 LOGITS_OF_A_PASS = 2**28  # 1 GB in float32
 
 
@@ -84,7 +83,7 @@ def start_codebook(tokenizer: Tokenizer, images: np.ndarray, device: torch.devic
     the others are those of the rest: an encoder without codebook makes such patches as varied as all others.
 
     Raises:
-        ParameterError: there are fewer (different) encoder outputs than codebook entries.
+        ParameterError: there are fewer encoder outputs than codebook entries; those of equal frequent patches count as one.
     """
     draws = stream(seed, "codebook start", 0)
     rows_per_image = (images.shape[1] // tokenizer.config.downsample) * (images.shape[2] // tokenizer.config.downsample)
@@ -94,7 +93,9 @@ def start_codebook(tokenizer: Tokenizer, images: np.ndarray, device: torch.devic
     rows = tokenizer.quantize.rows(torch.cat(outputs)).double().cpu().numpy()  # [N, D]
     same = most_frequent(patches(chosen, tokenizer.config.downsample))
     if (different := len(rows) - max(0, int(same.sum()) - 1)) < tokenizer.config.codebook_size:
-        raise ParameterError("tokenizer.codebook_size", f"{different} encoder outputs cannot start that many codes")
+        raise ParameterError(
+            "tokenizer.codebook_size", f"{different} different encoder outputs cannot start that many codes"
+        )
     centres = centres_apart(rows, same, tokenizer.config.codebook_size, draws)
     tokenizer.quantize.embedding.weight.copy_(torch.from_numpy(centres))
 
@@ -107,16 +108,16 @@ def patches(images: np.ndarray, side: int) -> np.ndarray:
 
 
 def most_frequent(rows: np.ndarray) -> np.ndarray:
-    """Which of the rows are equal to the most frequent one, bool [N]; none where it is not MOST of them."""
-    distinct, kind, counts = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
-    return (kind.reshape(-1) == counts.argmax()) & (counts.max() > MOST * len(rows))
+    """Which of the rows are equal to the most frequent one, bool [N]; none where they are not FREQUENT."""
+    _, kind, counts = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
+    return (kind.reshape(-1) == counts.argmax()) & (counts.max() > FREQUENT * len(rows))
 
 
 def centres_apart(rows: np.ndarray, same: np.ndarray, count: int, draws: np.random.Generator) -> np.ndarray:
     """`count` k-means centres of rows [N, D], one of which belongs to the rows that are `same`, if any are."""
     from scipy.cluster.vq import kmeans2
 
-    if not same.any():
+    if count == 1 or not same.any():
         return kmeans2(rows, count, minit="points", rng=draws)[0]
     others, _ = kmeans2(rows[~same], count - 1, minit="points", rng=draws)
     return np.concatenate([rows[same].mean(0, keepdims=True), others])

@@ -17,15 +17,7 @@ from vapi_core.data.captions import write_caption_cache
 from vapi_core.data.standardization import measure_features, standardize
 from vapi_core.data.subset import Subset, subset_hash
 from vapi_core.images import images_of_a_pass
-from vapi_core.models.captions import (
-    FLAN_T5_XL,
-    LongCaptionError,
-    TextEncoder,
-    count_tokens,
-    find_long,
-    load_flan_t5,
-    load_minilm,
-)
+from vapi_core.models.captions import FLAN_T5_XL, TextEncoder, load_flan_t5, load_minilm
 from vapi_core.models.checkpoints import model_hash
 from vapi_core.models.janus import JANUS_PRO_1B, load_prompt_tokenizer
 from vapi_core.pretraining import encode_images
@@ -87,13 +79,7 @@ def encode_texts(texts: Sequence[str], trained: Sequence[str], params: CaptionPa
         stage.metrics |= {"captions": len(lengths), "longest_prompt": max(lengths)}
         return
     encoder = open_encoder(params, stage.device)
-    if (
-        params.standardize
-        and (long := find_long(encoder, trained, count_tokens(encoder, trained)))
-        and not params.truncate
-    ):
-        raise LongCaptionError(long, len(trained), encoder.limit)
-    measured = measure_features(encoder, trained) if params.standardize else None
+    measured = measure_features(encoder, trained, truncate=params.truncate) if params.standardize else None
     if measured is not None:
         encoder = standardize(encoder, measured)
     with progress("captions", len(set(texts)), "captions") as advance:

@@ -18,6 +18,7 @@ FRAME = {
         "geneval_command",
         "journal",
         "launch",
+        "mlflow_runs",
         "params",
         "paths",
         "preference_command",

@@ -16,6 +16,7 @@ from pipelines.params import check_params
 from pipelines.stage import Stage, UntrackedRun
 from pipelines.stages import generator, sample, subset, tokenize, tokenizer
 from tests.pipelines.test_janus import fill_workplace, run, tiny
+from vapi_core.data import standardization
 from vapi_core.models.captions import LongCaptionError
 from vapi_core.scoring.geneval_folder import read_folder, sample_path
 
@@ -61,7 +62,7 @@ def test_prompts_are_read_as_the_captions_of_the_training_were(tmp_path, monkeyp
 def test_a_caption_that_is_too_long_stops_before_features_are_measured(monkeypatch):
     content = yaml.safe_load((REPOSITORY / "profiles/scenes.yaml").read_text(encoding="utf-8"))
     content["captions"]["tokens"] = 6
-    monkeypatch.setattr(tokenize, "measure_features", lambda *arguments: pytest.fail("features were measured"))
+    monkeypatch.setattr(standardization, "encode_padded", lambda *arguments: pytest.fail("captions were encoded"))
     texts, stage = ["a photo of a two"], Stage(None, None, torch.device("cpu"), UntrackedRun(), "key")
     with pytest.raises(LongCaptionError, match="1 of 1 captions have more than 6 tokens"):
         tokenize.encode_texts(texts, texts, check_params(content).captions, stage)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from pipelines import results, tracking
+from pipelines import mlflow_runs, results
 
 ROOT = Path(__file__).parents[2]
 # stage `cell` without its training: it reports to DVC and MLflow as the real one does
@@ -128,12 +128,12 @@ def test_a_reader_that_has_enough_ends_the_command_quietly(sweep):
 def test_a_sweep_is_one_run_with_its_grid_and_figures_and_its_cells_below_it(sweep):
     for _ in range(2):  # publishing again replaces the run
         results.publish("sweep-1", "tiny", {"noise_ratios": [0.0, 0.5]}, [HALF, KL, FAILS])
-    client = tracking.connect()
-    (parent,) = tracking.find_runs("tiny", "tags.stage = 'sweep'")
+    client = mlflow_runs.connect()
+    (parent,) = mlflow_runs.find_runs("tiny", "tags.stage = 'sweep'")
     assert parent.data.params["noise_ratios"] == "[0.0, 0.5]" and parent.data.metrics["finished_cells"] == 2
     artifacts = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert {"grid.json", "grid.csv", "over-noise_ratio.png", "reward-by-regularizer.png"} <= artifacts
-    cells = tracking.find_runs("tiny", "tags.`member.sweep-1` != ''")
+    cells = mlflow_runs.find_runs("tiny", "tags.`member.sweep-1` != ''")
     assert {run.data.tags["mlflow.parentRunId"] for run in cells} == {parent.info.run_id} and len(cells) == 4
 
 
@@ -147,8 +147,8 @@ def test_a_cell_that_dvc_takes_from_its_cache_has_the_run_that_made_it(sweep):
     grid = results.from_mlflow("tiny", [again])
     assert len(grid) == 2
     pd.testing.assert_frame_equal(grid, results.from_dvc([again]))
-    (parent,) = tracking.find_runs("tiny", "tags.stage = 'sweep' and attributes.run_name = 'sweep-2'")
-    cells = tracking.find_runs("tiny", "tags.`member.sweep-2` != ''")
+    (parent,) = mlflow_runs.find_runs("tiny", "tags.stage = 'sweep' and attributes.run_name = 'sweep-2'")
+    cells = mlflow_runs.find_runs("tiny", "tags.`member.sweep-2` != ''")
     assert {run.data.tags["member.sweep-2"] for run in cells} == {parent.info.run_id} and len(cells) == 2
 
 

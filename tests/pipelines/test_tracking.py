@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from pipelines import tracking
+from pipelines import mlflow_runs, tracking
 from pipelines.journal import Entry, Journal
 from vapi_core.errors import ParameterError
 
@@ -27,12 +27,12 @@ def stage(key="k1", **changes):
 
 
 def live(key="k1"):
-    client = tracking.connect()
-    return tracking.live_runs(client, tracking.find_or_create_experiment(client, "digits"), key)
+    client = mlflow_runs.connect()
+    return mlflow_runs.live_runs(client, mlflow_runs.find_or_create_experiment(client, "digits"), key)
 
 
 def history(run, metric):
-    return [(m.step, m.value) for m in tracking.connect().get_metric_history(run.info.run_id, metric)]
+    return [(m.step, m.value) for m in mlflow_runs.connect().get_metric_history(run.info.run_id, metric)]
 
 
 def test_a_key_follows_stage_params_and_upstream_but_not_the_order_of_a_dict():
@@ -53,7 +53,7 @@ def test_a_finished_stage_is_one_run_with_params_curves_and_artifacts(workplace)
     assert finished.info.status == "FINISHED"
     assert finished.data.params == {"reward.mse": "1.0", "seeds": "[0, 1]"}
     assert history(finished, "train/reward") == [(1, -1.0), (2, -0.5), (3, pytest.approx(-1 / 3))]
-    assert [f.path for f in tracking.connect().list_artifacts(finished.info.run_id)] == ["grid.png"]
+    assert [f.path for f in mlflow_runs.connect().list_artifacts(finished.info.run_id)] == ["grid.png"]
     (parent,) = live(tracking.parent_key("digits", "pipeline"))
     assert finished.data.tags["mlflow.parentRunId"] == parent.info.run_id
 
@@ -78,10 +78,10 @@ def test_an_interrupt_ends_the_run_as_killed(workplace):
 def test_a_killed_process_leaves_a_run_that_the_next_attempt_replaces(workplace):
     program = """
         import os, time
-        from pipelines import tracking
+        from pipelines import mlflow_runs, tracking
         with tracking.stage_run(experiment="digits", name="a", key="k1", params={}, tags={}) as run:
             run.log({"loss": 1.0}, step=1)
-            while not tracking.live_runs(tracking.connect(), "1", "k1"):
+            while not mlflow_runs.live_runs(mlflow_runs.connect(), "1", "k1"):
                 time.sleep(0.05)
             os.kill(os.getpid(), 9)
     """
@@ -111,7 +111,10 @@ def test_without_a_server_the_stage_finishes_and_its_metrics_can_be_sent_later(w
 
 def test_what_needs_the_server_names_the_setting_where_it_is_away(workplace, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", DEAD_SERVER)
-    for ask in (lambda: tracking.find_runs("digits", ""), lambda: tracking.register_view("digits", "key", "view")):
+    for ask in (
+        lambda: mlflow_runs.find_runs("digits", ""),
+        lambda: mlflow_runs.register_view("digits", "key", "view"),
+    ):
         with pytest.raises(ParameterError, match=f"MLFLOW_TRACKING_URI: {DEAD_SERVER} does not answer"):
             ask()
 
@@ -135,7 +138,7 @@ def test_scores_make_a_run_where_none_is_left(workplace):
 def test_processes_that_start_together_on_a_fresh_database_all_succeed(workplace):
     program = """
         import sys
-        from pipelines import tracking
+        from pipelines import mlflow_runs, tracking
         with tracking.stage_run(experiment="digits", name="cell", key=sys.argv[1], params={}, tags={}) as run:
             run.log({"loss": 1.0}, step=1)
     """
@@ -152,7 +155,21 @@ def test_a_line_torn_by_a_kill_costs_that_line_only(tmp_path):
     with (tmp_path / "k1" / "metrics.jsonl").open("a") as file:
         file.write('{"time": 2, "step": 2, "met')
     journal.append(Entry(3, 3, {"loss": 3.0}))
-    assert [entry.step for entry in journal.entries()] == [1, 3]
+    assert [entry.step for entry in journal.entries()[0]] == [1, 3]
+
+
+def test_a_journal_is_read_on_from_where_it_was_read_to_and_never_in_the_middle_of_a_line(tmp_path):
+    journal = Journal(tmp_path, "k1")
+    journal.begin(tracking.Header("digits", "a", "k1", 0))
+    journal.append(Entry(1, 1, {"loss": 1.0}))
+    first, read = journal.entries()
+    path = tmp_path / "k1" / "metrics.jsonl"
+    journal.append(Entry(2, 2, {"loss": 2.0}))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])  # as it is while the line is written
+    assert ([entry.step for entry in first], journal.entries(read)) == ([1], ([], read))
+    path.write_bytes(whole)
+    assert [entry.step for entry in journal.entries(read)[0]] == [2]
 
 
 def python(program, directory, *arguments):

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import tracking
+from pipelines import mlflow_runs, tracking
 from pipelines.uploader import UploadProcess
 
 REPOSITORY = Path(__file__).parents[2]
 DEAD_SERVER = "http://127.0.0.1:9"  # the discard port: nothing listens
 STAGE = """
     import os, signal, sys
-    from pipelines import tracking, uploader
+    from pipelines import mlflow_runs, tracking, uploader
     uploader.start_early()
     with tracking.stage_run(experiment="digits", name="align@va-pi-0", key="k1", params={}, tags={}) as run:
         run.log({"loss": 1.0}, step=1)
@@ -37,8 +37,8 @@ def start(program, **options):
 
 
 def live(key="k1"):
-    client = tracking.connect()
-    return tracking.live_runs(client, tracking.find_or_create_experiment(client, "digits"), key)
+    client = mlflow_runs.connect()
+    return mlflow_runs.live_runs(client, mlflow_runs.find_or_create_experiment(client, "digits"), key)
 
 
 def test_a_stage_leaves_mlflow_to_the_process(workplace):
@@ -61,7 +61,7 @@ def test_ctrl_c_reaches_the_stage_alone_and_its_run_is_closed(workplace):
 
 def test_the_run_of_a_killed_stage_stays_open_and_the_process_ends(workplace):
     program = """
-        while not tracking.live_runs(tracking.connect(), "1", "k1"):
+        while not mlflow_runs.live_runs(mlflow_runs.connect(), "1", "k1"):
             pass
         os.kill(os.getpid(), signal.SIGKILL)
     """
@@ -134,11 +134,12 @@ def test_a_command_that_tracks_nothing_makes_no_database(workplace):
     assert command.returncode == 0 and list(workplace.iterdir()) == []
 
 
-def test_a_stage_has_its_process_when_it_is_run_and_none_when_it_is_imported(workplace):
-    program = "from pipelines import uploader; import pipelines.stages; print(uploader._early)"
-    output, _ = start(program).communicate()
+def test_a_stage_has_its_process_when_it_is_run_and_none_when_it_is_imported(workplace, monkeypatch):
+    output, _ = start("from pipelines import uploader; import pipelines.stages; print(uploader._early)").communicate()
     assert output == b"None\n"
-    # what `python -m pipelines.stages.NAME` finds while it imports the package of that module
-    command = "import runpy, sys; sys.argv[0] = '-m'; import pipelines.stages; from pipelines import uploader\n"
-    output, _ = start(command + "print(type(uploader._early).__name__)").communicate()
-    assert output == b"UploadProcess\n"
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")  # both processes tell on stderr what they import
+    command = [sys.executable, "-m", "pipelines.stages.subset", "--help"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "usage" in told.stdout and " mlflow\n" in told.stderr
+    command[2] = "pipelines.export"  # no stage
+    assert " mlflow\n" not in subprocess.run(command, capture_output=True, text=True, check=True).stderr

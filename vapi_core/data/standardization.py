@@ -18,7 +18,7 @@ from torch import nn
 
 from vapi_core.data.subset import open_array
 from vapi_core.files import atomic_path
-from vapi_core.models.captions import TextEncoder, encode_padded
+from vapi_core.models.captions import LongCaptionError, TextEncoder, count_tokens, encode_padded, find_long
 
 REMEDY = "To make it anew, run `dvc repro tokenize`."
 FILE = "standardization.npy"
@@ -42,9 +42,17 @@ class Standardization:
         return cls(*np.array(open_array(directory / FILE, (2, dim), np.float32, REMEDY)))
 
 
-def measure_features(encoder: TextEncoder, captions: Sequence[str], batch_size: int = 64) -> Standardization:
-    """Of the features of these captions' tokens; equal captions count once."""
+def measure_features(
+    encoder: TextEncoder, captions: Sequence[str], *, truncate: bool, batch_size: int = 64
+) -> Standardization:
+    """Of the features of these captions' tokens; equal captions count once.
+
+    Raises:
+        LongCaptionError: captions are above the encoder's limit and may not be cut off; nothing is encoded.
+    """
     unique = sorted(set(captions), key=lambda caption: (len(caption), caption))  # batches then hold little padding
+    if not truncate and (long := find_long(encoder, unique, count_tokens(encoder, unique))):
+        raise LongCaptionError(long, len(unique), encoder.limit)
     count, total, squares = 0, np.zeros(encoder.dim), np.zeros(encoder.dim)
     for start in range(0, len(unique), batch_size):
         features, mask = encode_padded(encoder, unique[start : start + batch_size])
@@ -57,7 +65,7 @@ def measure_features(encoder: TextEncoder, captions: Sequence[str], batch_size: 
 
 
 def standardize(encoder: TextEncoder, by: Standardization) -> TextEncoder:
-    """The encoder with its features standardised; another encoder, with another fingerprint."""
+    """The encoder with its features standardized; another encoder, with another fingerprint."""
     digest = hashlib.sha256(f"{encoder.fingerprint} standardized ".encode())
     digest.update(by.mean.tobytes() + by.deviation.tobytes())
     return replace(encoder, model=_Standardized(encoder.model, by), fingerprint=digest.hexdigest())
