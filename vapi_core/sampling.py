@@ -7,13 +7,14 @@ processes (up to rounding of the logits, which can differ between batch shapes i
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vapi_core.decoding import StaticDecoder
+from vapi_core.limits import Bounds, Checked, CountOrNone, Guidance, Ratio
 from vapi_core.memory import how_many
 from vapi_core.models.policy import Condition, Policy
 from vapi_core.models.tokenizer import Tokenizer, decode_bytes
@@ -23,15 +24,17 @@ MOST_IMAGES = 1024  # of a batch: more fill no machine better
 
 
 @dataclass(frozen=True)
-class SamplingConfig:
+class SamplingConfig(Checked):
     """How sequences are drawn. Guidance 1 is none; `top_k` 0 and `top_p` 1 keep the whole distribution."""
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    guidance_scale: float = 1.0
-    guidance_interval: int = -1  # guide no token after this many decode steps; -1: guide all
-    guidance_power: float | None = None  # not None: power-cosine schedule of VA-π's generate()
+    temperature: Annotated[float, Bounds(least=0, most=100)] = 1.0
+    top_k: CountOrNone = 0
+    top_p: Ratio = 1.0
+    guidance_scale: Guidance = 1.0
+    # guide no token after this many decode steps; -1: guide all
+    guidance_interval: Annotated[int, Bounds(least=-1, most=2**31)] = -1
+    # not None: power-cosine schedule of VA-π's generate()
+    guidance_power: Annotated[float, Bounds(above=0, most=100)] | None = None
 
 
 def guidance_scales(length: int, config: SamplingConfig) -> list[float]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vapi_core.budget import Clock, steps_of_budget
 from vapi_core.distributed import from_main, is_main, is_sharded, rank, shared_path, total, world_size
 from vapi_core.files import read_json, write_json
+from vapi_core.limits import Bounds, Checked, Count, CountOrNone, Decay, Rate, Weight
 from vapi_core.randomness import seed_torch, stream
 
 Metrics = dict[str, float]
@@ -33,21 +34,27 @@ TRAINING_FILE = "training.json"
 ALONE = "torch.distributed is disabled"  # a warning of torch.distributed.checkpoint in a single process
 
 
-@dataclass(frozen=True)
-class OptimizationConfig:
+@dataclass(frozen=True, kw_only=True)
+class OptimizationConfig(Checked):
     """AdamW and its schedule. `schedule` says how the learning rate goes on after a linear warm-up."""
 
-    learning_rate: float
-    steps: int
-    batch_size: int  # images of one optimizer step, over all processes
-    micro_batch_size: int | None = None  # images of one forward of one process; None: all that it has of a step
+    learning_rate: Rate
+    steps: Count
+    batch_size: Count  # images of one optimizer step, over all processes
+    micro_batch_size: Count | None = None  # images of one forward of one process; None: all that it has of a step
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: int = 0
-    weight_decay: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    gradient_norm: float = 1.0
-    checkpoint_every: int = 100
-    seconds: float | None = None  # not None: wall time after which training ends, whatever `steps` says
+    warmup_steps: CountOrNone = 0
+    weight_decay: Weight = 1e-4
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    gradient_norm: Annotated[float, Bounds(above=0, most=1e6)] = 1.0
+    checkpoint_every: Count = 100
+    # "steps": `steps` of them | a number: seconds of training, in which as many steps are made as fit
+    budget: Literal["steps"] | Annotated[float, Bounds(above=0, most=1e8)] = "steps"
+
+    @property
+    def seconds(self) -> float | None:
+        """Wall time after which training ends, whatever `steps` says; None: it ends after `steps`."""
+        return None if self.budget == "steps" else float(self.budget)
 
 
 def learning_rate(config: OptimizationConfig, step: int, spent: float = 0.0) -> float:

@@ -7,20 +7,25 @@ its gradient, so that the update is on-policy and the ratio exactly 1 in value. 
 distributions too. Rewards are those of `external_reward.py`; the paper's MANIQA and VLM judges are not among them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vapi_core.alignment.data import AlignmentData
-from vapi_core.alignment.external_reward import ExternalReward
+from vapi_core.alignment.external_reward import ClassLikelihood, ExternalReward, PromptSimilarity
+from vapi_core.alignment.method import Method, Need, Problems, Setting
 from vapi_core.alignment.objective import (
+    Clamp,
+    ClipEpsilon,
+    GroupSize,
     clipped_policy_loss,
     group_advantages,
     kl_estimate,
     token_log_probabilities,
 )
+from vapi_core.limits import Checked, Guidance, Weight
 from vapi_core.models.policy import Condition, Policy
 from vapi_core.models.tokenizer import Tokenizer
 from vapi_core.randomness import stream
@@ -29,14 +34,27 @@ from vapi_core.training import Slots
 
 
 @dataclass(frozen=True)
-class ArGrpoConfig:
+class ExternalRewardWeights(Checked):
+    """Weight of each reward model; 0 leaves it out."""
+
+    class_likelihood: Weight = 0.0  # of the wanted class, by the classifier that rewards
+    clip_score: Weight = 1.0  # cosine of image and prompt, CLIP ViT-L/14
+    hpsv2: Weight = 1.0  # the same, HPSv2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArGrpoConfig(Checked):
     """Hyper-parameters of the method."""
 
-    group_size: int = 8  # G, rollouts of a condition
-    guidance_scale: float = 1.0  # of the rollouts and of the policy; 1 is none
-    kl_weight: float = 0.1
-    clip_epsilon: float = 0.2
-    advantage_clamp: float = 5.0
+    group_size: GroupSize = 8  # G, rollouts of a condition
+    guidance_scale: Guidance = 1.0  # of the rollouts and of the policy; 1 is none
+    kl_weight: Weight = 0.1
+    clip_epsilon: ClipEpsilon = 0.2
+    advantage_clamp: Clamp = 5.0
+    rewards: ExternalRewardWeights = field(default_factory=ExternalRewardWeights)
+    prompt: str = "a photo of {class}"  # what clip_score and hpsv2 compare with where there are no captions
+    clip_checkpoint: str | None = None  # None: the hub's cache
+    hpsv2_checkpoint: str | None = None
 
 
 class ArGrpo:
@@ -107,3 +125,44 @@ class ArGrpo:
             condition = generator.append_null(condition)
             prefix = prefix.repeat(2, 1)
         return token_log_probabilities(guide(generator(condition, prefix), scale, count), rollouts[:, None])
+
+
+def open_rewards(config: ArGrpoConfig, setting: Setting) -> list[tuple[float, ExternalReward]]:
+    """The weighted reward models, frozen, for the items of the data set."""
+    networks = setting.networks
+    rewards: list[tuple[float, ExternalReward]] = []
+    if weight := config.rewards.class_likelihood:
+        rewards.append((weight, ClassLikelihood(networks.reward_classifier(), networks.class_labels())))
+    for name, checkpoint in (("clip_score", config.clip_checkpoint), ("hpsv2", config.hpsv2_checkpoint)):
+        if weight := getattr(config.rewards, name):
+            from vapi_core.scoring.preference import load_preference_model  # imports open_clip, which takes seconds
+
+            model = load_preference_model(name.removesuffix("_score"), checkpoint, setting.device)
+            rewards.append((weight, PromptSimilarity(name, model, networks.prompts(config.prompt))))
+    return rewards
+
+
+def open_ar_grpo(config: ArGrpoConfig, setting: Setting) -> ArGrpo:
+    base = setting.networks.base() if config.kl_weight else None
+    rewards = open_rewards(config, setting)
+    return ArGrpo(setting.generator, setting.tokenizer, rewards, setting.data, config, setting.seed, base)
+
+
+def needs(config: ArGrpoConfig) -> frozenset[Need]:
+    networks: set[Need] = {"reward-classifier", "class-labels"} if config.rewards.class_likelihood else set()
+    if config.rewards.clip_score:
+        networks.add("clip_score")
+    if config.rewards.hpsv2:
+        networks.add("hpsv2")
+    return frozenset(networks)
+
+
+def problems(config: ArGrpoConfig) -> Problems:
+    rewards = config.rewards
+    if not (rewards.class_likelihood or rewards.clip_score or rewards.hpsv2):
+        yield "rewards", "at least one model needs a weight above 0."
+    if "{class}" not in config.prompt and (rewards.clip_score or rewards.hpsv2):
+        yield "prompt", "the prompt of a class needs a place for its name, {class}."
+
+
+METHOD = Method(ArGrpoConfig, open_ar_grpo, needs, problems=problems, shards=False)

@@ -4,12 +4,21 @@ The same steps on the same images as VA-π, clean prefixes, no dropout, so that 
 reward's doing.
 """
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from vapi_core.alignment.data import AlignmentData
+from vapi_core.alignment.method import Method, Setting
 from vapi_core.alignment.objective import prior_loss
+from vapi_core.limits import Checked
 from vapi_core.models.policy import Policy
 from vapi_core.training import Slots
+
+
+@dataclass(frozen=True)
+class CrossEntropyConfig(Checked):
+    """It has no hyper-parameters but those of the optimization."""
 
 
 class CrossEntropy:
@@ -22,3 +31,10 @@ class CrossEntropy:
         tokens, condition = self.data.batch(slots.items)
         ce = prior_loss(self.generator(condition, tokens[:, :-1]), tokens)
         return ce, {"ce": ce.detach()}
+
+
+def open_cross_entropy(config: CrossEntropyConfig, setting: Setting) -> CrossEntropy:
+    return CrossEntropy(setting.generator, setting.data)
+
+
+METHOD = Method(CrossEntropyConfig, open_cross_entropy, needs=lambda config: frozenset())

@@ -8,12 +8,17 @@ time (`row_chunks`), and `final_log_probabilities` writes the gradient of the lo
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vapi_core.limits import Bounds
+
+GroupSize = Annotated[int, Bounds(least=2, most=2**16)]  # G
+ClipEpsilon = Annotated[float, Bounds(above=0, below=1)]  # ε
+Clamp = Annotated[float, Bounds(above=0, most=1e6)]  # of advantages, on either side of 0
 CHUNK_ELEMENTS = 2**24  # of the rows of logits, 64 MB in float32, that have temporaries at a time
 
 

@@ -7,7 +7,8 @@ pixels, and has no place here.
 import torch
 from torch import Tensor
 
-from vapi_core.alignment.reward import PerceptualDistance, RewardWeights
+from vapi_core.alignment.method import Problems
+from vapi_core.alignment.reward import PerceptualDistance, ReconstructionConfig, RewardWeights
 
 
 def reconstruction_loss(
@@ -28,3 +29,11 @@ def reconstruction_loss(
         terms["perceptual"] = perceptual.distance(perceptual.features(decoded), reference).mean()
     loss = torch.as_tensor(sum(getattr(weights, name) * value for name, value in terms.items()))
     return loss, {name: value.detach() for name, value in terms.items()}
+
+
+def pixel_problems(config: ReconstructionConfig) -> Problems:
+    """What a method that descends this loss cannot work with."""
+    if not config.reward.terms:
+        yield "reward", "at least one term needs a weight above 0."
+    if config.reward.embedding:
+        yield "reward.embedding", "this method compares pixels and has no such term; set it to 0."

@@ -8,15 +8,18 @@ decoded and compared some at a time, as many as memory allows.
 """
 
 import copy
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vapi_core.alignment.method import Need, Setting
+from vapi_core.limits import Bounds, Checked, Weight
 from vapi_core.memory import free_bytes, how_many
+from vapi_core.models.perceptual import FeatureDistance, load_lpips
 from vapi_core.models.tokenizer import Tokenizer, TokenizerConfig, decode_bytes
 
 CPU_CHUNK_BYTES = 2**27  # on a CPU more at a time is not faster, and rounding must not depend on what memory is free
@@ -35,13 +38,42 @@ class PerceptualDistance(Protocol):
 
 
 @dataclass(frozen=True)
-class RewardWeights:
+class RewardWeights(Checked):
     """Weight of each term; 0 leaves it out. Paper: mse 1, perceptual (λ_p) 1."""
 
-    mse: float = 1.0
-    perceptual: float = 1.0
-    l1: float = 0.0
-    embedding: float = 0.0
+    mse: Weight = 1.0
+    perceptual: Weight = 1.0
+    l1: Weight = 0.0
+    embedding: Weight = 0.0
+
+    @property
+    def terms(self) -> list[str]:
+        """Names of the terms that have a weight."""
+        return [name for name, weight in asdict(self).items() if weight]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionConfig(Checked):
+    """What methods share that compare decoded images with the reference: VA-π's reward, the losses of its rivals."""
+
+    reward: RewardWeights = field(default_factory=RewardWeights)
+    reward_network: Literal["lpips", "reward-classifier"] = "lpips"  # behind the perceptual term
+    reward_first_stage: Annotated[int, Bounds(least=0, most=3)] = 0  # of the classifier's; earlier ones do not count
+    lpips_checkpoint: str | None = None  # a folder; None: torch's cache
+
+
+def perceptual_network(config: ReconstructionConfig) -> frozenset[Need]:
+    """The network that the perceptual term needs, if there is such a term."""
+    return frozenset({config.reward_network} if config.reward.perceptual else ())
+
+
+def open_perceptual(config: ReconstructionConfig, setting: Setting) -> PerceptualDistance | None:
+    """The frozen network behind the perceptual term, None if there is no such term."""
+    if not config.reward.perceptual:
+        return None
+    if config.reward_network == "lpips":
+        return load_lpips(config.lpips_checkpoint).to(setting.device)
+    return FeatureDistance(setting.networks.reward_classifier(), config.reward_first_stage).to(setting.device)
 
 
 def rollout_bytes(config: TokenizerConfig, pixels: int, itemsize: int) -> int:

@@ -7,7 +7,7 @@ and decodes with it; here it is the normalised one. With the raw one given, `dec
 (reference `vapi/ste_step`).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,22 +15,23 @@ from torch import Tensor
 
 from vapi_core.alignment.data import AlignmentData
 from vapi_core.alignment.objective import prior_loss
-from vapi_core.alignment.reconstruction import reconstruction_loss
-from vapi_core.alignment.reward import PerceptualDistance, RewardWeights
+from vapi_core.alignment.method import Method, Setting
+from vapi_core.alignment.reconstruction import pixel_problems, reconstruction_loss
+from vapi_core.alignment.reward import PerceptualDistance, ReconstructionConfig, open_perceptual, perceptual_network
+from vapi_core.limits import Temperature, Weight
 from vapi_core.models.policy import Policy
 from vapi_core.models.tokenizer import Tokenizer
 from vapi_core.randomness import stream
 from vapi_core.training import Slots
 
 
-@dataclass(frozen=True)
-class StraightThroughConfig:
-    """Hyper-parameters of the method."""
+@dataclass(frozen=True, kw_only=True)
+class StraightThroughConfig(ReconstructionConfig):
+    """Hyper-parameters of the method. Its losses are the terms of VA-π's reward."""
 
-    temperature: float = 1.0  # of the distribution that tokens are drawn from
-    tau: float = 1.0  # temperature of the softmax that lends its gradient
-    ce_weight: float = 0.1  # of the next-token prediction loss
-    reconstruction: RewardWeights = field(default_factory=RewardWeights)
+    temperature: Temperature = 1.0  # of the distribution that tokens are drawn from
+    tau: Temperature = 1.0  # temperature of the softmax that lends its gradient
+    ce_weight: Weight = 0.1  # of the next-token prediction loss
 
 
 class StraightThrough:
@@ -56,7 +57,7 @@ class StraightThrough:
         noise = gumbel_noise(self.seed, slots, tokens.shape[1], logits.shape[2]).to(logits.device)
         one_hot, drawn = straight_through(logits, noise, config.temperature, config.tau)
         decoded = decode_straight_through(self.tokenizer, one_hot, self.tokenizer.quantize.codebook, images.shape)
-        reconstruction, terms = reconstruction_loss(decoded, images, config.reconstruction, self.perceptual)
+        reconstruction, terms = reconstruction_loss(decoded, images, config.reward, self.perceptual)
         ce = prior_loss(logits, tokens)
         return reconstruction + config.ce_weight * ce, {
             "reconstruction": reconstruction.detach(),
@@ -90,3 +91,11 @@ def decode_straight_through(tokenizer: Tokenizer, one_hot: Tensor, codebook: Ten
     factor = tokenizer.config.downsample
     codes = (one_hot @ codebook).unflatten(1, (shape[2] // factor, shape[3] // factor))  # [B, h, w, D]
     return tokenizer.decode_codes(codes.permute(0, 3, 1, 2))
+
+
+def open_straight_through(config: StraightThroughConfig, setting: Setting) -> StraightThrough:
+    perceptual = open_perceptual(config, setting)
+    return StraightThrough(setting.generator, setting.tokenizer, setting.data, config, setting.seed, perceptual)
+
+
+METHOD = Method(StraightThroughConfig, open_straight_through, perceptual_network, problems=pixel_problems)

@@ -6,18 +6,32 @@ Post-Training"). Encoder, quantizer and codebook stay frozen, so tokens keep the
 Departure: no discriminator, since the base tokenizer here had none.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from vapi_core.alignment.data import AlignmentData
-from vapi_core.alignment.reconstruction import reconstruction_loss
-from vapi_core.alignment.reward import PerceptualDistance, RewardWeights
+from vapi_core.alignment.method import Method, Setting
+from vapi_core.alignment.reconstruction import pixel_problems, reconstruction_loss
+from vapi_core.alignment.reward import (
+    PerceptualDistance,
+    ReconstructionConfig,
+    RewardWeights,
+    open_perceptual,
+    perceptual_network,
+)
 from vapi_core.models.policy import Policy
 from vapi_core.models.tokenizer import Tokenizer
 from vapi_core.randomness import stream
 from vapi_core.sampling import invert_cdf
 from vapi_core.training import Slots
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerPostTrainingConfig(ReconstructionConfig):
+    """Hyper-parameters of the method: its losses, which are the terms of VA-π's reward."""
 
 
 class TokenizerPostTraining:
@@ -54,3 +68,13 @@ class TokenizerPostTraining:
         rows = [stream(self.seed, "rollout", slots.step, p).random(length, dtype=np.float32) for p in slots.positions]
         uniforms = torch.from_numpy(np.stack(rows)).to(logits.device)
         return invert_cdf(logits.softmax(-1), uniforms[..., None])[..., 0]
+
+
+def open_post_training(config: TokenizerPostTrainingConfig, setting: Setting) -> TokenizerPostTraining:
+    perceptual, s = open_perceptual(config, setting), setting
+    return TokenizerPostTraining(s.tokenizer, s.generator, s.data, config.reward, s.seed, perceptual)
+
+
+METHOD = Method(
+    TokenizerPostTrainingConfig, open_post_training, perceptual_network, trains="tokenizer", problems=pixel_problems
+)

@@ -7,17 +7,22 @@ ratio differs from 1) and always runs a frozen base model: the gradient here is 
 off, and the base model runs only for the KL regularizer or to log the KL.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vapi_core import distributed
 from vapi_core.alignment.data import AlignmentData
+from vapi_core.alignment.method import Method, Problems, Setting
 from vapi_core.alignment.noise import Kernel, corrupt_prefix, draw_noise
 from vapi_core.alignment.objective import (
     CHUNK_ELEMENTS,
+    Clamp,
+    ClipEpsilon,
+    GroupSize,
     clipped_policy_loss,
     final_log_probabilities,
     group_advantages,
@@ -26,26 +31,37 @@ from vapi_core.alignment.objective import (
     row_chunks,
     token_log_probabilities,
 )
-from vapi_core.alignment.reward import ReconstructionReward, RewardWeights
+from vapi_core.alignment.reward import (
+    ReconstructionConfig,
+    ReconstructionReward,
+    open_perceptual,
+    perceptual_network,
+)
+from vapi_core.limits import CountOrNone, Ratio, Weight
+from vapi_core.memory import free_bytes
 from vapi_core.models.policy import Condition, Policy
 from vapi_core.randomness import stream
 from vapi_core.sampling import invert_cdf
 from vapi_core.training import Slots
 
 
-@dataclass(frozen=True)
-class VaPiConfig:
+@dataclass(frozen=True, kw_only=True)
+class VaPiConfig(ReconstructionConfig):
     """Hyper-parameters of the method; the defaults are the paper's for class-to-image (table 7 and launch scripts)."""
 
-    group_size: int = 8  # G, rollouts of an image
-    noise_ratio: float = 0.0  # ξ, share of prefix tokens replaced
+    group_size: GroupSize = 8  # G, rollouts of an image
+    noise_ratio: Ratio = 0.0  # ξ, share of prefix tokens replaced
     noise_kernel: Kernel = "uniform"
     regularizer: Literal["ce", "kl", "none"] = "ce"
-    regularizer_weight: float = 0.1  # β
-    clip_epsilon: float = 0.2  # ε
-    advantage_clamp: float = 5.0
-    reward: RewardWeights = field(default_factory=RewardWeights)
-    log_kl_every: int = 0  # steps between logged KLs to the base model; 0: never, and no base model is held for it
+    regularizer_weight: Weight = 0.1  # β
+    clip_epsilon: ClipEpsilon = 0.2  # ε
+    advantage_clamp: Clamp = 5.0
+    log_kl_every: CountOrNone = 0  # steps between logged KLs to the base model; 0: never, and no base model is held for it
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the frozen base model is held beside the policy."""
+        return self.regularizer == "kl" or self.log_kl_every > 0
 
 
 class VaPi:
@@ -60,7 +76,7 @@ class VaPi:
         seed: int,
         base: Policy | None = None,
     ):
-        assert base is not None or (config.regularizer != "kl" and not config.log_kl_every)
+        assert base is not None or not config.needs_base
         self.generator, self.reward, self.data = generator.eval(), reward, data
         self.config, self.seed, self.base = config, seed, base
 
@@ -125,3 +141,24 @@ class VaPi:
         images = max(1, CHUNK_ELEMENTS // (rollouts.shape[2] * base.config.codebook_size))
         parts = [slice(start, start + images) for start in range(0, len(rollouts), images)]
         return torch.cat([token_log_probabilities(base(condition[p], prefix[p]), rollouts[p]) for p in parts])
+
+
+def open_va_pi(config: VaPiConfig, setting: Setting) -> VaPi:
+    """The objective with its reward. Where images come again, features of theirs are kept as far as memory allows."""
+    optimization, data = setting.optimization, setting.data
+    comes_again = optimization.seconds is not None or optimization.steps * optimization.batch_size > len(data)
+    sharing_memory = distributed.world_size() if setting.device.type == "cpu" else 1
+    kept = free_bytes(setting.device) // (4 * sharing_memory) if comes_again else 0
+    perceptual = open_perceptual(config, setting)
+    reward = ReconstructionReward(setting.tokenizer, config.reward, perceptual, setting.dtype, kept)
+    base = setting.networks.base() if config.needs_base else None
+    return VaPi(setting.generator, reward, data, config, setting.seed, base)
+
+
+def problems(config: VaPiConfig) -> Problems:
+    """Without any term of the reward there must be a prior to learn from: the KL of the base to itself has no gradient."""
+    if not config.reward.terms and not (config.regularizer == "ce" and config.regularizer_weight > 0):
+        yield "reward", "without any term there must be a prior to learn from: regularizer ce and a weight above 0."
+
+
+METHOD = Method(VaPiConfig, open_va_pi, perceptual_network, problems=problems)

@@ -9,39 +9,50 @@ the null caption is a buffer: it keeps its random values, and the layers above l
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vapi_core.limits import Bounds, Checked, Decay, Ratio
 from vapi_core.models.policy import Captions, Policy
 
 
-@dataclass(frozen=True)
-class GeneratorConfig:
+Width = Annotated[int, Bounds(least=1, most=2**16)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig(Checked):
+    """Size of the transformer and its dropouts, whatever the tokens and conditions are."""
+
+    dim: Width
+    layers: Annotated[int, Bounds(least=1, most=1024)]
+    heads: Annotated[int, Bounds(least=1, most=1024)]
+    kv_heads: Annotated[int, Bounds(least=1, most=1024)] | None = None  # None: as many as heads
+    multiple_of: Width = 256  # the feed-forward width is a multiple of this
+    rope_base: Annotated[float, Bounds(least=1, most=1e9)] = 10000.0
+    norm_eps: Annotated[float, Bounds(above=0, below=1)] = 1e-5
+    init_std: Annotated[float, Bounds(above=0, most=10)] = 0.02
+    token_dropout: Decay = 0.1
+    attention_dropout: Decay = 0.0
+    residual_dropout: Decay = 0.1
+    ffn_dropout: Decay = 0.1
+    class_dropout: Ratio = 0.1  # share of conditions, classes or captions, that become the null condition in training
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorConfig(TransformerConfig):
     """Shape of a generator. `grid` is the side of the token grid; `codebook_size` its vocabulary.
 
     With a `caption_dim` the condition is a caption of `caption_tokens` text features of that width (FLAN-T5-XL: 2048),
     else a class.
     """
 
-    dim: int
-    layers: int
-    heads: int
     grid: int
     codebook_size: int = 16384
     classes: int = 1000
-    kv_heads: int | None = None
-    multiple_of: int = 256
-    rope_base: float = 10000.0
-    norm_eps: float = 1e-5
-    init_std: float = 0.02
-    token_dropout: float = 0.1
-    attention_dropout: float = 0.0
-    residual_dropout: float = 0.1
-    ffn_dropout: float = 0.1
-    class_dropout: float = 0.1  # share of conditions, classes or captions, that become the null condition in training
     caption_dim: int | None = None
     caption_tokens: int = 120
 

@@ -9,32 +9,38 @@ without that, coloured fringes that no training image has are what a network of 
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vapi_core.limits import Bounds, Checked, Length, Ratio, Weight
+
 OFFICIAL_USAGE_BUFFER = 65536  # the official quantizer carries a buffer of this length; it must be in a checkpoint
 DISTANCE_ELEMENTS = 2**24  # distances between outputs and entries in memory at a time, 64 MB in float32
 
 
+Width = Annotated[int, Bounds(least=1, most=2**16)]  # channels
+Multipliers = Annotated[tuple[Annotated[int, Bounds(least=1, most=64)], ...], Length(least=1, most=8)]
+
+
 @dataclass(frozen=True)
-class TokenizerConfig:
+class TokenizerConfig(Checked):
     """Shape of a tokenizer. The defaults are VQ-16; an image side is divided by 2 per multiplier but the first."""
 
-    codebook_size: int = 16384
-    codebook_dim: int = 8
+    codebook_size: Annotated[int, Bounds(least=1, most=2**24)] = 16384
+    codebook_dim: Width = 8
     l2_norm: bool = True
-    base_channels: int = 128
-    encoder_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    decoder_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    res_blocks: int = 2
-    z_channels: int = 256
-    norm_groups: int = 32  # of the group norms
-    dropout: float = 0.0
-    commitment_weight: float = 0.25
-    entropy_weight: float = 0.0
+    base_channels: Width = 128
+    encoder_multipliers: Multipliers = (1, 1, 2, 2, 4)
+    decoder_multipliers: Multipliers = (1, 1, 2, 2, 4)
+    res_blocks: Annotated[int, Bounds(least=0, most=256)] = 2
+    z_channels: Width = 256
+    norm_groups: Width = 32  # of the group norms
+    dropout: Ratio = 0.0
+    commitment_weight: Weight = 0.25
+    entropy_weight: Weight = 0.0
     gray: bool = False  # decoded images have one channel, thrice, in [-1, 1]
 
     @property

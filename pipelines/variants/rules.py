@@ -1,0 +1,69 @@
+"""What variants need of the other parameters, and of each other. As in `config.rules`, all problems are told at once."""
+
+from collections.abc import Iterator
+
+from pipelines.config.params import Params
+from pipelines.config.rules import TWICE, Problem, batch_problems, repeats
+from pipelines.variants.variant import BASE, Variant, all_variants
+from vapi_core.alignment.method import Need
+
+# network -> the extractor that it also is: what rewards must not score
+EXTRACTOR_OF: dict[Need, str] = {"reward-classifier": "reward-classifier"}
+
+
+def broken_rules(params: Params) -> list[Problem]:
+    """Every rule of variants that does not hold.
+
+    Raises:
+        ParameterError: settings of a variant are wrong by themselves.
+    """
+    variants = all_variants(params)
+    return [*_names(params), *_controls(params), *(p for v in variants for p in _variant(v, params))]
+
+
+def _names(p: Params) -> Iterator[Problem]:
+    for name in p.variants.keys() & p.controls.keys():
+        yield f"controls.{name}", "a variant has this name too."
+    if BASE not in p.controls:
+        yield f"controls.{BASE}", "the base itself is needed: all tables compare with it."
+    elif p.controls[BASE].temperatures[0] != p.sample.temperature:
+        problem = f"its first temperature must be sample.temperature, {p.sample.temperature}: that is the base itself."
+        yield f"controls.{BASE}.temperatures", problem
+    rows = {section.table for section in (*p.variants.values(), *p.controls.values())}
+    for table in p.tables:
+        if table not in rows:
+            yield "tables", f"no variant and no control is a row of '{table}'."
+    if repeats(p.tables):
+        yield "tables", TWICE
+    for name, variant in p.variants.items():
+        if variant.guidance_scales is not None and repeats(variant.guidance_scales):
+            yield f"variants.{name}.guidance_scales", TWICE
+
+
+def _controls(p: Params) -> Iterator[Problem]:
+    drawn: dict[float, str] = {}
+    for name, control in p.controls.items():
+        for temperature in control.temperatures:
+            if temperature in drawn:
+                problem = f"temperature {temperature} is drawn by '{drawn[temperature]}' already."
+                yield f"controls.{name}.temperatures", problem
+            drawn[temperature] = name
+
+
+def _variant(variant: Variant, p: Params) -> Iterator[Problem]:
+    """The rules of one variant's method, and the networks that it needs."""
+    if variant.alignment is None:
+        return
+    alignment, key = variant.alignment, "align"
+    optimization, networks = alignment.optimization, alignment.method.needs(alignment.config)
+    for name, problem in alignment.method.problems(alignment.config):
+        yield f"{key}.{name}", f"{problem} (variant {variant.name})"
+    yield from batch_problems(key, optimization.batch_size, optimization.micro_batch_size, p.launch.processes)
+    if "reward-classifier" in networks and p.classifiers.reward is None:
+        yield "classifiers.reward", f"needed by the variant {variant.name}."
+    for network in networks:
+        if EXTRACTOR_OF.get(network) in p.score.extractors:
+            problem = f"'{network}' rewards the variant {variant.name}, so it must not score."
+            yield "score.extractors", problem
+    if p.task == "t2i" and "class-labels" in networks:
+        yield "variants", f"{variant.name} learns from classes, which captions do not have: align.rewards."

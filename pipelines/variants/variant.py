@@ -1,0 +1,214 @@
+"""Variants: named ways to have images drawn. Every row of every table is one, and so is every cell of a sweep.
+
+A variant is either an alignment, a method and what it changes of the settings that all share (`align`), or a control: the
+base as it is, drawn at some temperatures. It is trained with every seed of `align.seeds`, drawn with every setting, and
+scored; its names in dvc.yaml are align@NAME, sample@NAME and score@NAME (of a control sample-control@NAME, ...).
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipelines.config.params import AlignParams, Params, checked, decimal, several
+from pipelines.config.paths import ALIGNED, GENERATOR, SAMPLES, SCORES, TOKENIZER
+from vapi_core.alignment.method import Method
+from vapi_core.alignment.methods import METHODS
+from vapi_core.errors import ParameterError
+from vapi_core.sampling import SamplingConfig
+from vapi_core.training import OptimizationConfig
+
+EXPERIMENT, RIVALS, SWEEP = "experiment", "rivals", "sweep"  # tables that are more than rows
+BASE, SUBJECT = "base", "va-pi"  # variants that every table is about
+STEPS = "steps"  # of an alignment's output: the folder of weights that it kept on its way
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How a variant is trained: a method with all its settings."""
+
+    name: str
+    optimization: OptimizationConfig
+    config: Any  # of the type METHODS[name].config
+    keep_every: int = 0
+
+    @property
+    def method(self) -> Method:
+        return METHODS[self.name]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that determines what a seed comes to, nested as in params.yaml."""
+        return {"method": self.name, **dataclasses.asdict(self.optimization), **dataclasses.asdict(self.config)}
+
+    @property
+    def kept_steps(self) -> list[int]:
+        """After which steps the weights are kept; none under a budget of seconds, which knows no steps."""
+        if self.keep_every == 0 or self.optimization.seconds is not None:
+            return []
+        return list(range(self.keep_every, self.optimization.steps, self.keep_every))
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images of one variant that are drawn with one seed and one setting."""
+
+    variant: str
+    seed: int  # of the alignment; added to `sample.seed` it names the streams of the images
+    config: SamplingConfig
+    generator: Path
+    tokenizer: Path = TOKENIZER
+    steps: int | None = None  # after which the alignment's weights were kept; None: all of them
+
+    @property
+    def directory(self) -> Path:
+        setting = f"t{decimal(self.config.temperature)}-g{decimal(self.config.guidance_scale)}"
+        way = "" if self.steps is None else f"after-{self.steps}-"
+        return SAMPLES / self.variant / f"{way}{setting}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of a table."""
+
+    name: str
+    table: str
+    alignment: Alignment | None  # None: a control, the base as it is
+    samplings: tuple[SamplingConfig, ...]  # each drawn with each seed; the first is the main one
+    seeds: tuple[int, ...]
+
+    def output(self, seed: int) -> Path:
+        """Where the alignment with a seed is, or for a control the base."""
+        return GENERATOR if self.alignment is None else ALIGNED / self.name / str(seed)
+
+    @property
+    def scores(self) -> Path:
+        """Directory of its scores."""
+        return SCORES / self.table / self.name
+
+    @property
+    def samples(self) -> Path:
+        """Directory of its image sets."""
+        return SAMPLES / self.name
+
+    @cached_property
+    def sets(self) -> list[ImageSet]:
+        """All image sets: every sampling with every seed, then what the first seed's kept weights draw on their way."""
+        whole = [self._set(seed, config) for config in self.samplings for seed in self.seeds]
+        kept = [] if self.alignment is None else self.alignment.kept_steps
+        return whole + [self._set(self.seeds[0], self.samplings[0], steps) for steps in kept]
+
+    def _set(self, seed: int, config: SamplingConfig, steps: int | None = None) -> ImageSet:
+        output = self.output(seed) if steps is None else self.output(seed) / STEPS / str(steps)
+        if self.alignment is not None and self.alignment.method.trains == "tokenizer":
+            return ImageSet(self.name, seed, config, GENERATOR, output, steps)
+        return ImageSet(self.name, seed, config, output, steps=steps)
+
+    def stage(self, kind: str) -> str:
+        """Name in dvc.yaml of the stage that aligns, samples or scores it."""
+        return f"{kind}@{self.name}" if self.alignment is not None else f"{kind}-control@{self.name}"
+
+
+def find_variant(params: Params, name: str) -> Variant:
+    """The variant or control of a name.
+
+    Raises:
+        ParameterError: there is none, or it cannot work.
+    """
+    if name in params.variants:
+        return _aligned(params, name)
+    if name in params.controls:
+        return _control(params, name)
+    known = ", ".join([*params.controls, *params.variants])
+    raise ParameterError("variants", f"there is no variant '{name}'; there are {known}.")
+
+
+def all_variants(params: Params) -> list[Variant]:
+    """Controls first, then alignments, each in the order of params.yaml.
+
+    Raises:
+        ParameterError: names every key that is wrong.
+    """
+    return [find_variant(params, name) for name in (*params.controls, *params.variants)]
+
+
+def variants_of(params: Params, *tables: str) -> list[Variant]:
+    """The rows of these tables, one table's after the other's."""
+    return [variant for table in tables for variant in all_variants(params) if variant.table == table]
+
+
+def _control(params: Params, name: str) -> Variant:
+    """The base: at the main temperature with every guidance scale, at others without guidance."""
+    own, s = params.controls[name], params.sample
+    scales = own.guidance_scales or s.guidance_scales
+    samplings = tuple(
+        s.config(temperature, scale)
+        for temperature in own.temperatures
+        for scale in (scales if temperature == s.temperature else (1.0,))
+    )
+    return Variant(name, own.table, None, samplings, params.align.seeds)
+
+
+def _aligned(params: Params, name: str) -> Variant:
+    own, s = params.variants[name], params.sample
+    alignment = resolve(params.align, own.method, own.align, f"variants.{name}")
+    samplings = tuple(s.config(s.temperature, scale) for scale in own.guidance_scales or s.guidance_scales)
+    return Variant(name, own.table, alignment, samplings, params.align.seeds)
+
+
+def resolve(align: AlignParams, method: str, changes: dict[str, Any], where: str) -> Alignment:
+    """A method with the settings that all share and its own changes of them. `where` is the variant's key.
+
+    Raises:
+        ParameterError: there is no such method, or a setting is wrong; names the key under which it stands.
+    """
+    if method not in METHODS:
+        raise ParameterError(f"{where}.method", f"there is no method '{method}'; there are {', '.join(METHODS)}.")
+    config = METHODS[method].config
+    own = {"keep_every"} | names_of(OptimizationConfig) | names_of(config)
+    problems = [
+        (f"{where}.align.{key}", f"the method {method} has no such parameter.") for key in changes if key not in own
+    ]
+    problems += [(f"align.{key}", "there is no such parameter.") for key in align.shared if key not in known_names()]
+    if problems:
+        raise several(problems)
+    merged = overlay(align.shared, changes)
+
+    def part(kind: type) -> Any:
+        content = {key: value for key, value in merged.items() if key in names_of(kind)}
+        try:
+            return checked(kind, content)
+        except ParameterError as error:  # each key stands in the variant or in what all share
+            lines = [line.partition(": ") for line in str(error).splitlines()]
+            placed = [(f"{where}.align.{k}" if has(changes, k) else f"align.{k}", text) for k, _, text in lines]
+            raise several(placed) from None
+
+    keep_every = checked(int, changes.get("keep_every", align.keep_every), f"{where}.align.keep_every")
+    return Alignment(method, part(OptimizationConfig), part(config), keep_every)
+
+
+def names_of(kind: type) -> set[str]:
+    """Names of a dataclass's fields."""
+    return {field.name for field in dataclasses.fields(kind)}
+
+
+def known_names() -> set[str]:
+    """All keys that `align` may have."""
+    return names_of(OptimizationConfig).union(*(names_of(method.config) for method in METHODS.values()))
+
+
+def has(content: dict[str, Any], key: str) -> bool:
+    """Whether a dotted key, or a part of it that is no mapping, is in nested content."""
+    first, _, rest = key.partition(".")
+    value = content.get(first)
+    return first in content and (not rest or not isinstance(value, dict) or has(value, rest))
+
+
+def overlay(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Nested content with changes in place."""
+    merged = dict(content)
+    for key, value in changes.items():
+        below = merged.get(key)
+        merged[key] = overlay(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
