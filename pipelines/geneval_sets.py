@@ -13,12 +13,12 @@ from PIL import Image
 from pipelines.params import GenEvalParams
 from pipelines.paths import CLASSIFIERS
 from vapi_core.data.subset import Subset
-from vapi_core.scoring.classifier import load_classifier
-from vapi_core.scoring.detectors import COCO_CLASSES, HUB_DETECTOR, ClipColors, Mask2Former
-from vapi_core.scoring.geneval_comparison import task_scores
-from vapi_core.scoring.geneval_folder import Prompt
-from vapi_core.scoring.geneval_run import Judge
-from vapi_core.scoring.scene_detector import detector_accuracy, require_accuracy, scene_judge
+from vapi_core.models.classifier import load_classifier
+from vapi_core.scenes.detector import detector_accuracy, require_accuracy, scene_judge
+from vapi_core.scoring.geneval.comparison import task_scores
+from vapi_core.scoring.geneval.detectors import COCO_CLASSES, HUB_DETECTOR, ClipColors, Mask2Former
+from vapi_core.scoring.geneval.folder import Prompt
+from vapi_core.scoring.geneval.run import Judge
 
 GENEVAL_TABLE = Path("scores", "geneval.csv")  # below a stage's folder of reports
 SETTING = ["model", "temperature", "guidance_scale"]
@@ -34,7 +34,7 @@ def open_judge(
         FileError: a model is missing or damaged, or the detector of scenes is wrong too often.
     """
     if params.detector == "mask2former":
-        from vapi_core.scoring.clip import load_clip  # imports open_clip, which takes seconds
+        from vapi_core.models.clip import load_clip  # imports open_clip, which takes seconds
         from vapi_core.scoring.preference import CLIP_ARCHITECTURE
 
         detector = Mask2Former(params.checkpoint or HUB_DETECTOR, device=device)

@@ -4,7 +4,7 @@ import pandas as pd
 
 from pipelines.params import Params
 from pipelines.report_text import markdown_table
-from vapi_core.scoring.geneval_comparison import OVERALL
+from vapi_core.scoring.geneval.comparison import OVERALL
 
 
 def geneval_findings(differences: pd.DataFrame, params: Params) -> list[str]:

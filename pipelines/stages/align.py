@@ -23,18 +23,18 @@ from pipelines.stage import Stage, StagePlan, run_stage
 from vapi_core import distributed
 from vapi_core.alignment.ar_grpo import ArGrpo
 from vapi_core.alignment.cross_entropy import CrossEntropy
-from vapi_core.alignment.data import AlignmentData
 from vapi_core.alignment.reward import ReconstructionReward
 from vapi_core.alignment.straight_through import StraightThrough
 from vapi_core.alignment.tokenizer_post_training import TokenizerPostTraining
 from vapi_core.alignment.va_pi import VaPi
+from vapi_core.data.batches import AlignmentData
 from vapi_core.errors import ParameterError
-from vapi_core.flops import flops_per_image
 from vapi_core.memory import free_bytes
 from vapi_core.models.checkpoints import model_hash, save_model
+from vapi_core.models.llamagen.tokenizer import Tokenizer
 from vapi_core.models.policy import Policy
-from vapi_core.models.tokenizer import Tokenizer
-from vapi_core.training import Objective, autocast, train
+from vapi_core.training.flops import flops_per_image
+from vapi_core.training.loop import Objective, autocast, train
 
 
 @dataclass(frozen=True)

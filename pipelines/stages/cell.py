@@ -24,13 +24,13 @@ from pipelines.stages.align import align, open_alignment
 from pipelines.stages.sample import choose_labels, draw_images, open_conditions
 from pipelines.stages.score import open_reference_batch, open_references, score_images
 from pipelines.tracking import stage_key
-from vapi_core.alignment.data import batch_conditions
+from vapi_core.data.batches import batch_conditions
 from vapi_core.data.subset import Subset
 from vapi_core.files import read_json, write_json
 from vapi_core.memory import free_bytes
+from vapi_core.models.llamagen.tokenizer import Tokenizer
 from vapi_core.models.policy import Policy
-from vapi_core.models.tokenizer import Tokenizer
-from vapi_core.sampling import Sampler, batch_in_memory
+from vapi_core.sampling.sampler import Sampler, batch_in_memory
 from vapi_core.scoring.features import extract
 
 UPSTREAM = (SUBSET, CLASSIFIERS / "reward", CLASSIFIERS / "scorer", TOKENIZER, TOKENS, GENERATOR)

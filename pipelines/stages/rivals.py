@@ -16,9 +16,9 @@ from pipelines.rivals_text import write_rivals
 from pipelines.stage import Stage, StagePlan, run_stage
 from pipelines.stages.sample import plan_sets
 from pipelines.stages.score import TABLE, whole_runs
+from vapi_core.data.images import images_of_a_pass, resize_bicubic, to_tensor
 from vapi_core.data.subset import Subset
 from vapi_core.files import atomic_path, read_json, write_json
-from vapi_core.images import images_of_a_pass, resize_bicubic, to_tensor
 
 
 def plan(params, arguments) -> StagePlan:

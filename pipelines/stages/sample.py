@@ -39,17 +39,17 @@ from pipelines.paths import (
 from pipelines.progress import Advance, progress
 from pipelines.stage import Stage, StagePlan, run_stage
 from vapi_core import distributed
-from vapi_core.alignment.data import Conditions, batch_conditions
+from vapi_core.data.batches import batch_conditions
+from vapi_core.data.images import images_of_a_pass, resize_bicubic, to_uint8
 from vapi_core.data.partial import PartialArray
 from vapi_core.data.subset import Subset
 from vapi_core.files import atomic_path, read_json, write_json
-from vapi_core.images import images_of_a_pass, resize_bicubic, to_uint8
 from vapi_core.memory import free_bytes
 from vapi_core.models.checkpoints import model_hash
-from vapi_core.models.policy import Condition
-from vapi_core.models.tokenizer import Tokenizer
+from vapi_core.models.llamagen.tokenizer import Tokenizer
+from vapi_core.models.policy import Condition, Conditions
 from vapi_core.randomness import stream
-from vapi_core.sampling import Sampler, SamplingConfig, batch_in_memory, sampling_uniforms
+from vapi_core.sampling.sampler import Sampler, SamplingConfig, batch_in_memory, sampling_uniforms
 
 TEMPERATURES = "temperatures"  # the base at those of `rivals`
 STEPS = "steps"  # every method on its way, first seed

@@ -24,10 +24,10 @@ from pipelines.protocol import PROTOCOL, facts_of_protocol
 from pipelines.stage import Stage, StagePlan, run_stage
 from pipelines.stages.sample import STEPS, TEMPERATURES, SampleSet, plan_sets, samples_of
 from pipelines.tracking import add_scores, now
-from vapi_core.data.subset import Subset, array_writer
+from vapi_core.arrays import array_writer
+from vapi_core.data.images import images_of_a_pass, to_uint8
+from vapi_core.data.subset import Subset
 from vapi_core.files import atomic_path, read_json, write_json
-from vapi_core.images import images_of_a_pass, to_uint8
-from vapi_core.scoring.classifier import accuracy
 from vapi_core.scoring.features import Extractor, Features, cached_features, load_extractor
 from vapi_core.scoring.fidelity import (
     ReferenceBatch,
@@ -37,6 +37,7 @@ from vapi_core.scoring.fidelity import (
     frechet_distance,
     load_reference_batch,
 )
+from vapi_core.training.classification import accuracy
 
 TABLE = Path("scores", "scores.csv")  # below the stage's folder of reports
 SEED = 0  # of KID's subsets and the Inception Score's splits: the same for all sets
