@@ -1,9 +1,9 @@
 """A training ends after its steps, or after its seconds."""
 
 import pytest
-from tests.test_training import Killed, config, run
 
 from tests.tiny import NO_DROPOUT, tiny_generator
+from tests.training.test_loop import Killed, config, run
 from vapi_core.files import read_json, write_json
 from vapi_core.training.budget import Clock, steps_of_budget
 from vapi_core.training.loop import TRAINING_FILE, learning_rate
