@@ -20,7 +20,7 @@ from vapi_core.sampling import SamplingConfig
 from vapi_core.training import OptimizationConfig
 
 EXPERIMENT, RIVALS, SWEEP = "experiment", "rivals", "sweep"  # tables that are more than rows
-BASE, SUBJECT = "base", "va-pi"  # variants that every table is about
+BASE, SUBJECT, CONTINUED = "base", "va-pi", "cross-entropy"  # variants that every table is about
 STEPS = "steps"  # of an alignment's output: the folder of weights that it kept on its way
 
 
