@@ -21,8 +21,9 @@ import torch
 
 from pipelines.geneval_command import choose_device, positive
 from pipelines.inputs import open_generator, open_prompts, open_tokenizer
-from pipelines.params import Params, load_params
-from pipelines.paths import BASE, CAPTIONS
+from pipelines.config.params import Params
+from pipelines.variants.loading import load_params
+from pipelines.config.paths import BASE, CAPTIONS
 from pipelines.progress import progress
 from pipelines.stages.sample import draw_images, sample_set
 from pipelines.stages.tokenize import open_encoder

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.params import Params, grid_side
-from pipelines.rules import is_janus
+from pipelines.config.params import Params, grid_side
+from pipelines.config.rules import is_janus
 from vapi_core.errors import ParameterError
 from vapi_core.files import sha256_file
 from vapi_core.models.checkpoints import import_model

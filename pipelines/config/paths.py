@@ -10,7 +10,7 @@ TOKENS = Path("data/tokens")
 GENERATOR = Path("data/generator")
 REFERENCES = Path("data/references")
 ALIGNED = Path("data/aligned")  # VARIANT/SEED
-SAMPLES = Path("data/samples")  # VARIANT/SET
+SAMPLES = Path("data/samples")  # TABLE/VARIANT/SET
 REPORTS = Path("reports")
 SCORES = REPORTS / "scores"  # TABLE/VARIANT
 STAGE_METRICS = REPORTS / "stages"
@@ -43,5 +43,5 @@ def _target(output: Path) -> str:
     if kind == "aligned":
         return f"align@{name}"
     if kind == "samples":
-        return f"--glob 'sample*@{name}'"
+        return f"--glob 'sample*@{rest[1]}'"  # of an alignment or of a control
     return {"classifiers": f"classifier@{name}", "tokens": "tokenize"}.get(kind, kind)

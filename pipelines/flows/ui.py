@@ -22,7 +22,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
 from pipelines.flows.running import environment
-from pipelines.paths import WORK
+from pipelines.config.paths import WORK
 from pipelines.processes import Guarded
 from vapi_core.errors import VapiError
 

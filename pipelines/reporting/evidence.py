@@ -7,7 +7,7 @@ import pandas as pd
 
 from pipelines.config.params import Params
 from pipelines.config.paths import STAGE_METRICS, remedy
-from pipelines.inputs import read_table
+from pipelines.inputs import read_scores
 from pipelines.reporting.statistics import (
     blind_extractors,
     compare,
@@ -82,10 +82,10 @@ def read_sets(table: Table, variants: Sequence[Variant], params: Params) -> pd.D
     """Scores of all sets against the main reference, each with the name of its row; GenEval's overall score among them."""
     parts = []
     for variant in variants:
-        scores = read_table(variant.scores / SCORES_TABLE, remedy(variant.scores))
+        scores = read_scores(variant.scores / SCORES_TABLE, remedy(variant.scores))
         parts.append(scores[scores["reference"] == params.score.references[0]])
         if params.score.geneval is not None:
-            judged = read_table(variant.scores / GENEVAL_TABLE, remedy(variant.scores))
+            judged = read_scores(variant.scores / GENEVAL_TABLE, remedy(variant.scores))
             overall = overall_scores(judged)
             parts.append(overall.assign(extractor=GENEVAL, reference=params.score.references[0]))
     return with_rows(pd.concat(parts, ignore_index=True), table, variants, params)
@@ -93,7 +93,7 @@ def read_sets(table: Table, variants: Sequence[Variant], params: Params) -> pd.D
 
 def read_judged(table: Table, variants: Sequence[Variant], params: Params) -> pd.DataFrame:
     """GenEval's decisions over all prompts, each with the name of its row."""
-    parts = [read_table(variant.scores / GENEVAL_TABLE, remedy(variant.scores)) for variant in variants]
+    parts = [read_scores(variant.scores / GENEVAL_TABLE, remedy(variant.scores)) for variant in variants]
     return with_rows(pd.concat(parts, ignore_index=True), table, variants, params)
 
 

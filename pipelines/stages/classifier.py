@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from pipelines.paths import CLASSIFIERS, SUBSET
+from pipelines.config.paths import CLASSIFIERS, SUBSET
 from pipelines.stage import Stage, StagePlan, run_stage
 from vapi_core.data.scenes import DIGITS, WINDOW_CLASSES, object_windows
 from vapi_core.data.subset import Subset, subset_hash

@@ -1,13 +1,14 @@
 """Stage `generator`: pretrains the generator, class- or caption-conditional, on cached tokens, or imports a checkpoint."""
 
 import argparse
+from dataclasses import asdict
 from typing import Any
 
 from pipelines.importing import import_generator, import_janus
 from pipelines.inputs import open_captions, open_split
-from pipelines.params import grid_side
-from pipelines.paths import GENERATOR, SUBSET, TOKENS
-from pipelines.rules import is_janus
+from pipelines.config.params import grid_side
+from pipelines.config.paths import GENERATOR, SUBSET, TOKENS
+from pipelines.config.rules import is_janus
 from pipelines.stage import Stage, StagePlan, run_stage
 from vapi_core.data.subset import Subset
 from vapi_core.models.checkpoints import save_model
@@ -19,7 +20,7 @@ from vapi_core.training import train
 
 
 def plan(params, arguments) -> StagePlan:
-    return StagePlan("generator", GENERATOR, params.generator.model_dump(), (SUBSET, TOKENS), parent=None)
+    return StagePlan("generator", GENERATOR, asdict(params.generator), (SUBSET, TOKENS), parent=None)
 
 
 def work(stage: Stage, arguments: argparse.Namespace) -> None:
@@ -45,7 +46,7 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
             train(
                 generator,
                 GeneratorObjective(generator, data),
-                params.training.config(),
+                params.training,
                 count=len(data),
                 seed=params.seed,
                 log=log,

@@ -3,13 +3,13 @@
 import argparse
 
 from pipelines.config.params import Params
-from pipelines.config.paths import REFERENCES, REPORTS, TABLES, remedy
+from pipelines.config.paths import REFERENCES, REPORTS, RUN_FILE, TABLES, remedy
 from pipelines.reporting import tables
 from pipelines.reporting.evidence import Evidence, gather
 from pipelines.reporting.pages import page, target
 from pipelines.reporting.pictures import draw_pictures
 from pipelines.reporting.statistics import nested
-from pipelines.stage import Stage, StagePlan, run_stage, upstream_keys
+from pipelines.stage import Stage, StagePlan, run_stage
 from pipelines.variants.scoring import PROTOCOL
 from pipelines.variants.variant import variants_of
 from vapi_core.files import atomic_path, read_json, write_json
@@ -31,8 +31,14 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
         temporary.write_text(page(evidence, read_json(PROTOCOL, remedy(REFERENCES))), encoding="utf-8")
     for file in (path, *pictures):
         stage.run.artifact(file)
-    stage.run.adopt(upstream_keys(stage.plan))
+    stage.run.adopt(keys_of_runs(evidence))
     stage.metrics["rows"] = len(evidence.variants)
+
+
+def keys_of_runs(evidence: Evidence) -> list[str]:
+    """Keys of the alignments that were made for this table alone: its runs are their parents in MLflow."""
+    own = [v for v in evidence.variants if v.table == evidence.table.name and v.alignment is not None]
+    return [read_json(v.output(seed) / RUN_FILE, remedy(v.output(seed)))["key"] for v in own for seed in v.seeds]
 
 
 def write_numbers(evidence: Evidence) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from pipelines.inputs import open_prompts, open_tokenizer
-from pipelines.params import CaptionParams, grid_side
-from pipelines.paths import CAPTIONS, SUBSET, TOKENIZER, TOKENS
+from pipelines.config.params import CaptionParams, grid_side
+from pipelines.config.paths import CAPTIONS, SUBSET, TOKENIZER, TOKENS
 from pipelines.progress import progress
 from pipelines.stage import Stage, StagePlan, run_stage
 from vapi_core import distributed

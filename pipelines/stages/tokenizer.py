@@ -4,15 +4,15 @@ Where all training images are gray, so is what the trained tokenizer decodes.
 """
 
 import argparse
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from pipelines.figures import side_by_side
+from pipelines.reporting.figures import side_by_side
 from pipelines.importing import import_tokenizer
-from pipelines.paths import REPORTS, SUBSET, TOKENIZER
+from pipelines.config.paths import REPORTS, SUBSET, TOKENIZER
 from pipelines.stage import Stage, StagePlan, run_stage
 from vapi_core.data.subset import Subset
 from vapi_core.images import images_of_a_pass, to_uint8
@@ -26,7 +26,7 @@ PICTURE = REPORTS / "figures" / "reconstructions.png"
 
 
 def plan(params, arguments) -> StagePlan:
-    return StagePlan("tokenizer", TOKENIZER, params.tokenizer.model_dump(), (SUBSET,))
+    return StagePlan("tokenizer", TOKENIZER, asdict(params.tokenizer), (SUBSET,))
 
 
 def work(stage: Stage, arguments: argparse.Namespace) -> None:
@@ -50,7 +50,7 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
                     params.seed,
                     params.color_weight,
                 ),
-                params.training.config(),
+                params.training,
                 count=len(images),
                 seed=params.seed,
                 log=log,

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipelines.config.params import Params
 from pipelines.config.paths import RUN_FILE, SUBSET, WORK, remedy
-from pipelines.figures import save_grid
+from pipelines.reporting.figures import save_grid
 from pipelines.inputs import caption_conditions, open_generator, open_prompts, open_tokenizer
 from pipelines.progress import Advance, progress
 from pipelines.stage import Stage

@@ -57,6 +57,7 @@ class ImageSet:
     variant: str
     seed: int  # of the alignment; added to `sample.seed` it names the streams of the images
     config: SamplingConfig
+    samples: Path  # directory of all sets of the variant
     generator: Path
     tokenizer: Path = TOKENIZER
     steps: int | None = None  # after which the alignment's weights were kept; None: all of them
@@ -65,7 +66,7 @@ class ImageSet:
     def directory(self) -> Path:
         setting = f"t{decimal(self.config.temperature)}-g{decimal(self.config.guidance_scale)}"
         way = "" if self.steps is None else f"after-{self.steps}-"
-        return SAMPLES / self.variant / f"{way}{setting}-{self.seed}"
+        return self.samples / f"{way}{setting}-{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Variant:
     @property
     def samples(self) -> Path:
         """Directory of its image sets."""
-        return SAMPLES / self.name
+        return SAMPLES / self.table / self.name
 
     @cached_property
     def sets(self) -> list[ImageSet]:
@@ -102,8 +103,8 @@ class Variant:
     def _set(self, seed: int, config: SamplingConfig, steps: int | None = None) -> ImageSet:
         output = self.output(seed) if steps is None else self.output(seed) / STEPS / str(steps)
         if self.alignment is not None and self.alignment.method.trains == "tokenizer":
-            return ImageSet(self.name, seed, config, GENERATOR, output, steps)
-        return ImageSet(self.name, seed, config, output, steps=steps)
+            return ImageSet(self.name, seed, config, self.samples, GENERATOR, output, steps)
+        return ImageSet(self.name, seed, config, self.samples, output, steps=steps)
 
     def stage(self, kind: str) -> str:
         """Name in dvc.yaml of the stage that aligns, samples or scores it."""
