@@ -1,4 +1,4 @@
-"""What several stages read: tokens with their images, the generators, and the network that rewards."""
+"""What several stages read: tokens with their images, conditions, generators, image sets and scores."""
 
 import json
 import re
@@ -9,52 +9,45 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pipelines.params import AlignParams, ArGrpoParams
-from pipelines.paths import CAPTIONS, CLASSIFIERS, PROMPTS, SUBSET, TOKENIZER, TOKENS, remedy
-from vapi_core.alignment.external_reward import ClassLikelihood, ExternalReward, PromptSimilarity
-from vapi_core.alignment.reward import PerceptualDistance
+from pipelines.config.paths import CAPTIONS, PROMPTS, SUBSET, TOKENIZER, TOKENS, remedy
 from vapi_core.arrays import open_array, read_manifest
 from vapi_core.data.batches import AlignmentData
 from vapi_core.data.cache import TokenCache
 from vapi_core.data.subset import Subset, subset_hash
 from vapi_core.errors import FileError
-from vapi_core.models.captions.cache import CaptionCache, CaptionConditions
 from vapi_core.models.checkpoints import load_model, model_hash
-from vapi_core.models.classifier import load_classifier
-from vapi_core.models.janus.prompts import PromptConditions, load_prompt_tokenizer
+from vapi_core.models.families import FAMILIES
 from vapi_core.models.llamagen.tokenizer import Tokenizer
-from vapi_core.models.perceptual import FeatureDistance, load_lpips
 from vapi_core.models.policy import Conditions, Policy
 from vapi_core.scoring.geneval.folder import Prompt
 
 
-def open_split(name: str, device: torch.device) -> AlignmentData:
-    """Tokens, conditions (classes or captions) and images of one split, checked to belong together."""
-    subset = Subset.open(SUBSET)
+def open_subset() -> Subset:
+    """The subset of the run."""
+    return Subset.open(SUBSET, remedy(SUBSET))
+
+
+def open_split(name: str, device: torch.device, family: str) -> AlignmentData:
+    """Tokens, conditions (classes, or captions as this family reads them) and images of one split, checked to belong
+    together."""
+    subset = open_subset()
     cache = TokenCache.open(
         TOKENS,
         tokenizer_sha256=model_hash(TOKENIZER, "tokenizer", remedy(TOKENIZER)),
-        subset_sha256=subset_hash(SUBSET),
+        subset_sha256=subset_hash(SUBSET, remedy(SUBSET)),
+        remedy=remedy(TOKENS),
     )
     tokens, labels = cache.split(name)
     images, _ = subset.split(name)
     if subset.captions is None:
         return AlignmentData(tokens, labels, images, device)
-    return AlignmentData(tokens, caption_conditions(subset.captions[slice(*subset.splits[name])]), images, device)
+    conditions = caption_conditions(subset.captions[slice(*subset.splits[name])], family)
+    return AlignmentData(tokens, conditions, images, device)
 
 
-def open_captions() -> CaptionCache:
-    """The text features of captions and prompts, as the one encoder of the DAG made them."""
-    return CaptionCache.open(CAPTIONS, encoder_fingerprint=None)
-
-
-def caption_conditions(captions: Sequence[str]) -> Conditions:
-    """These captions or prompts as conditions: text features of LlamaGen, prompts of Janus."""
-    if (CAPTIONS / "tokenizer.json").is_file():
-        tokenizer = load_prompt_tokenizer(CAPTIONS)
-        return PromptConditions(tokenizer.token_ids(captions), tokenizer.pad_id)
-    cache = open_captions()
-    return CaptionConditions(cache, cache.rows(captions))
+def caption_conditions(captions: Sequence[str], family: str) -> Conditions:
+    """These captions or prompts as conditions of a generator of this family."""
+    return FAMILIES[family].open_conditions(CAPTIONS, captions, remedy(CAPTIONS))
 
 
 def open_prompts() -> list[Prompt]:
@@ -93,13 +86,6 @@ def read_scores(path: Path) -> pd.DataFrame:
         raise FileError(path, f"the file is damaged ({error}).", remedy(path.parent)) from None
 
 
-def open_perceptual(params: AlignParams, device: torch.device) -> PerceptualDistance:
-    """The network behind the reward's perceptual term, frozen."""
-    if params.reward_network == "lpips":
-        return load_lpips(params.lpips_checkpoint).to(device)
-    return FeatureDistance(load_classifier(CLASSIFIERS / "reward", device), params.reward_first_stage).to(device)
-
-
 def readable_class(name: str) -> str:
     """What a prompt calls a class. ImageNet's folders are named by wordnet ids (n01440764), its data sets by synonyms
     (tench, Tinca tinca): the first one is taken."""
@@ -110,24 +96,10 @@ def readable_class(name: str) -> str:
     return name.partition(",")[0]
 
 
-def open_external_rewards(params: ArGrpoParams, device: torch.device) -> list[tuple[float, ExternalReward]]:
-    """The weighted reward models of AR-GRPO, frozen, for the items of the split "train".
-
-    A prompt is the caption of an item, or a sentence with the name of its class where there are no captions.
-    """
-    subset = Subset.open(SUBSET)
-    _, labels = subset.split("train")
+def item_prompts(split: str, template: str) -> list[str]:
+    """A prompt of every item of a split: its caption, or `template` with its class's name in place of {class}."""
+    subset = open_subset()
     if subset.captions is not None:
-        prompts = list(subset.captions[slice(*subset.splits["train"])])
-    else:
-        prompts = [params.prompt.replace("{class}", readable_class(subset.classes[label])) for label in labels]
-    rewards: list[tuple[float, ExternalReward]] = []
-    if weight := params.rewards.class_likelihood:
-        rewards.append((weight, ClassLikelihood(load_classifier(CLASSIFIERS / "reward", device), labels)))
-    for name, checkpoint in (("clip_score", params.clip_checkpoint), ("hpsv2", params.hpsv2_checkpoint)):
-        if weight := getattr(params.rewards, name):
-            from vapi_core.scoring.preference import load_preference_model  # imports open_clip, which takes seconds
-
-            model = load_preference_model(name.removesuffix("_score"), checkpoint, device)
-            rewards.append((weight, PromptSimilarity(name, model, prompts)))
-    return rewards
+        return list(subset.captions[slice(*subset.splits[split])])
+    _, labels = subset.split(split)
+    return [template.replace("{class}", readable_class(subset.classes[label])) for label in labels]

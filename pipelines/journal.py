@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines.paths import WORK
+from pipelines.config.paths import WORK
 from vapi_core.files import read_json, write_json
 
 JOURNALS = WORK / "tracking"

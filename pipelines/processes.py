@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 
 import psutil
 
-from pipelines.paths import WORK
+from pipelines.config.paths import WORK
 
 MARK = "VAPI_PROCESS"  # environment variable: the name of the command a process belongs to
 GRACE_SECONDS = 10.0  # between asking a process to end and ending it

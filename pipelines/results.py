@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 
 from pipelines import mlflow_runs, tracking
-from pipelines.grid_figures import draw_heatmap, draw_lines, panels
-from pipelines.paths import WORK
+from pipelines.config.paths import WORK
+from pipelines.reporting.charts import draw_heatmap, draw_lines, panels
 from pipelines.sweep import METRICS, experiments, is_cell, read_key
 from vapi_core.errors import FileError, VapiError
 from vapi_core.files import atomic_path, read_yaml
@@ -129,7 +129,7 @@ def draw(grid: pd.DataFrame, folder: Path) -> list[Path]:
     files = []
 
     def figure(name: str, draw_panel: Any, **labels: str) -> None:
-        from pipelines.figures import save_figure
+        from pipelines.reporting.figures import save_figure
 
         made, axes = panels(len(scores))
         for ax, score in zip(axes, scores, strict=True):

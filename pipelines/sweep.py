@@ -125,7 +125,7 @@ def plan_cells(form: SweepForm, baseline: Baseline) -> list[Cell]:
     Raises:
         ParameterError: a cell breaks a rule between parameters, or there is no cell; names the parameter.
     """
-    from pipelines.params import check_params  # imports torch, which takes seconds and the form does not need
+    from pipelines.config.params import check_params  # imports torch, which takes seconds and the form does not need
 
     differences, shared = _differences(baseline.params, baseline.profile), _shared_overrides(form)
     cells: dict[str, Cell] = {}

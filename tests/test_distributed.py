@@ -21,8 +21,7 @@ from vapi_core.alignment.va_pi import VaPi, VaPiConfig
 from vapi_core.data.batches import AlignmentData
 from vapi_core.data.cache import TokenCache, write_token_cache
 from vapi_core.data.images import to_uint8
-from vapi_core.training import budget
-from vapi_core.training.loop import OptimizationConfig, autocast, train
+from vapi_core.training.loop import OptimizationConfig, autocast, budget, train
 
 CPU = torch.device("cpu")
 COUNT = 12

@@ -1,6 +1,6 @@
 """Files that a profile takes from elsewhere: which, where to get them, and which are missing, before any work.
 
-`python -m pipelines.assets [PROFILE]` (`make check-assets NAME=PROFILE`) lists those of params.yaml or of a profile; every
+`python -m pipelines.config.assets [PROFILE]` (`make check-assets NAME=PROFILE`) lists those of params.yaml or of a profile; every
 stage looks for its own, and for those of the stages behind it, before it starts. Nothing is downloaded here.
 """
 
@@ -11,8 +11,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.params import Params, load_params
-from pipelines.paths import REPOSITORY
+from pipelines.config.params import Params
+from pipelines.config.paths import REPOSITORY
+from pipelines.variants.loading import load_params
 from vapi_core.data.hub import is_hub_id
 from vapi_core.errors import FileError, VapiError
 from vapi_core.models.perceptual import HEADS_FILES, VGG_FILE
@@ -214,7 +215,7 @@ def summary(profile: str, missing: list[Asset]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m pipelines.assets", description="Files that a profile needs.")
+    parser = argparse.ArgumentParser(prog="python -m pipelines.config.assets", description="Files that a profile needs.")
     parser.add_argument("profile", nargs="?", help="name of a file in profiles/; without one, params.yaml")
     options = parser.parse_args(arguments)
     path = Path("params.yaml") if options.profile is None else Path("profiles", f"{options.profile}.yaml")

@@ -2,26 +2,21 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pipelines.params import Params
 
 SUBSET = Path("data/subset")
 CLASSIFIERS = Path("data/classifiers")
 TOKENIZER = Path("data/tokenizer")
 TOKENS = Path("data/tokens")
 GENERATOR = Path("data/generator")
-ALIGNED = Path("data/aligned")
-SAMPLES = Path("data/samples")
+REFERENCES = Path("data/references")
+ALIGNED = Path("data/aligned")  # VARIANT/SEED
+SAMPLES = Path("data/samples")  # TABLE/VARIANT/SET
 REPORTS = Path("reports")
-RIVAL_SAMPLES = Path("data/rivals")  # not below SAMPLES: `score` builds on all of that, and should not wait for rivals
-RIVAL_REPORTS = REPORTS / "rivals"
-ABLATIONS = Path("data/ablations")
-ABLATION_REPORTS = REPORTS / "ablations"
+SCORES = REPORTS / "scores"  # TABLE/VARIANT
 STAGE_METRICS = REPORTS / "stages"
 CURVES = REPORTS / "curves"
-SCORES = REPORTS / "scores"
+FIGURES = REPORTS / "figures"
+TABLES = REPORTS / "tables"
 # what may be lost: checkpoints to resume from, the metrics journal, cached features; VAPI_WORK lets the cells of a sweep,
 # each in a temporary directory, share one
 WORK = Path(os.environ.get("VAPI_WORK", ".work"))
@@ -32,27 +27,6 @@ REPOSITORY = Path(
 RUN_FILE = "run.json"
 PROMPTS = SUBSET / "prompts.jsonl"  # t2i: what is sampled and scored
 CAPTIONS = TOKENS / "captions"  # t2i: text features of all captions and prompts
-BASE = "base"  # the model before any alignment
-
-
-def aligned(method: str, seed: int) -> Path:
-    """Directory of the generator aligned with one method and seed."""
-    return ALIGNED / method / str(seed)
-
-
-def after_steps(method: str, seed: int, steps: int) -> Path:
-    """Directory of what an alignment had after so many steps; kept every `align.keep_every`."""
-    return aligned(method, seed) / "steps" / str(steps)
-
-
-def is_rival(params: "Params", model: str) -> bool:
-    """Whether a method, or another model that is sampled, belongs to the table of rivals only."""
-    return model != BASE and model not in params.align.methods
-
-
-def reports_of(params: "Params", model: str) -> Path:
-    """Folder under which the stages of a model keep their metrics and curves."""
-    return RIVAL_REPORTS if is_rival(params, model) else REPORTS
 
 
 def remedy(output: Path) -> str:
@@ -62,17 +36,12 @@ def remedy(output: Path) -> str:
 
 def _target(output: Path) -> str:
     """What `dvc repro` calls the stage of an output."""
-    if output.is_relative_to(REPORTS):
-        return "rival-score" if output.is_relative_to(RIVAL_REPORTS) else "score"
+    if output.is_relative_to(SCORES):
+        return f"--glob 'score*@{output.relative_to(SCORES).parts[1]}'"  # of an alignment or of a control
     kind, *rest = output.relative_to("data").parts
-    model = rest[0] if rest else ""
+    name = rest[0] if rest else ""
     if kind == "aligned":
-        return f"--glob '*align@{model}-{rest[1]}'"  # a method of the experiment, or a rival
+        return f"align@{name}"
     if kind == "samples":
-        return "sample-base" if model == BASE else f"sample@{model}"
-    if kind == "rivals":
-        return f"rival-{model}" if model in ("temperatures", "steps") else f"rival-sample@{model}"
-    if kind == "ablations":
-        stage = {BASE: "cell-base", "va-pi": "cell"}.get(model, f"ablation-{model}-cell")
-        return f"{stage}@{'-'.join(rest[1:])}"
-    return {"classifiers": f"classifier@{model}", "tokens": "tokenize"}.get(kind, kind)
+        return f"--glob 'sample*@{rest[1]}'"  # of an alignment or of a control
+    return {"classifiers": f"classifier@{name}", "tokens": "tokenize"}.get(kind, kind)

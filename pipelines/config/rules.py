@@ -6,9 +6,8 @@ A rule gives (key, problem) where it does not hold. All broken rules are reporte
 
 from collections.abc import Iterator
 
-from vapi_core.models.families import FAMILIES
-
 from pipelines.config.params import Params
+from vapi_core.models.families import FAMILIES
 
 Problem = tuple[str, str]  # the key, and what is wrong with it
 

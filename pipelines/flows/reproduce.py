@@ -13,7 +13,7 @@ from pydantic import Field, WithJsonSchema
 
 from pipelines.flows.running import gpu_tags, run_all, run_command, visible_gpus
 from pipelines.graph import stage_graph, stage_names
-from pipelines.params import load_params
+from pipelines.variants.loading import load_params
 from vapi_core.errors import FileError, VapiError
 
 

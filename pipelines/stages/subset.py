@@ -5,8 +5,8 @@ import dataclasses
 import json
 from pathlib import Path
 
-from pipelines.params import Params, SubsetParams
-from pipelines.paths import PROMPTS, SUBSET
+from pipelines.config.params import Params, SubsetParams
+from pipelines.config.paths import PROMPTS, SUBSET
 from pipelines.progress import progress
 from pipelines.stage import Stage, StagePlan, run_stage
 from vapi_core.data.captioned import captioned_folder_source, dataset_source, webdataset_source

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from pipelines.config.params import Params
 from pipelines.config.rules import TWICE, Problem, batch_problems, repeats
-from pipelines.variants.variant import BASE, Variant, all_variants
+from pipelines.variants.variant import BASE, Variant, all_variants, key_of
 from vapi_core.alignment.method import Need
 
 # network -> the extractor that it also is: what rewards must not score
@@ -54,11 +54,11 @@ def _variant(variant: Variant, p: Params) -> Iterator[Problem]:
     """The rules of one variant's method, and the networks that it needs."""
     if variant.alignment is None:
         return
-    alignment, key = variant.alignment, "align"
+    alignment, changes = variant.alignment, p.variants[variant.name].align
     optimization, networks = alignment.optimization, alignment.method.needs(alignment.config)
     for name, problem in alignment.method.problems(alignment.config):
-        yield f"{key}.{name}", f"{problem} (variant {variant.name})"
-    yield from batch_problems(key, optimization.batch_size, optimization.micro_batch_size, p.launch.processes)
+        yield key_of(variant.name, name, changes), f"{problem} (variant {variant.name})"
+    yield from batch_problems("align", optimization.batch_size, optimization.micro_batch_size, p.launch.processes)
     if "reward-classifier" in networks and p.classifiers.reward is None:
         yield "classifiers.reward", f"needed by the variant {variant.name}."
     for network in networks:

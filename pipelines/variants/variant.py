@@ -20,7 +20,7 @@ from vapi_core.sampling.sampler import SamplingConfig
 from vapi_core.training.loop import OptimizationConfig
 
 EXPERIMENT, RIVALS, SWEEP = "experiment", "rivals", "sweep"  # tables that are more than rows
-BASE, SUBJECT = "base", "va-pi"  # variants that every table is about
+BASE, SUBJECT, CONTINUED = "base", "va-pi", "cross-entropy"  # variants that every table is about
 STEPS = "steps"  # of an alignment's output: the folder of weights that it kept on its way
 
 
@@ -57,6 +57,7 @@ class ImageSet:
     variant: str
     seed: int  # of the alignment; added to `sample.seed` it names the streams of the images
     config: SamplingConfig
+    samples: Path  # directory of all sets of the variant
     generator: Path
     tokenizer: Path = TOKENIZER
     steps: int | None = None  # after which the alignment's weights were kept; None: all of them
@@ -65,7 +66,7 @@ class ImageSet:
     def directory(self) -> Path:
         setting = f"t{decimal(self.config.temperature)}-g{decimal(self.config.guidance_scale)}"
         way = "" if self.steps is None else f"after-{self.steps}-"
-        return SAMPLES / self.variant / f"{way}{setting}-{self.seed}"
+        return self.samples / f"{way}{setting}-{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Variant:
     @property
     def samples(self) -> Path:
         """Directory of its image sets."""
-        return SAMPLES / self.name
+        return SAMPLES / self.table / self.name
 
     @cached_property
     def sets(self) -> list[ImageSet]:
@@ -102,8 +103,8 @@ class Variant:
     def _set(self, seed: int, config: SamplingConfig, steps: int | None = None) -> ImageSet:
         output = self.output(seed) if steps is None else self.output(seed) / STEPS / str(steps)
         if self.alignment is not None and self.alignment.method.trains == "tokenizer":
-            return ImageSet(self.name, seed, config, GENERATOR, output, steps)
-        return ImageSet(self.name, seed, config, output, steps=steps)
+            return ImageSet(self.name, seed, config, self.samples, GENERATOR, output, steps)
+        return ImageSet(self.name, seed, config, self.samples, output, steps=steps)
 
     def stage(self, kind: str) -> str:
         """Name in dvc.yaml of the stage that aligns, samples or scores it."""
@@ -152,17 +153,18 @@ def _control(params: Params, name: str) -> Variant:
 
 def _aligned(params: Params, name: str) -> Variant:
     own, s = params.variants[name], params.sample
-    alignment = resolve(params.align, own.method, own.align, f"variants.{name}")
+    alignment = resolve(params.align, name, own.method, own.align)
     samplings = tuple(s.config(s.temperature, scale) for scale in own.guidance_scales or s.guidance_scales)
     return Variant(name, own.table, alignment, samplings, params.align.seeds)
 
 
-def resolve(align: AlignParams, method: str, changes: dict[str, Any], where: str) -> Alignment:
-    """A method with the settings that all share and its own changes of them. `where` is the variant's key.
+def resolve(align: AlignParams, name: str, method: str, changes: dict[str, Any]) -> Alignment:
+    """A method with the settings that all share and a variant's changes of them.
 
     Raises:
         ParameterError: there is no such method, or a setting is wrong; names the key under which it stands.
     """
+    where = f"variants.{name}"
     if method not in METHODS:
         raise ParameterError(f"{where}.method", f"there is no method '{method}'; there are {', '.join(METHODS)}.")
     config = METHODS[method].config
@@ -181,8 +183,7 @@ def resolve(align: AlignParams, method: str, changes: dict[str, Any], where: str
             return checked(kind, content)
         except ParameterError as error:  # each key stands in the variant or in what all share
             lines = [line.partition(": ") for line in str(error).splitlines()]
-            placed = [(f"{where}.align.{k}" if has(changes, k) else f"align.{k}", text) for k, _, text in lines]
-            raise several(placed) from None
+            raise several([(key_of(name, key, changes), text) for key, _, text in lines]) from None
 
     keep_every = checked(int, changes.get("keep_every", align.keep_every), f"{where}.align.keep_every")
     return Alignment(method, part(OptimizationConfig), part(config), keep_every)
@@ -196,6 +197,11 @@ def names_of(kind: type) -> set[str]:
 def known_names() -> set[str]:
     """All keys that `align` may have."""
     return names_of(OptimizationConfig).union(*(names_of(method.config) for method in METHODS.values()))
+
+
+def key_of(name: str, key: str, changes: dict[str, Any]) -> str:
+    """Where a setting of a variant stands in params.yaml: in its own changes, or in what all share."""
+    return f"variants.{name}.align.{key}" if has(changes, key) else f"align.{key}"
 
 
 def has(content: dict[str, Any], key: str) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 from vapi_core.randomness import stream
 
 CONFIDENCE = 0.95
+POWER = 0.8
 REPLICATES = 1000
 
 
@@ -55,6 +56,23 @@ def paired_difference(
     return PairedDifference(mean, error, mean - reach, mean + reach, p_value, differences.size)
 
 
+def t_interval(values: Sequence[float] | np.ndarray, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Student's interval of the mean; NaN for a single value."""
+    about = paired_difference(values, np.zeros(len(values)), confidence)
+    return about.low, about.high
+
+
+def smallest_difference(
+    standard_error: float, pairs: int, confidence: float = CONFIDENCE, power: float = POWER
+) -> float:
+    """About the smallest difference that a paired t-test with this standard error finds with the given power."""
+    from scipy.stats import t
+
+    if pairs < 2:
+        return float("nan")
+    return standard_error * float(t.ppf((1 + confidence) / 2, pairs - 1) + t.ppf(power, pairs - 1))
+
+
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
     """P-values adjusted for their number (Holm 1979): those below a level are, together, wrong that rarely at most.
 
@@ -65,15 +83,6 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
     adjusted = np.full(p.shape, np.nan)
     adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1.0)
     return adjusted
-
-
-def fixed_sequence(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """P-values adjusted for tests in an order that was fixed beforehand: each counts only if all before it do.
-
-    As with `holm`, those below a level are, together, wrong that rarely at most (Maurer, Hothorn and Lehmacher 1995). The
-    first pays nothing for those that follow, which with few seeds is what makes a difference visible.
-    """
-    return np.maximum.accumulate(np.asarray(p_values, dtype=np.float64))
 
 
 def bootstrap_metric(

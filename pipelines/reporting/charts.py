@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipelines.figures import save_figure, tile
+from pipelines.reporting.figures import save_figure, tile
 
 Points = Mapping[str, pd.DataFrame]  # line -> columns x, y, error; one row per point
 

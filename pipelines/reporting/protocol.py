@@ -7,7 +7,7 @@ of `VIRTUAL_imagenet256_labeled.npz`, precision and recall against its 10,000 im
 from pathlib import Path
 from typing import Any
 
-from pipelines.params import Params, ScoreParams
+from pipelines.config.params import Params, ScoreParams
 from vapi_core.files import sha256_file
 from vapi_core.scoring.features import inception_weights
 from vapi_core.scoring.fidelity import ReferenceBatch

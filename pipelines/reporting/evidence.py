@@ -1,0 +1,117 @@
+"""All numbers of one table: scores of its rows, their means, the tested claims, GenEval by task, and what it cost."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from pipelines.config.params import Params
+from pipelines.config.paths import STAGE_METRICS, remedy
+from pipelines.inputs import read_scores
+from pipelines.reporting.statistics import (
+    blind_extractors,
+    compare,
+    match_temperatures,
+    overall_scores,
+    summarize,
+    summarize_tasks,
+    whole_alignments,
+)
+from pipelines.reporting.tables import Table
+from pipelines.variants.scoring import GENEVAL_TABLE, SCORES_TABLE
+from pipelines.variants.variant import BASE, SUBJECT, Variant, variants_of
+from vapi_core.files import read_json
+
+GENEVAL = "geneval"  # the extractor of GenEval's overall score
+REFERENCES_STAGE = "references"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a page is made of. All tables are against the main reference."""
+
+    table: Table
+    params: Params
+    variants: list[Variant]
+    sets: pd.DataFrame  # one row per set, whole or on its way, and extractor
+    summary: pd.DataFrame
+    comparisons: pd.DataFrame
+    matches: pd.DataFrame  # the base's temperature of equal precision, for every aligned row
+    tasks: pd.DataFrame | None  # GenEval by task
+    blind: dict[str, tuple[float, float]]  # extractors that see the tokenizer only
+    stages: dict[str, dict[str, float]]  # metrics of this profile's stages
+
+    @property
+    def reconstructions(self) -> dict[str, float]:
+        """Extractor -> FID of held-out images that were only encoded and decoded."""
+        found = self.stages.get(REFERENCES_STAGE, {})
+        prefix = "reconstruction_fid "
+        return {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
+
+
+def gather(table: Table, params: Params) -> Evidence:
+    """Reads the scores of a table's rows, and tests its claims. Raises FileError where a score is missing or damaged."""
+    variants = unique_rows(table, params)
+    sets = read_sets(table, variants, params)
+    whole = whole_alignments(sets)
+    stages = read_stages(params, variants)
+    summary = summarize(whole)
+    prefix = "reconstruction_fid "
+    floors = stages.get(REFERENCES_STAGE, {})
+    blind = blind_extractors(summary, BASE, {n.removeprefix(prefix): v for n, v in floors.items() if n.startswith(prefix)})
+    seen = whole[~whole["extractor"].isin(blind)]
+    rows = list(dict.fromkeys(whole["row"]))
+    main = (table.scores[0], 1.0) if table.ordered else None
+    comparisons = compare(seen, table.claims(rows), table.scores, main)
+    tasks = None
+    if params.score.geneval is not None:
+        tasks = summarize_tasks(read_judged(table, variants, params))
+    matches = match_temperatures(summary, BASE, params.sample.temperature) if "precision" in summary else pd.DataFrame()
+    return Evidence(table, params, variants, sets, summary, comparisons, matches, tasks, blind, stages)
+
+
+def unique_rows(table: Table, params: Params) -> list[Variant]:
+    """The variants of a table, the subject first where another one has its settings: a row is shown once."""
+    variants, found = variants_of(params, *table.rows), {}
+    for variant in sorted(variants, key=lambda v: v.name != SUBJECT):
+        found.setdefault(table.row(variant, variant.samplings[0].temperature, params.sample.temperature), variant)
+    return [variant for variant in variants if variant in found.values()]
+
+
+def read_sets(table: Table, variants: Sequence[Variant], params: Params) -> pd.DataFrame:
+    """Scores of all sets against the main reference, each with the name of its row; GenEval's overall score among them."""
+    parts = []
+    for variant in variants:
+        scores = read_scores(variant.scores / SCORES_TABLE, remedy(variant.scores))
+        parts.append(scores[scores["reference"] == params.score.references[0]])
+        if params.score.geneval is not None:
+            judged = read_scores(variant.scores / GENEVAL_TABLE, remedy(variant.scores))
+            overall = overall_scores(judged)
+            parts.append(overall.assign(extractor=GENEVAL, reference=params.score.references[0]))
+    return with_rows(pd.concat(parts, ignore_index=True), table, variants, params)
+
+
+def read_judged(table: Table, variants: Sequence[Variant], params: Params) -> pd.DataFrame:
+    """GenEval's decisions over all prompts, each with the name of its row."""
+    parts = [read_scores(variant.scores / GENEVAL_TABLE, remedy(variant.scores)) for variant in variants]
+    return with_rows(pd.concat(parts, ignore_index=True), table, variants, params)
+
+
+def with_rows(sets: pd.DataFrame, table: Table, variants: Sequence[Variant], params: Params) -> pd.DataFrame:
+    """The sets with a column `row`."""
+    by_name, main = {variant.name: variant for variant in variants}, params.sample.temperature
+    rows = [table.row(by_name[v], t, main) for v, t in zip(sets["variant"], sets["temperature"], strict=True)]
+    return sets.assign(row=rows)
+
+
+def read_stages(params: Params, variants: Sequence[Variant]) -> dict[str, dict[str, float]]:
+    """Metrics of the stages behind a table, as far as they are of this profile."""
+    first = ["subset", "classifier@reward", "classifier@scorer", "tokenizer", "tokenize", "generator", REFERENCES_STAGE]
+    names = first + [
+        variant.stage(kind)
+        for variant in variants
+        for kind in ("align", "sample", "score")
+        if kind != "align" or variant.alignment is not None
+    ]
+    paths = {name: STAGE_METRICS / f"{name}.json" for name in names}
+    return {name: read_json(path) for name, path in paths.items() if path.is_file()}

@@ -1,0 +1,222 @@
+"""The tables: their rows, the axis on which rows stand, the paper's numbers, and the claims that are tested.
+
+A table is one record here and its variants in params.yaml. Its rows are the base and the subject, which every table has,
+and all variants that name the table; a table of the paper says what the paper found, and the report says what is found
+here. Only the shape is comparable: models, data and scores differ. Paper: arXiv 2512.19680; table 5 and figure 4 and table
+4 are LlamaGen's, figure 4 digitised to ±0.1.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pipelines.config.params import decimal
+from pipelines.reporting.statistics import Claim
+from pipelines.variants.variant import BASE, CONTINUED, EXPERIMENT, RIVALS, SUBJECT, Variant
+from vapi_core.alignment.va_pi import VaPiConfig
+
+Picture = Literal["samples", "reconstructions", "curves", "precision-recall", "axis", "densities"]
+Point = tuple[str, float | str]  # the line that a row is a point of, and where it stands on the axis
+PROBED = ("fid", "is_mean", "kid_mean", "precision", "recall", "accuracy", "overall")
+ALL, PRIOR = "all", "prior"  # rows of the table of rewards: the whole objective, and no reward at all
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What an ablation varies. Its rows are named by their settings, whichever variant has these."""
+
+    title: str  # of the figure's x
+    row: Callable[[VaPiConfig], str]  # name of the row of these settings
+    point: Callable[[str], Point]  # of a row
+    label: Callable[[str], str]  # of a row, for people
+    logarithmic: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """One page of results."""
+
+    name: str  # of its page, its stage and its folders; the experiment's is "report"
+    title: str
+    rows: tuple[str, ...]  # tables of params.yaml whose variants are its rows
+    scores: tuple[str, ...]  # that its claims are about, the main one first
+    claims: Callable[[Sequence[str]], list[Claim]]  # of its rows, in the order of their test
+    pictures: tuple[Picture, ...]
+    ordered: bool = False  # whether the claims about the main score without guidance are tested in their order
+    axis: Axis | None = None
+    paper: dict[str, dict[str, float]] | None = None  # row -> score, as far as the paper has it
+    paper_setting: str = ""  # what the paper's numbers are of
+
+    def row(self, variant: Variant, temperature: float, main: float) -> str:
+        """The row of a variant's sets at a temperature; `main` is the temperature of everything but controls."""
+        if temperature != main:
+            return f"{BASE} at T {decimal(temperature)}"
+        config = None if variant.alignment is None else variant.alignment.config
+        return self.axis.row(config) if self.axis is not None and isinstance(config, VaPiConfig) else variant.name
+
+    def label(self, row: str) -> str:
+        """What a row is called where people read it."""
+        if row == BASE:
+            return "base, no alignment"
+        is_name = self.axis is None or row == CONTINUED or row.startswith(f"{BASE} at T ")
+        return row if is_name or self.axis is None else self.axis.label(row)
+
+
+def subject_against_all(rows: Sequence[str]) -> list[Claim]:
+    """VA-π against the base, the controls that are trained, and the base's lower temperatures from high to low."""
+    others = [row for row in rows if row not in (SUBJECT, BASE)]
+    cooled = sorted((row for row in others if row.startswith(f"{BASE} at T ")), key=_temperature, reverse=True)
+    trained = [row for row in others if row not in cooled]
+    return [Claim(f"VA-π is better than {row}", SUBJECT, row) for row in (BASE, *trained, *cooled)]
+
+
+def _temperature(row: str) -> float:
+    return float(row.rsplit(" ", 1)[1])
+
+
+def noise_claims(rows: Sequence[str]) -> list[Claim]:
+    """Paper: noise helps, and ξ = 0.5 is the best ratio."""
+    ratios = ("0.25", "0.5", "0.75", "0.95")
+    helps = [Claim(f"noise helps: ξ = {ratio} is better than 0", ratio, "0.0") for ratio in ratios]
+    best = [Claim(f"ξ = 0.5 is the best: better than {ratio}", "0.5", ratio) for ratio in ratios if ratio != "0.5"]
+    return helps + best
+
+
+def regularizer_claims(rows: Sequence[str]) -> list[Claim]:
+    """Paper: β = 0.1 is the best for both regularizers, cross-entropy beats KL, and too small a β harms."""
+    kinds, weights = ("ce", "kl"), ("0.01", "0.1", "1.0")
+    best = [
+        Claim(f"β = 0.1 is the best for {kind.upper()}: better than {w}", f"{kind}-0.1", f"{kind}-{w}")
+        for kind in kinds
+        for w in ("0.01", "1.0")
+    ]
+    between = [Claim(f"at β = {w}, CE is better than KL", f"ce-{w}", f"kl-{w}") for w in weights]
+    little = [
+        Claim(f"{kind.upper()} with too small a β, 0.01, is worse than no alignment", BASE, f"{kind}-0.01")
+        for kind in kinds
+    ]
+    enough = [Claim(f"{k.upper()} with β = 0.1 is better than no alignment", f"{k}-0.1", BASE) for k in kinds]
+    return best + between + little + enough
+
+
+def reward_claims(rows: Sequence[str]) -> list[Claim]:
+    """Paper: reward without prior collapses, the prior alone gains little, and both together gain most."""
+    parts = ("mse", "perceptual", "mse+perceptual")
+    return [
+        *(Claim(f"reward without prior ({part}) is worse than no alignment", BASE, part) for part in parts),
+        Claim("the prior alone is better than no alignment", PRIOR, BASE),
+        Claim("the whole objective is better than no alignment", ALL, BASE),
+        Claim("the whole objective is better than the prior alone", ALL, PRIOR),
+        Claim("the whole objective is better than the reward alone", ALL, "mse+perceptual"),
+    ]
+
+
+def regularizer_row(config: VaPiConfig) -> str:
+    return f"{config.regularizer}-{decimal(config.regularizer_weight)}"
+
+
+def regularizer_point(row: str) -> Point:
+    kind, _, weight = row.partition("-")
+    return kind.upper(), float(weight)
+
+
+def regularizer_label(row: str) -> str:
+    kind, weight = regularizer_point(row)
+    return f"{kind}, β = {weight}"
+
+
+def reward_row(config: VaPiConfig) -> str:
+    terms = "+".join(config.reward.terms)
+    if not terms:
+        return PRIOR
+    return terms if config.regularizer == "none" or config.regularizer_weight == 0 else ALL
+
+
+def reward_label(row: str) -> str:
+    return {ALL: ALL, PRIOR: "prior only"}.get(row, f"{row}, no prior")
+
+
+TABLES = {
+    table.name: table
+    for table in (
+        Table(
+            name="report",
+            title="VA-π",
+            rows=(EXPERIMENT,),
+            scores=PROBED,
+            claims=subject_against_all,
+            ordered=True,
+            pictures=("samples", "precision-recall", "curves", "reconstructions"),
+        ),
+        Table(
+            name=RIVALS,
+            title="VA-π and its rivals (paper, table 2)",
+            rows=(EXPERIMENT, RIVALS),
+            scores=PROBED,
+            claims=subject_against_all,
+            pictures=("precision-recall", "densities"),
+        ),
+        Table(
+            name="noise",
+            title="Noise ratio ξ (paper, table 5)",
+            rows=(EXPERIMENT, "noise"),
+            scores=("overall", "accuracy", "fid"),
+            claims=noise_claims,
+            pictures=("axis", "samples"),
+            paper={
+                BASE: {"overall": 0.306},
+                "0.0": {"overall": 0.302},
+                "0.25": {"overall": 0.315},
+                "0.5": {"overall": 0.339},
+                "0.75": {"overall": 0.332},
+                "0.95": {"overall": 0.329},
+            },
+            paper_setting="GenEval overall of LlamaGen-XL, text to image",
+            axis=Axis(
+                "noise ratio ξ",
+                row=lambda config: decimal(config.noise_ratio),
+                point=lambda row: ("ξ", float(row)),
+                label=lambda row: f"ξ = {row}",
+            ),
+        ),
+        Table(
+            name="regularizer",
+            title="Regularizer and its weight β (paper, figure 4)",
+            rows=(EXPERIMENT, "regularizer"),
+            scores=("fid",),
+            claims=regularizer_claims,
+            pictures=("axis", "samples"),
+            paper={
+                BASE: {"fid": 14.36},
+                "ce-0.01": {"fid": 22.2},
+                "ce-0.1": {"fid": 7.65},
+                "ce-1.0": {"fid": 10.9},
+                "kl-0.01": {"fid": 22.5},
+                "kl-0.1": {"fid": 8.6},
+                "kl-1.0": {"fid": 12.8},
+            },
+            paper_setting="FID of LlamaGen-XXL without guidance, read off the figure to ±0.1",
+            axis=Axis("weight β", regularizer_row, regularizer_point, regularizer_label, logarithmic=True),
+        ),
+        Table(
+            name="reward",
+            title="Parts of the objective (paper, table 4)",
+            rows=(EXPERIMENT, "reward"),
+            scores=("fid", "is_mean"),
+            claims=reward_claims,
+            pictures=("axis", "samples"),
+            paper={
+                BASE: {"fid": 14.36, "is_mean": 86.55},
+                "mse": {"fid": 38.76, "is_mean": 49.78},  # one row of the paper, "one reconstruction term only"
+                "perceptual": {"fid": 38.76, "is_mean": 49.78},
+                "mse+perceptual": {"fid": 38.63, "is_mean": 48.14},
+                PRIOR: {"fid": 14.17, "is_mean": 88.78},
+                ALL: {"fid": 7.65, "is_mean": 116.70},
+            },
+            paper_setting=(
+                "FID and IS of LlamaGen-XXL without guidance; for one reconstruction term it has one row, shown at both"
+            ),
+            axis=Axis("parts of the objective", reward_row, lambda row: ("parts", row), reward_label),
+        ),
+    )
+}

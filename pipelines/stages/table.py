@@ -1,0 +1,61 @@
+"""Stages `report` and `table@NAME`: the page of one table, its numbers and its pictures."""
+
+import argparse
+
+from pipelines.config.params import Params
+from pipelines.config.paths import REFERENCES, REPORTS, RUN_FILE, TABLES, remedy
+from pipelines.reporting import tables
+from pipelines.reporting.evidence import Evidence, gather
+from pipelines.reporting.pages import page, target
+from pipelines.reporting.pictures import draw_pictures
+from pipelines.reporting.statistics import nested
+from pipelines.stage import Stage, StagePlan, run_stage
+from pipelines.variants.scoring import PROTOCOL
+from pipelines.variants.variant import variants_of
+from vapi_core.files import atomic_path, read_json, write_json
+
+
+def plan(params: Params, arguments: argparse.Namespace) -> StagePlan:
+    table = tables.TABLES[arguments.table]
+    upstream = tuple(variant.scores for variant in variants_of(params, *table.rows))
+    return StagePlan(target(table), None, {"table": table.name}, upstream)
+
+
+def work(stage: Stage, arguments: argparse.Namespace) -> None:
+    table = tables.TABLES[arguments.table]
+    evidence = gather(table, stage.params)
+    write_numbers(evidence)
+    pictures = draw_pictures(evidence, stage.device)
+    path = REPORTS / f"{table.name}.md"
+    with atomic_path(path) as temporary:
+        temporary.write_text(page(evidence, read_json(PROTOCOL, remedy(REFERENCES))), encoding="utf-8")
+    for file in (path, *pictures):
+        stage.run.artifact(file)
+    stage.run.adopt(keys_of_runs(evidence))
+    stage.metrics["rows"] = len(evidence.variants)
+
+
+def keys_of_runs(evidence: Evidence) -> list[str]:
+    """Keys of the alignments that were made for this table alone: its runs are their parents in MLflow."""
+    own = [v for v in evidence.variants if v.table == evidence.table.name and v.alignment is not None]
+    return [read_json(v.output(seed) / RUN_FILE, remedy(v.output(seed)))["key"] for v in own for seed in v.seeds]
+
+
+def write_numbers(evidence: Evidence) -> None:
+    """The page's numbers as CSV, and the means as metrics for `dvc metrics diff`."""
+    table = evidence.table
+    numbers = {"summary": evidence.summary, "comparisons": evidence.comparisons, "temperatures": evidence.matches}
+    if evidence.tasks is not None:
+        numbers["tasks"] = evidence.tasks
+    with atomic_path(TABLES / table.name) as temporary:
+        temporary.mkdir()
+        for name, content in numbers.items():
+            content.to_csv(temporary / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
+    metrics = REPORTS / "metrics.json" if table.name == "report" else TABLES / f"{table.name}.json"
+    write_json(metrics, nested(evidence.summary))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("table", choices=tables.TABLES)
+    run_stage(plan, work, parser)

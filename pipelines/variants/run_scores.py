@@ -1,0 +1,58 @@
+"""A variant's scores as metrics: of the MLflow runs of its seeds, and of its stage, for `dvc exp show` and sweeps.
+
+A metric is named score/SCORE EXTRACTOR, e.g. "score/fid scorer-classifier"; a setting other than the main one is appended.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipelines.config.params import Params, decimal
+from pipelines.config.paths import RUN_FILE, remedy
+from pipelines.journal import Header
+from pipelines.reporting.statistics import SCORE_TITLES, overall_scores, whole_alignments
+from pipelines.stage import Stage
+from pipelines.tracking import add_scores, flatten, now, stage_key
+from pipelines.variants.variant import Variant
+from vapi_core.files import read_json
+
+
+def report_scores(stage: Stage, variant: Variant, table: pd.DataFrame, judged: pd.DataFrame | None) -> None:
+    """Adds the scores to the run of each seed, and their means over seeds to the stage's metrics."""
+    main = stage.params.score.references[0]
+    scores = whole_alignments(table)
+    scores = scores[scores["reference"] == main]
+    if judged is not None:
+        scores = pd.concat([scores, overall_scores(judged).assign(extractor="geneval", reference=main)])
+    by_seed = {seed: metrics_of(scores[scores["seed"] == seed], variant) for seed in variant.seeds}
+    headers = {seed: header_of(stage.params, variant, seed) for seed in variant.seeds}
+    add_scores({headers[seed].key: by_seed[seed] for seed in variant.seeds}, {h.key: h for h in headers.values()})
+    for name in by_seed[variant.seeds[0]]:
+        stage.metrics[name] = sum(by_seed[seed][name] for seed in variant.seeds) / len(variant.seeds)
+
+
+def metrics_of(scores: pd.DataFrame, variant: Variant) -> dict[str, float]:
+    """Metric -> value, of the scores of one seed against the main reference."""
+    metrics: dict[str, float] = {}
+    main = variant.samplings[0]
+    for row in scores.to_dict("records"):
+        temperature, guidance = row["temperature"], row["guidance_scale"]
+        is_main = (temperature, guidance) == (main.temperature, main.guidance_scale)
+        setting = "" if is_main else f" T{decimal(temperature)} g{decimal(guidance)}"
+        for name in (*SCORE_TITLES, "overall"):
+            if pd.notna(row.get(name)):
+                metrics[f"score/{name} {row['extractor']}{setting}"] = float(row[name])
+    return metrics
+
+
+def header_of(params: Params, variant: Variant, seed: int) -> Header:
+    """The run of a seed. That of an alignment is there; a control, which trains nothing, is made one by its scores."""
+    output = variant.output(seed)
+    run = read_json(output / RUN_FILE, remedy(Path(output)))
+    if variant.alignment is not None:
+        return Header(run["experiment"], run["stage"], run["key"], now())
+    settings: dict[str, Any] = {"variant": variant.name, "seed": seed}
+    key = stage_key("control", settings | {"samplings": [vars(c) for c in variant.samplings]}, [run["key"]])
+    tags = {"stage": "control", "variant": variant.name, "table": variant.table, "profile": params.profile}
+    return Header(params.profile, f"{variant.name}@{seed}", key, now(), flatten(settings), tags)
