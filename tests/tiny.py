@@ -70,6 +70,9 @@ def write_tiny_t5(directory: Path) -> Path:
     return directory
 
 
+JANUS_CAPTIONS = ["a photo of two red cats", "a dog", "a photo of a blue dog left of a cat"]
+
+
 def write_tiny_janus(directory: Path, seed: int = 0) -> Path:
     """A whole Janus checkpoint, 32 wide, as `save_pretrained` writes Janus-Pro-1B: understanding, generation, tokenizer.
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from tests.tiny import CAPTIONED, NO_DROPOUT, random_tokens, tiny_captions, tiny_generator, tiny_tokenizer
-from vapi_core.alignment import objective as objective_module
 from vapi_core.alignment import va_pi as va_pi_module
 from vapi_core.alignment.cross_entropy import CrossEntropy
 from vapi_core.alignment.objective import group_advantages
@@ -16,6 +15,7 @@ from vapi_core.alignment.reward import ReconstructionReward, RewardWeights
 from vapi_core.alignment.va_pi import VaPi, VaPiConfig
 from vapi_core.data.batches import AlignmentData
 from vapi_core.data.images import to_uint8
+from vapi_core.models import logits as logits_module
 from vapi_core.models.policy import Captions
 from vapi_core.training.loop import MicroBatch, OptimizationConfig, micro_batches, train
 from vapi_core.training.pretraining import GeneratorObjective, held_out_cross_entropy
@@ -122,7 +122,7 @@ def test_a_large_vocabulary_goes_in_parts_to_the_same_result(tokenizer, data, mo
     config = replace(PLAIN, regularizer="kl", noise_ratio=0.5)
     results = []
     for elements in (2**24, 5 * 24):  # all rows at once; five rows, and the base model's images one by one
-        for module in (objective_module, va_pi_module):
+        for module in (logits_module, va_pi_module):
             monkeypatch.setattr(module, "CHUNK_ELEMENTS", elements)
         objective = va_pi(tokenizer, data, config, base=policy(seed=1))
         loss, metrics = objective(whole_batch())

@@ -11,6 +11,8 @@ from vapi_core.data.cache import TokenCache, write_token_cache
 from vapi_core.errors import FileError
 from vapi_core.files import read_json, sha256_file
 
+REMEDY = "Make it anew."
+
 TOKENIZER = "a1b2c3d4e5f6" + "0" * 52
 SUBSET = "123456789abc" + "0" * 52
 TOKENS = np.random.default_rng(0).integers(0, 256, (10, 16))
@@ -89,14 +91,14 @@ def test_tokens_outside_the_codebook_and_missing_rows_or_columns_are_never_writt
 
 
 def test_another_tokenizer_is_refused_with_both_hashes(directory):
-    with pytest.raises(FileError, match="a1b2c3d4e5f6, .* ffffffffffff.*run `dvc repro tokenize`"):
-        TokenCache.open(directory, tokenizer_sha256="f" * 64)
+    with pytest.raises(FileError, match="a1b2c3d4e5f6, .* ffffffffffff.*Make it anew."):
+        TokenCache.open(directory, tokenizer_sha256="f" * 64, remedy=REMEDY)
 
 
 def test_tokens_of_another_subset_are_refused_where_images_go_with_them(directory):
     TokenCache.open(directory, tokenizer_sha256=TOKENIZER, subset_sha256=SUBSET)
-    with pytest.raises(FileError, match="123456789abc, .* eeeeeeeeeeee.*run `dvc repro tokenize`"):
-        TokenCache.open(directory, tokenizer_sha256=TOKENIZER, subset_sha256="e" * 64)
+    with pytest.raises(FileError, match="123456789abc, .* eeeeeeeeeeee.*Make it anew."):
+        TokenCache.open(directory, tokenizer_sha256=TOKENIZER, subset_sha256="e" * 64, remedy=REMEDY)
 
 
 @pytest.mark.parametrize("name", ["tokens.npy", "labels.npy", "manifest.json"])
@@ -104,11 +106,11 @@ def test_a_missing_or_cut_off_file_is_named_with_the_remedy(directory, name):
     content = (directory / name).read_bytes()
     for damaged in (content[:-5], content[:50], b""):
         (directory / name).write_bytes(damaged)
-        with pytest.raises(FileError, match=f"{name}.*run `dvc repro tokenize`"):
-            TokenCache.open(directory, tokenizer_sha256=TOKENIZER)
+        with pytest.raises(FileError, match=f"{name}.*Make it anew."):
+            TokenCache.open(directory, tokenizer_sha256=TOKENIZER, remedy=REMEDY)
     (directory / name).unlink()
-    with pytest.raises(FileError, match=f"{name}: the file is missing.*run `dvc repro tokenize`"):
-        TokenCache.open(directory, tokenizer_sha256=TOKENIZER)
+    with pytest.raises(FileError, match=f"{name}: the file is missing.*Make it anew."):
+        TokenCache.open(directory, tokenizer_sha256=TOKENIZER, remedy=REMEDY)
 
 
 @pytest.mark.parametrize("name", ["tokens.npy", "labels.npy"])
@@ -117,15 +119,15 @@ def test_a_single_changed_byte_is_noticed(directory, name):
     content[-2] ^= 1
     (directory / name).write_bytes(content)
     with pytest.raises(FileError, match=f"{name}: the file is damaged"):
-        TokenCache.open(directory, tokenizer_sha256=TOKENIZER)
+        TokenCache.open(directory, tokenizer_sha256=TOKENIZER, remedy=REMEDY)
 
 
 def test_a_manifest_that_lacks_an_entry_is_refused(directory):
     manifest = read_json(directory / "manifest.json")
     del manifest["tokenizer_sha256"]
     (directory / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(FileError, match="manifest.json.*tokenizer_sha256.*run `dvc repro tokenize`"):
-        TokenCache.open(directory, tokenizer_sha256=TOKENIZER)
+    with pytest.raises(FileError, match="manifest.json.*tokenizer_sha256.*Make it anew."):
+        TokenCache.open(directory, tokenizer_sha256=TOKENIZER, remedy=REMEDY)
 
 
 def test_a_failure_halfway_leaves_the_old_cache_and_nothing_else(directory, tmp_path):

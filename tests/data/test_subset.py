@@ -15,6 +15,8 @@ from vapi_core.data.subset import Subset, plan_subset, subset_hash, write_subset
 from vapi_core.errors import FileError, ParameterError
 from vapi_core.files import read_json, sha256_file
 
+REMEDY = "Make it anew."
+
 CLASSES = ("ant", "bee", "cow")
 LABELS = np.array([0, 1, 2] * 10)  # 10 images of each class
 
@@ -159,7 +161,7 @@ def test_a_failure_halfway_leaves_the_old_subset_and_nothing_else(copied):
     with pytest.raises(FileError, match="cat/7.png"):
         write_subset(dataclasses.replace(source, load=load), new, copied)
     assert subset_hash(copied) == before
-    assert Subset.open(copied).splits == {"train": (0, 18), "heldout": (18, 24)}
+    assert Subset.open(copied, REMEDY).splits == {"train": (0, 18), "heldout": (18, 24)}
     assert list(copied.parent.iterdir()) == [copied]
 
 
@@ -227,34 +229,34 @@ def test_a_missing_or_cut_off_file_is_named_with_the_remedy(copied, name):
         (copied / name).write_bytes(damaged)
         if name == "manifest.json" and damaged == content[:-1]:
             continue  # only the newline at its end is gone
-        with pytest.raises(FileError, match=f"{name}.*run `dvc repro subset`"):
-            Subset.open(copied)
+        with pytest.raises(FileError, match=f"{name}.*Make it anew."):
+            Subset.open(copied, REMEDY)
     (copied / name).unlink()
-    with pytest.raises(FileError, match=f"{name}: the file is missing.*run `dvc repro subset`"):
-        Subset.open(copied)
+    with pytest.raises(FileError, match=f"{name}: the file is missing.*Make it anew."):
+        Subset.open(copied, REMEDY)
 
 
 def test_a_header_that_lost_a_bracket_is_named_with_the_remedy(copied):
     content = (copied / "images.npy").read_bytes()
     (copied / "images.npy").write_bytes(content.replace(b"}", b" ", 1))
-    with pytest.raises(FileError, match="images.npy.*damaged.*run `dvc repro subset`"):
-        Subset.open(copied)
+    with pytest.raises(FileError, match="images.npy.*damaged.*Make it anew."):
+        Subset.open(copied, REMEDY)
 
 
 def test_arrays_of_another_shape_or_type_than_the_manifest_says_are_refused(copied):
     np.save(copied / "images.npy", np.zeros((24, 5, 5, 3), dtype=np.uint8))
     with pytest.raises(FileError, match=r"images.npy: holds uint8 \[24, 5, 5, 3\].*\[24, 4, 4, 3\]"):
-        Subset.open(copied)
+        Subset.open(copied, REMEDY)
     np.save(copied / "images.npy", np.zeros((24, 4, 4, 3), dtype=np.float32))
     with pytest.raises(FileError, match="images.npy: holds float32"):
-        Subset.open(copied)
+        Subset.open(copied, REMEDY)
 
 
 def test_labels_that_are_not_those_of_the_manifest_are_refused(copied):
     labels = np.load(copied / "labels.npy")
     np.save(copied / "labels.npy", (labels + 1) % 3)
     with pytest.raises(FileError, match="labels.npy"):
-        Subset.open(copied)
+        Subset.open(copied, REMEDY)
 
 
 @pytest.mark.parametrize(
@@ -263,16 +265,16 @@ def test_labels_that_are_not_those_of_the_manifest_are_refused(copied):
 def test_a_manifest_that_cannot_be_right_is_refused(copied, change):
     manifest = read_json(copied / "manifest.json") | change
     (copied / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(FileError, match="manifest.json.*run `dvc repro subset`"):
-        Subset.open(copied)
+    with pytest.raises(FileError, match="manifest.json.*Make it anew."):
+        Subset.open(copied, REMEDY)
 
 
 def test_the_hash_of_a_subset_is_that_of_its_manifest_and_tells_two_seeds_apart(written, tmp_path):
     assert subset_hash(written) == sha256_file(written / "manifest.json")
     write_subset(make_source(), plan({"train": 18, "heldout": 6}, seed=1), tmp_path / "other")
     assert subset_hash(tmp_path / "other") != subset_hash(written)
-    with pytest.raises(FileError, match="manifest.json: the file is missing.*run `dvc repro subset`"):
-        subset_hash(tmp_path / "nowhere")
+    with pytest.raises(FileError, match="manifest.json: the file is missing.*Make it anew."):
+        subset_hash(tmp_path / "nowhere", REMEDY)
 
 
 def test_all_of_mnist_goes_into_a_balanced_subset(tmp_path):

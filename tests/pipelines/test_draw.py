@@ -12,7 +12,7 @@ from PIL import Image
 from pipelines.params import check_params
 
 from pipelines.draw import main, open_text
-from pipelines.inputs import open_captions, open_prompts
+from pipelines.inputs import caption_conditions, open_prompts
 from pipelines.stage import Stage, UntrackedRun
 from pipelines.stages import generator, sample, subset, tokenize, tokenizer
 from tests.pipelines.test_janus import fill_workplace, run, tiny
@@ -52,8 +52,9 @@ def test_prompts_are_read_as_the_captions_of_the_training_were(tmp_path, monkeyp
     for module in (subset, tokenizer, tokenize):
         run(module, params)
     texts = [prompt.text for prompt in open_prompts()]
-    cache, cpu = open_captions(), torch.device("cpu")
-    kept, given = cache.batch(cache.rows(texts), cpu), open_text(params, texts, cpu)(texts)
+    cpu = torch.device("cpu")
+    kept = caption_conditions(texts, params.generator.family).batch(np.arange(len(texts)), cpu)
+    given = open_text(params, texts, cpu)(texts)
     assert torch.equal(given.mask, kept.mask)
     torch.testing.assert_close(given.features[given.mask], kept.features[kept.mask], atol=0.02, rtol=0)  # float16
 
@@ -62,9 +63,9 @@ def test_a_caption_that_is_too_long_stops_before_features_are_measured(monkeypat
     content = yaml.safe_load((REPOSITORY / "profiles/scenes.yaml").read_text(encoding="utf-8"))
     content["captions"]["tokens"] = 6
     monkeypatch.setattr(standardization, "encode_padded", lambda *arguments: pytest.fail("captions were encoded"))
-    texts, stage = ["a photo of a two"], Stage(None, None, torch.device("cpu"), UntrackedRun(), "key")
+    texts, stage = ["a photo of a two"], Stage(None, check_params(content), torch.device("cpu"), UntrackedRun(), "key")
     with pytest.raises(LongCaptionError, match="1 of 1 captions have more than 6 tokens"):
-        tokenize.encode_texts(texts, texts, check_params(content).captions, stage)
+        tokenize.encode_texts(texts, texts, stage)
 
 
 @pytest.fixture

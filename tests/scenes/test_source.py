@@ -7,7 +7,6 @@ from vapi_core.data.subset import Subset, write_subset
 from vapi_core.errors import ParameterError
 from vapi_core.scenes.detector import truth
 from vapi_core.scenes.source import DIGITS, GAP, PALETTE, caption, plan_scenes, scene_prompts
-from vapi_core.scenes.windows import WINDOW_CLASSES, object_windows
 from vapi_core.scoring.geneval.folder import prompt_problem
 from vapi_core.scoring.geneval.rules import TASKS
 
@@ -103,17 +102,6 @@ def test_captions_and_annotations_are_in_the_manifest(scenes, tmp_path):
     assert list(subset.annotations) == list(source.annotations)
     images, _ = subset.split("heldout")
     np.testing.assert_array_equal(images[0], source.load(plan.chosen["heldout"][0]))
-
-
-def test_windows_show_one_object_each_in_its_middle(scenes):
-    source, _ = scenes
-    images = np.stack([source.load(i) for i in range(6)])
-    windows, labels = object_windows(images, source.annotations[:6])
-    objects = [thing for annotation in source.annotations[:6] for thing in annotation["objects"]]
-    assert windows.shape == (len(objects), 18, 18, 3) and labels.max() < WINDOW_CLASSES
-    for window, label, thing in zip(windows, labels, objects, strict=True):
-        assert DIGITS[label // len(PALETTE)] == thing["class"] and list(PALETTE)[label % len(PALETTE)] == thing["color"]
-        assert window[6:12, 6:12].any()
 
 
 def test_prompts_are_different_and_valid_and_single_object_has_ten():

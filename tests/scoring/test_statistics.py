@@ -9,7 +9,6 @@ from scipy.stats import ttest_rel
 from vapi_core.scoring.statistics import (
     bootstrap_interval,
     bootstrap_metric,
-    fixed_sequence,
     holm,
     mean_and_standard_error,
     paired_difference,
@@ -87,15 +86,3 @@ def test_holm_multiplies_the_smallest_by_all_the_next_by_one_less_and_never_turn
 def test_a_comparison_that_could_not_be_made_counts_for_nothing():
     adjusted = holm([0.02, math.nan, 0.03])
     assert adjusted[[0, 2]].tolist() == pytest.approx([0.04, 0.04]) and math.isnan(adjusted[1])
-
-
-def test_in_a_fixed_sequence_the_first_pays_nothing_and_none_counts_more_than_those_before_it():
-    assert fixed_sequence([0.04, 0.01, 0.03]).tolist() == [0.04, 0.04, 0.04]
-    assert fixed_sequence([0.01, 0.2, 0.001]).tolist() == [0.01, 0.2, 0.2]  # what follows a tie is one
-
-
-def test_a_fixed_sequence_calls_something_a_difference_that_is_none_no_more_often_than_its_level():
-    random = np.random.default_rng(0)
-    pairs = random.normal(size=(2000, 4, 3))  # four comparisons over three seeds, none with a difference
-    p = np.array([[paired_difference(x, np.zeros(3)).p_value for x in family] for family in pairs])
-    assert np.mean([(fixed_sequence(row) < 0.05).any() for row in p]) == pytest.approx(0.05, abs=0.015)

@@ -21,6 +21,7 @@ from vapi_core.alignment.objective import (
     GroupSize,
     clipped_policy_loss,
     group_advantages,
+    group_metrics,
     kl_estimate,
 )
 from vapi_core.data.batches import AlignmentData
@@ -87,13 +88,7 @@ class ArGrpo:
         log_p = self._log_probabilities(self.generator, condition, rollouts)  # [B * G, 1, T]
         ratio = (log_p - log_p.detach()).exp()
         loss = clipped_policy_loss(ratio, advantages, config.clip_epsilon).mean()
-        metrics = {
-            "reward": rewards.mean(),
-            **{f"reward_{name}": value.mean() for name, value in values.items()},
-            "reward_spread": rewards.std(1).mean(),
-            "advantage_magnitude": advantages.abs().mean(),
-            "ratio": ratio.detach().mean(),
-        }
+        metrics = group_metrics(rewards, values, advantages, ratio.detach())
         if config.kl_weight:
             assert self.base is not None
             with torch.no_grad():

@@ -23,6 +23,7 @@ from vapi_core.alignment.objective import (
     GroupSize,
     clipped_policy_loss,
     group_advantages,
+    group_metrics,
     kl_estimate,
 )
 from vapi_core.alignment.reward import (
@@ -100,11 +101,7 @@ class VaPi:
         ratio = (log_p - log_p.detach()).exp()
         loss = clipped_policy_loss(ratio, advantages, config.clip_epsilon).mean()
         metrics = {
-            "reward": rewards.mean(),
-            **{f"reward_{name}": value.mean() for name, value in terms.items()},
-            "reward_spread": rewards.std(1).mean(),
-            "advantage_magnitude": advantages.abs().mean(),
-            "ratio": ratio.detach().mean(),
+            **group_metrics(rewards, terms, advantages, ratio.detach()),
             "clip_fraction": ((ratio.detach() - 1).abs() > config.clip_epsilon).float().mean(),
             "ce": ce.detach(),
             "entropy": entropy,

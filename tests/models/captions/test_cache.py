@@ -8,6 +8,8 @@ from vapi_core.files import read_json
 from vapi_core.models.captions.cache import CaptionCache, CaptionConditions, caption_hash, write_caption_cache
 from vapi_core.models.captions.encoders import LongCaptionError, encode_captions, load_flan_t5
 
+REMEDY = "Make it anew."
+
 CAPTIONS = ["a green cat", "a photo of two red dogs", "a cat", "a green cat", "the blue dog left of the cat"]
 LONG = "a photo of two green cats left of three red dogs"
 
@@ -24,7 +26,7 @@ def directory(tmp_path, encoder):
 
 
 def open_cache(directory, encoder) -> CaptionCache:
-    return CaptionCache.open(directory, encoder_fingerprint=encoder.fingerprint)
+    return CaptionCache.open(directory, encoder_fingerprint=encoder.fingerprint, remedy=REMEDY)
 
 
 def test_a_batch_of_the_cache_is_what_the_encoder_says_left_padded(directory, encoder):
@@ -79,13 +81,13 @@ def test_a_long_caption_stops_the_writing_unless_it_may_be_cut_off_and_then_the_
 
 
 def test_another_encoder_is_refused_with_both_fingerprints(directory, encoder):
-    with pytest.raises(FileError, match=f"{encoder.fingerprint[:12]}, .* ffffffffffff.*run `dvc repro tokenize`"):
-        CaptionCache.open(directory, encoder_fingerprint="f" * 64)
+    with pytest.raises(FileError, match=f"{encoder.fingerprint[:12]}, .* ffffffffffff.*Make it anew."):
+        CaptionCache.open(directory, encoder_fingerprint="f" * 64, remedy=REMEDY)
     assert CaptionCache.open(directory, encoder_fingerprint=None).encoder_fingerprint == encoder.fingerprint
 
 
 def test_captions_that_are_not_in_the_cache_are_counted_and_the_first_is_named(directory, encoder):
-    with pytest.raises(FileError, match='2 of 3 captions are not in the cache, "a bird" first.*dvc repro tokenize'):
+    with pytest.raises(FileError, match='2 of 3 captions are not in the cache, "a bird" first.*Make it anew.'):
         open_cache(directory, encoder).rows(["a cat", "a bird", "a cat "])
 
 
@@ -96,10 +98,10 @@ def test_a_missing_or_damaged_file_is_named_with_the_remedy(directory, encoder, 
     changed[-3] ^= 1
     for damaged in (content[:-5], content[:50], b"", bytes(changed)):
         (directory / name).write_bytes(damaged)
-        with pytest.raises(FileError, match=f"{name}.*run `dvc repro tokenize`"):
+        with pytest.raises(FileError, match=f"{name}.*Make it anew."):
             open_cache(directory, encoder)
     (directory / name).unlink()
-    with pytest.raises(FileError, match=f"{name}: the file is missing.*run `dvc repro tokenize`"):
+    with pytest.raises(FileError, match=f"{name}: the file is missing.*Make it anew."):
         open_cache(directory, encoder)
 
 

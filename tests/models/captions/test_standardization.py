@@ -79,5 +79,5 @@ def test_what_was_measured_is_kept_beside_the_cache(tmp_path, encoder):
     kept = Standardization.open(tmp_path, 16)
     assert np.array_equal(kept.mean, by.mean) and np.array_equal(kept.deviation, by.deviation)
     (tmp_path / FILE).unlink()
-    with pytest.raises(FileError, match="dvc repro tokenize"):
-        Standardization.open(tmp_path, 16)
+    with pytest.raises(FileError, match="standardization.npy: the file is missing. Make it anew."):
+        Standardization.open(tmp_path, 16, "Make it anew.")

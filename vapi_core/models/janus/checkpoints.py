@@ -74,6 +74,8 @@ def load_janus_tokenizer(path: Path | str = JANUS_PRO_1B) -> Tokenizer:
 def export_janus(policy: Janus, base: Path | str, directory: Path | str) -> None:
     """Writes the whole checkpoint `base`, which is in the format of transformers, with the policy's weights in it.
 
+    For users, who so take an aligned policy to transformers (docs/text-to-image.md).
+
     Raises:
         FileError: `base` cannot be loaded, or is of another shape.
     """
