@@ -17,8 +17,8 @@ from benchmarks.measure import PAIRS, Results
 from benchmarks.summary import summary
 from vapi_core.errors import VapiError
 from vapi_core.files import write_json
-from vapi_core.models.generator import OFFICIAL_GENERATORS
-from vapi_core.models.tokenizer import OFFICIAL_TOKENIZERS
+from vapi_core.models.llamagen.generator import OFFICIAL_GENERATORS
+from vapi_core.models.llamagen.tokenizer import OFFICIAL_TOKENIZERS
 
 REPORTS = Path("reports/benchmarks")
 NAMES = ("align", "sample", "tokenize", "score", "pipeline")

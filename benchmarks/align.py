@@ -13,8 +13,8 @@ from benchmarks.measure import Results, flops, least_disturbed_ratio, machine, m
 from benchmarks.models import Setting, build_data, build_generator, build_perceptual, build_tokenizer, setting
 from vapi_core.alignment.reward import ReconstructionReward
 from vapi_core.alignment.va_pi import VaPi
-from vapi_core.models.generator import Generator
-from vapi_core.training import Slots, autocast
+from vapi_core.models.llamagen.generator import Generator
+from vapi_core.training.loop import MicroBatch, autocast
 
 SEED = 0
 
@@ -29,7 +29,7 @@ class Sides:
         self.setting, self.contexts_at_a_time = s, contexts_at_a_time
         self.generator, self.tokenizer, self.perceptual = build_generator(s), build_tokenizer(s), build_perceptual(s)
         self.data = build_data(s, self.tokenizer)
-        self.slots = Slots(0, 0, np.arange(s.images))
+        self.batch = MicroBatch(0, 0, np.arange(s.images))
         reward = ReconstructionReward(self.tokenizer, s.method.reward, self.perceptual)
         self.rewards: dict[str, Tensor] = {}
 
@@ -55,7 +55,7 @@ class Sides:
         self.optimizer.zero_grad(set_to_none=True)
 
     def ours(self) -> None:
-        loss, _ = self.objective(self.slots)
+        loss, _ = self.objective(self.batch)
         loss.backward()
 
     def authors(self) -> None:
@@ -68,7 +68,7 @@ class Sides:
             self.data,
             s.method,
             SEED,
-            self.slots,
+            self.batch,
             self.contexts_at_a_time,
             s.dtype,
         )

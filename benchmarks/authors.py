@@ -14,16 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vapi_core.alignment.data import AlignmentData
 from vapi_core.alignment.noise import corrupt_prefix, draw_noise
 from vapi_core.alignment.reward import PerceptualDistance
 from vapi_core.alignment.va_pi import VaPiConfig
-from vapi_core.images import to_tensor
-from vapi_core.models.generator import Attention, Generator, rotate, widened
-from vapi_core.models.tokenizer import Tokenizer
+from vapi_core.data.batches import AlignmentData
+from vapi_core.data.images import to_tensor
+from vapi_core.models.llamagen.generator import Attention, Generator, rotate, widened
+from vapi_core.models.llamagen.tokenizer import Tokenizer
 from vapi_core.randomness import stream
-from vapi_core.sampling import SamplingConfig, filtered_probabilities, invert_cdf
-from vapi_core.training import Slots
+from vapi_core.sampling.sampler import SamplingConfig, filtered_probabilities, invert_cdf
+from vapi_core.training.loop import MicroBatch
 
 
 def align_step(
@@ -34,7 +34,7 @@ def align_step(
     data: AlignmentData,
     config: VaPiConfig,
     seed: int,
-    slots: Slots,
+    batch: MicroBatch,
     contexts_at_a_time: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
@@ -49,21 +49,21 @@ def align_step(
             return policy(*inputs)
 
     groups = config.group_size
-    _, class_ids = data.batch(slots.items)  # [B]
+    _, class_ids = data.batch(batch.items)  # [B]
     assert isinstance(class_ids, Tensor), "the authors' class-to-image trainer"
-    images = data.reference_images(slots.items)  # [B, 3, H, W]
+    images = data.reference_images(batch.items)  # [B, 3, H, W]
     with torch.no_grad():
         tokens = tokenizer.encode(images)  # [B, T]
         prefix = tokens[:, :-1]
         if config.noise_ratio > 0:
             codes, kernel = generator.config.codebook_size, config.noise_kernel
-            noise = draw_noise(seed, slots.step, slots.positions, prefix.shape[1], codes, kernel)
+            noise = draw_noise(seed, batch.step, batch.positions, prefix.shape[1], codes, kernel)
             uniforms, replacements = (t.to(prefix.device) for t in noise)
             prefix = corrupt_prefix(prefix, config.noise_ratio, uniforms, replacements, codes, kernel)
 
         logits = logits_of(generator, class_ids, prefix)  # [B, T, V]
         shape = (tokens.shape[1], groups)
-        rows = [stream(seed, "rollout", slots.step, p).random(shape, dtype=np.float32) for p in slots.positions]
+        rows = [stream(seed, "rollout", batch.step, p).random(shape, dtype=np.float32) for p in batch.positions]
         draws = torch.from_numpy(np.stack(rows)).to(logits.device)
         rollouts = invert_cdf(logits.softmax(-1), draws).transpose(1, 2).flatten(0, 1)  # [B * G, T]
         old = _chosen(logits.repeat_interleave(groups, 0), rollouts)  # [B * G, T]

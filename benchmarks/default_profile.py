@@ -18,29 +18,30 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-
 from pipelines.params import AlignParams, Params, grid_side, load_params
+
 from vapi_core.alignment.ar_grpo import ArGrpo
 from vapi_core.alignment.cross_entropy import CrossEntropy
-from vapi_core.alignment.data import AlignmentData
 from vapi_core.alignment.external_reward import ClassLikelihood
 from vapi_core.alignment.reward import ReconstructionReward
 from vapi_core.alignment.straight_through import StraightThrough
 from vapi_core.alignment.tokenizer_post_training import TokenizerPostTraining
 from vapi_core.alignment.va_pi import VaPi
+from vapi_core.data.batches import AlignmentData
+from vapi_core.data.images import encode_images, to_uint8
 from vapi_core.data.sources import mnist_source
 from vapi_core.data.subset import Subset, plan_subset, write_subset
-from vapi_core.images import to_uint8
-from vapi_core.models.generator import Generator
+from vapi_core.models.classifier import load_classifier, save_classifier
+from vapi_core.models.llamagen.generator import Generator
+from vapi_core.models.llamagen.tokenizer import Tokenizer
 from vapi_core.models.perceptual import FeatureDistance
-from vapi_core.models.tokenizer import Tokenizer
-from vapi_core.pretraining import GeneratorObjective, TokenizerObjective, encode_images
 from vapi_core.randomness import seed_torch
-from vapi_core.sampling import SamplingConfig, generate, sampling_uniforms
-from vapi_core.scoring.classifier import accuracy, load_classifier, save_classifier, train_classifier
+from vapi_core.sampling.sampler import SamplingConfig, generate, sampling_uniforms
 from vapi_core.scoring.features import extract, load_extractor
 from vapi_core.scoring.fidelity import fidelity
-from vapi_core.training import Objective, OptimizationConfig, train
+from vapi_core.training.classification import accuracy, train_classifier
+from vapi_core.training.loop import Objective, OptimizationConfig, train
+from vapi_core.training.pretraining import GeneratorObjective, TokenizerObjective
 
 CPU = torch.device("cpu")
 SPLIT_SEED, MODEL_SEED = 11, 1

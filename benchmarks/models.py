@@ -10,16 +10,16 @@ import torch
 import yaml
 from torch import nn
 
-from vapi_core.alignment.data import AlignmentData
 from vapi_core.alignment.reward import PerceptualDistance, RewardWeights
 from vapi_core.alignment.va_pi import VaPiConfig
+from vapi_core.data.batches import AlignmentData
+from vapi_core.data.images import encode_images
 from vapi_core.errors import FileError, ParameterError
-from vapi_core.models.generator import OFFICIAL_GENERATORS, Generator, GeneratorConfig
+from vapi_core.models.classifier import PlainClassifier
+from vapi_core.models.llamagen.generator import OFFICIAL_GENERATORS, Generator, GeneratorConfig
+from vapi_core.models.llamagen.tokenizer import OFFICIAL_TOKENIZERS, Tokenizer, TokenizerConfig
 from vapi_core.models.perceptual import LPIPS, FeatureDistance
-from vapi_core.models.tokenizer import OFFICIAL_TOKENIZERS, Tokenizer, TokenizerConfig
-from vapi_core.pretraining import encode_images
 from vapi_core.randomness import seed_torch, stream
-from vapi_core.scoring.classifier import PlainClassifier
 
 PROFILES = Path("profiles")
 CLASSES = 10

@@ -8,8 +8,8 @@ import torch
 from benchmarks import authors
 from benchmarks.measure import Results, flops, machine, matmul_rate, memory_rate, pairs, peak
 from benchmarks.models import CLASSES, Setting, build_generator, setting
-from vapi_core.models.generator import Generator
-from vapi_core.sampling import Sampler, SamplingConfig, sampling_uniforms
+from vapi_core.models.llamagen.generator import Generator
+from vapi_core.sampling.sampler import Sampler, SamplingConfig, sampling_uniforms
 
 COMPARED_ON_CPU = 4  # images: in float64 all of a batch would cost as much as two pairs
 

@@ -10,9 +10,8 @@ from benchmarks import authors
 from benchmarks.measure import Results, flops, machine, matmul_rate, pairs, peak
 from benchmarks.models import Setting, build_tokenizer, random_images, setting
 from vapi_core.data.cache import TokenCache, write_token_cache
-from vapi_core.images import images_of_a_pass
-from vapi_core.models.tokenizer import Tokenizer
-from vapi_core.pretraining import encode_images
+from vapi_core.data.images import encode_images, images_of_a_pass
+from vapi_core.models.llamagen.tokenizer import Tokenizer
 
 COUNT, QUICK_COUNT = 64, 6
 HASH = "benchmark"

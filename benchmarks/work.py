@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.measure import flops
-from vapi_core.models.generator import Generator, GeneratorConfig
+from vapi_core.models.llamagen.generator import Generator, GeneratorConfig
+from vapi_core.models.llamagen.tokenizer import Tokenizer, TokenizerConfig
 from vapi_core.models.perceptual import LPIPS
-from vapi_core.models.tokenizer import Tokenizer, TokenizerConfig
 
 
 def parts(generator: GeneratorConfig, tokenizer: TokenizerConfig) -> dict[str, float]:
@@ -37,7 +37,7 @@ def schedules(of: dict[str, float], group_size: int) -> dict[str, float]:
 
 def table() -> str:
     """Both schedules of the official sizes at G = 8, as lines of a Markdown table."""
-    from vapi_core.models.generator import OFFICIAL_GENERATORS
+    from vapi_core.models.llamagen.generator import OFFICIAL_GENERATORS
 
     rows = ["| model | policy | decode | LPIPS | encode | authors | ours | ratio |", "| --- |" + " --- |" * 7]
     for name, side in (("GPT-B", 256), ("GPT-L", 256), ("GPT-XL", 256), ("GPT-XL", 384), ("GPT-XXL", 384)):

@@ -19,25 +19,25 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipelines.config.params import Params
+from pipelines.config.paths import BASE, CAPTIONS
 from pipelines.geneval_command import choose_device, positive
 from pipelines.inputs import open_generator, open_prompts, open_tokenizer
-from pipelines.config.params import Params
-from pipelines.variants.loading import load_params
-from pipelines.config.paths import BASE, CAPTIONS
 from pipelines.progress import progress
 from pipelines.stages.sample import draw_images, sample_set
 from pipelines.stages.tokenize import open_encoder
-from vapi_core.data.scenes import DIGITS
-from vapi_core.data.standardization import Standardization, standardize
+from pipelines.variants.loading import load_params
 from vapi_core.errors import FileError, ParameterError, VapiError
 from vapi_core.files import read_json, write_json
-from vapi_core.models.captions import LongCaptionError, count_tokens, encode_captions, find_long
+from vapi_core.models.captions.encoders import LongCaptionError, count_tokens, encode_captions, find_long
+from vapi_core.models.captions.standardization import Standardization, standardize
 from vapi_core.models.checkpoints import model_hash
-from vapi_core.models.janus import PromptConditions, load_prompt_tokenizer
+from vapi_core.models.janus.prompts import PromptConditions, load_prompt_tokenizer
 from vapi_core.models.policy import Captions, Condition
-from vapi_core.sampling import Sampler, SamplingConfig
-from vapi_core.scoring.detectors import COCO_CLASSES
-from vapi_core.scoring.geneval_folder import Prompt, read_prompts, sample_path, write_prompts, write_sample
+from vapi_core.sampling.sampler import Sampler, SamplingConfig
+from vapi_core.scenes.source import DIGITS
+from vapi_core.scoring.geneval.detectors import COCO_CLASSES
+from vapi_core.scoring.geneval.folder import Prompt, read_prompts, sample_path, write_prompts, write_sample
 from vapi_core.scoring.preference import read_prompt_list
 
 DRAWN = "draw.json"  # in the folder: all that determines its images

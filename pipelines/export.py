@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from vapi_core.data.subset import open_array
+from vapi_core.arrays import open_array
 from vapi_core.errors import FileError, VapiError
 from vapi_core.files import atomic_path, read_json
-from vapi_core.models.checkpoints import export_official, load_model
-from vapi_core.models.generator import Generator
-from vapi_core.models.tokenizer import Tokenizer
+from vapi_core.models.checkpoints import load_model
+from vapi_core.models.llamagen.checkpoints import export_official
+from vapi_core.models.llamagen.generator import Generator
+from vapi_core.models.llamagen.tokenizer import Tokenizer
 
 
 def export_weights(directory: Path, path: Path) -> None:

@@ -22,12 +22,12 @@ from pipelines.progress import Advance, progress
 from pipelines.uploader import dismiss_early
 from vapi_core.errors import FileError, ParameterError, VapiError
 from vapi_core.files import write_json
-from vapi_core.scoring.clip import load_clip
-from vapi_core.scoring.detectors import CHECKED_IMAGES, COCO_CLASSES, HUB_DETECTOR, ClipColors, Mask2Former
-from vapi_core.scoring.geneval import GenEvalOptions
-from vapi_core.scoring.geneval_folder import GenEvalResult, Sample, read_folder, read_image, read_results
-from vapi_core.scoring.geneval_run import Evaluation, Judge, evaluate_folder
-from vapi_core.scoring.geneval_scores import json_ready, official_text, score_table, summarize
+from vapi_core.models.clip import load_clip
+from vapi_core.scoring.geneval.detectors import CHECKED_IMAGES, COCO_CLASSES, HUB_DETECTOR, ClipColors, Mask2Former
+from vapi_core.scoring.geneval.folder import GenEvalResult, Sample, read_folder, read_image, read_results
+from vapi_core.scoring.geneval.rules import GenEvalOptions
+from vapi_core.scoring.geneval.run import Evaluation, Judge, evaluate_folder
+from vapi_core.scoring.geneval.scores import json_ready, official_text, score_table, summarize
 from vapi_core.scoring.preference import CLIP_ARCHITECTURE
 
 LISTED = 10

@@ -7,10 +7,11 @@ from pipelines.config.params import Params, grid_side
 from pipelines.config.rules import is_janus
 from vapi_core.errors import ParameterError
 from vapi_core.files import sha256_file
-from vapi_core.models.checkpoints import import_model
-from vapi_core.models.generator import Generator
-from vapi_core.models.janus import Janus, load_janus, load_janus_tokenizer
-from vapi_core.models.tokenizer import Tokenizer
+from vapi_core.models.janus.checkpoints import load_janus, load_janus_tokenizer
+from vapi_core.models.janus.policy import Janus
+from vapi_core.models.llamagen.checkpoints import import_official
+from vapi_core.models.llamagen.generator import Generator
+from vapi_core.models.llamagen.tokenizer import Tokenizer
 
 
 def import_tokenizer(checkpoint: str, tokenizer: Tokenizer) -> tuple[Tokenizer, dict[str, str]]:
@@ -21,7 +22,7 @@ def import_tokenizer(checkpoint: str, tokenizer: Tokenizer) -> tuple[Tokenizer, 
         ParameterError: the VQ model of a Janus is of another shape.
     """
     if not is_janus(checkpoint):
-        return import_model(checkpoint, tokenizer), {"imported_sha256": sha256_file(checkpoint)}
+        return import_official(checkpoint, tokenizer), {"imported_sha256": sha256_file(checkpoint)}
     imported = load_janus_tokenizer(checkpoint)
     names = ("codebook_size", "codebook_dim", "base_channels", "encoder_multipliers", "decoder_multipliers")
     shape = {name: getattr(imported.config, name) for name in (*names, "res_blocks", "z_channels", "norm_groups")}
@@ -35,7 +36,7 @@ def import_generator(checkpoint: str, generator: Generator) -> dict[str, str]:
     Raises:
         FileError: the checkpoint is missing, damaged or of another shape.
     """
-    import_model(checkpoint, generator)
+    import_official(checkpoint, generator)
     return {"imported_sha256": sha256_file(checkpoint)}
 
 

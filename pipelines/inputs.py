@@ -10,16 +10,17 @@ import pandas as pd
 import torch
 
 from pipelines.config.paths import CAPTIONS, PROMPTS, SUBSET, TOKENIZER, TOKENS, remedy
-from vapi_core.alignment.data import AlignmentData, Conditions
+from vapi_core.arrays import open_array, read_manifest
+from vapi_core.data.batches import AlignmentData
 from vapi_core.data.cache import TokenCache
-from vapi_core.data.captions import CaptionCache, CaptionConditions
-from vapi_core.data.subset import Subset, open_array, read_manifest, subset_hash
+from vapi_core.data.subset import Subset, subset_hash
 from vapi_core.errors import FileError
+from vapi_core.models.captions.cache import CaptionCache, CaptionConditions
 from vapi_core.models.checkpoints import load_model, model_hash
-from vapi_core.models.janus import PromptConditions, load_prompt_tokenizer
-from vapi_core.models.policy import Policy
-from vapi_core.models.tokenizer import Tokenizer
-from vapi_core.scoring.geneval_folder import Prompt
+from vapi_core.models.janus.prompts import PromptConditions, load_prompt_tokenizer
+from vapi_core.models.llamagen.tokenizer import Tokenizer
+from vapi_core.models.policy import Conditions, Policy
+from vapi_core.scoring.geneval.folder import Prompt
 
 
 def open_split(name: str, device: torch.device) -> AlignmentData:

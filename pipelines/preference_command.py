@@ -15,7 +15,7 @@ from pipelines.geneval_command import choose_device, counted, exit_code, positiv
 from pipelines.uploader import dismiss_early
 from vapi_core.errors import FileError, VapiError
 from vapi_core.files import write_json
-from vapi_core.scoring.geneval_folder import read_folder, write_prompts
+from vapi_core.scoring.geneval.folder import read_folder, write_prompts
 from vapi_core.scoring.preference import (
     HPS_FILES,
     PreferenceScore,

@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 
 from pipelines import mlflow_runs, tracking
-from pipelines.reporting.charts import draw_heatmap, draw_lines, panels
 from pipelines.config.paths import WORK
+from pipelines.reporting.charts import draw_heatmap, draw_lines, panels
 from pipelines.sweep import METRICS, experiments, is_cell, read_key
 from vapi_core.errors import FileError, VapiError
 from vapi_core.files import atomic_path, read_yaml

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config.assets import link_assets, require_assets
-from pipelines.launch import fail, live_with_launcher, relaunch
 from pipelines.config.params import Params
-from pipelines.variants.loading import load_params
 from pipelines.config.paths import REPORTS, RUN_FILE, WORK, remedy
+from pipelines.launch import fail, live_with_launcher, relaunch
 from pipelines.progress import progress
 from pipelines.tracking import StageRun, stage_key, stage_run
 from pipelines.uploader import dismiss_early
+from pipelines.variants.loading import load_params
 from vapi_core import distributed
 from vapi_core.errors import FileError, ParameterError, VapiError
 from vapi_core.files import atomic_path, read_json, write_json

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-
 from pipelines.params import Params, grid_side, load_params
-from vapi_core.models.generator import Generator
+
+from vapi_core.models.llamagen.generator import Generator
+from vapi_core.models.llamagen.tokenizer import Tokenizer
 from vapi_core.models.perceptual import HEADS_FILES, LPIPS, VGG_FILE
-from vapi_core.models.tokenizer import Tokenizer
 from vapi_core.randomness import seed_torch, stream
 from vapi_core.scoring.features import extract, load_extractor
 from vapi_core.scoring.fidelity import feature_statistics

@@ -16,9 +16,9 @@ from benchmarks.models import setting
 from benchmarks.sample import equal_tokens
 from benchmarks.summary import summary
 from tests.tiny import tiny_generator
-from vapi_core.models.generator import OFFICIAL_GENERATORS, GeneratorConfig
-from vapi_core.models.tokenizer import TokenizerConfig
-from vapi_core.sampling import SamplingConfig, sampling_uniforms
+from vapi_core.models.llamagen.generator import OFFICIAL_GENERATORS, GeneratorConfig
+from vapi_core.models.llamagen.tokenizer import TokenizerConfig
+from vapi_core.sampling.sampler import SamplingConfig, sampling_uniforms
 
 CPU = torch.device("cpu")
 WORK_OF_XL = {"policy": 0.93, "decode": 0.57, "lpips": 0.09, "encode": 0.31}  # TFLOP an image at 384

@@ -12,16 +12,17 @@ import torch
 
 from tests.processes import run_on
 from tests.tiny import random_tokens, tiny_generator, tiny_tokenizer
-from vapi_core import budget, distributed
+from vapi_core import distributed
 from vapi_core.alignment.ar_grpo import ArGrpo, ArGrpoConfig
-from vapi_core.alignment.data import AlignmentData
 from vapi_core.alignment.reward import ReconstructionReward, RewardWeights
 from vapi_core.alignment.straight_through import StraightThrough, StraightThroughConfig
 from vapi_core.alignment.tokenizer_post_training import TokenizerPostTraining
 from vapi_core.alignment.va_pi import VaPi, VaPiConfig
+from vapi_core.data.batches import AlignmentData
 from vapi_core.data.cache import TokenCache, write_token_cache
-from vapi_core.images import to_uint8
-from vapi_core.training import OptimizationConfig, autocast, train
+from vapi_core.data.images import to_uint8
+from vapi_core.training import budget
+from vapi_core.training.loop import OptimizationConfig, autocast, train
 
 CPU = torch.device("cpu")
 COUNT = 12
@@ -48,8 +49,8 @@ class Recording(VaPi):
         super().__init__(*arguments)
         self.rollouts: list[np.ndarray] = []
 
-    def _roll_out(self, logits, slots):
-        tokens = super()._roll_out(logits, slots)
+    def _roll_out(self, logits, batch):
+        tokens = super()._roll_out(logits, batch)
         self.rollouts.append(tokens.numpy())
         return tokens
 
@@ -61,8 +62,8 @@ class Replaying(VaPi):
         super().__init__(*arguments)
         self.rollouts = rollouts
 
-    def _roll_out(self, logits, slots):
-        return torch.from_numpy(self.rollouts[slots.step][list(slots.positions)])
+    def _roll_out(self, logits, batch):
+        return torch.from_numpy(self.rollouts[batch.step][list(batch.positions)])
 
 
 def align(

@@ -13,8 +13,8 @@ from tests.parity.fixtures import Check, Fixture, close, exact, find_fixtures
 from tests.parity.table import NO_CHECK, Result, check_fixture, checker, main
 from tests.reference import REFERENCE, needs_reference
 from tests.tiny import random_tokens, tiny_generator
-from vapi_core.alignment.objective import prior_loss
-from vapi_core.models.generator import rotary_table
+from vapi_core.models.llamagen.generator import rotary_table
+from vapi_core.models.logits import next_token_loss
 
 FIXTURES = find_fixtures(REFERENCE) if REFERENCE.is_dir() else []
 KNOWN = [(stem, suffixes) for stem, suffixes in FIXTURES if checker(Fixture(REFERENCE, stem, suffixes))]
@@ -129,8 +129,8 @@ def write_generator(root: Path, fixture: str) -> Path:
     outputs = {
         "out.tf_logits": logits,
         "out.tf_logits_null_class": null,
-        "out.ce_loss": prior_loss(logits, tokens),
-        "out.train_mode_nodrop_loss": prior_loss(logits, tokens),
+        "out.ce_loss": next_token_loss(logits, tokens),
+        "out.train_mode_nodrop_loss": next_token_loss(logits, tokens),
     }
     weights = {f"weights.{n}": t for n, t in generator.state_dict().items()}
     return write(

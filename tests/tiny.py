@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vapi_core.models.generator import Generator, GeneratorConfig
+from vapi_core.models.llamagen.generator import Generator, GeneratorConfig
+from vapi_core.models.llamagen.tokenizer import Tokenizer, TokenizerConfig
 from vapi_core.models.policy import Captions
-from vapi_core.models.tokenizer import Tokenizer, TokenizerConfig
 from vapi_core.randomness import seed_torch
 
 NO_DROPOUT = {"token_dropout": 0.0, "residual_dropout": 0.0, "ffn_dropout": 0.0, "class_dropout": 0.0}

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
 from vapi_core.randomness import seed_torch
-from vapi_core.scoring.detectors import COCO_CLASSES
+from vapi_core.scoring.geneval.detectors import COCO_CLASSES
 
 COCO_OWN_NAMES = {"computer mouse": "mouse", "tv remote": "remote", "computer keyboard": "keyboard"}
 

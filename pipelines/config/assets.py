@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.config.params import Params
-from pipelines.variants.loading import load_params
 from pipelines.config.paths import REPOSITORY
+from pipelines.variants.loading import load_params
 from vapi_core.data.hub import is_hub_id
 from vapi_core.errors import FileError, VapiError
 from vapi_core.models.perceptual import HEADS_FILES, VGG_FILE
@@ -215,7 +215,9 @@ def summary(profile: str, missing: list[Asset]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m pipelines.config.assets", description="Files that a profile needs.")
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.config.assets", description="Files that a profile needs."
+    )
     parser.add_argument("profile", nargs="?", help="name of a file in profiles/; without one, params.yaml")
     options = parser.parse_args(arguments)
     path = Path("params.yaml") if options.profile is None else Path("profiles", f"{options.profile}.yaml")

@@ -17,10 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from vapi_core.errors import ParameterError, quoted
 from vapi_core.limits import Bounds, Checked, Count, CountOrNone, Guidance, Length, Seed, Temperature, Weight
-from vapi_core.models.generator import GeneratorConfig, TransformerConfig
-from vapi_core.models.tokenizer import TokenizerConfig
-from vapi_core.sampling import SamplingConfig
-from vapi_core.training import OptimizationConfig
+from vapi_core.models.llamagen.generator import GeneratorConfig, TransformerConfig
+from vapi_core.models.llamagen.tokenizer import TokenizerConfig
+from vapi_core.sampling.sampler import SamplingConfig
+from vapi_core.training.loop import OptimizationConfig
 
 MOST_PIXELS = 2**13  # of an image side
 

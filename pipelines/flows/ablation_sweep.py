@@ -25,8 +25,8 @@ from prefect.states import Completed, State
 from pydantic import ValidationError
 
 from pipelines import dashboards
-from pipelines.flows.running import gpu_tags, run_all, run_command, visible_gpus
 from pipelines.config.paths import WORK
+from pipelines.flows.running import gpu_tags, run_all, run_command, visible_gpus
 from pipelines.results import publish
 from pipelines.sweep import (
     TARGETS,

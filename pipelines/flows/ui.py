@@ -21,8 +21,8 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
-from pipelines.flows.running import environment
 from pipelines.config.paths import WORK
+from pipelines.flows.running import environment
 from pipelines.processes import Guarded
 from vapi_core.errors import VapiError
 

@@ -58,7 +58,9 @@ def gather(table: Table, params: Params) -> Evidence:
     summary = summarize(whole)
     prefix = "reconstruction_fid "
     floors = stages.get(REFERENCES_STAGE, {})
-    blind = blind_extractors(summary, BASE, {n.removeprefix(prefix): v for n, v in floors.items() if n.startswith(prefix)})
+    blind = blind_extractors(
+        summary, BASE, {n.removeprefix(prefix): v for n, v in floors.items() if n.startswith(prefix)}
+    )
     seen = whole[~whole["extractor"].isin(blind)]
     rows = list(dict.fromkeys(whole["row"]))
     main = (table.scores[0], 1.0) if table.ordered else None

@@ -17,7 +17,7 @@ from pipelines.reporting.statistics import (
     WORSE,
 )
 from pipelines.reporting.tables import Picture, Table
-from vapi_core.scoring.geneval_comparison import OVERALL
+from vapi_core.scoring.geneval.comparison import OVERALL
 
 PICTURE_TITLES: dict[Picture, str] = {
     "samples": "Samples of the same streams",

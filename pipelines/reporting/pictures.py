@@ -17,8 +17,8 @@ from pipelines.reporting.statistics import SCORE_TITLES
 from pipelines.reporting.tables import Picture
 from pipelines.variants.drawing import grid_items
 from pipelines.variants.variant import BASE, ImageSet, Variant
+from vapi_core.data.images import images_of_a_pass, resize_bicubic, to_tensor
 from vapi_core.data.subset import Subset
-from vapi_core.images import images_of_a_pass, resize_bicubic, to_tensor
 
 CURVE_NAMES = ["reward", "reward_mse", "reward_perceptual", "reward_spread", "ce", "kl", "entropy", "gradient_norm"]
 SHOWN_OF_A_ROW = 10

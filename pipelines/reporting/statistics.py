@@ -13,8 +13,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vapi_core.scoring.geneval_comparison import task_scores
-from vapi_core.scoring.statistics import holm, mean_and_standard_error, paired_difference, smallest_difference, t_interval
+from vapi_core.scoring.geneval.comparison import task_scores
+from vapi_core.scoring.statistics import (
+    holm,
+    mean_and_standard_error,
+    paired_difference,
+    smallest_difference,
+    t_interval,
+)
 
 SCORE_TITLES = {
     "fid": "FID",
@@ -171,7 +177,9 @@ def match_temperatures(summary: pd.DataFrame, base: str, main: float) -> pd.Data
     return pd.DataFrame(rows, columns=["extractor", "row", "precision", "temperature", "base_row", "base_precision"])
 
 
-def blind_extractors(summary: pd.DataFrame, base: str, reconstruction_fid: dict[str, float]) -> dict[str, tuple[float, float]]:
+def blind_extractors(
+    summary: pd.DataFrame, base: str, reconstruction_fid: dict[str, float]
+) -> dict[str, tuple[float, float]]:
     """Extractors under which images that were only encoded and decoded do not score better than the base's samples.
 
     What they measure is the tokenizer, not the generator. Returns extractor -> (FID of reconstructions, of the base).
@@ -202,7 +210,9 @@ def overall_scores(judged: pd.DataFrame) -> pd.DataFrame:
     """
     keys = ["variant", "temperature", "guidance_scale", "seed"]
     by_task = judged.groupby([*keys, "task"])[["correct", "images"]].sum()
-    return (by_task["correct"] / by_task["images"]).groupby(keys).mean().rename("overall").reset_index().assign(steps=None)
+    return (
+        (by_task["correct"] / by_task["images"]).groupby(keys).mean().rename("overall").reset_index().assign(steps=None)
+    )
 
 
 def summarize_tasks(judged: pd.DataFrame) -> pd.DataFrame:

@@ -4,19 +4,19 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from pipelines.importing import import_generator, import_janus
-from pipelines.inputs import open_captions, open_split
 from pipelines.config.params import grid_side
 from pipelines.config.paths import GENERATOR, SUBSET, TOKENS
 from pipelines.config.rules import is_janus
+from pipelines.importing import import_generator, import_janus
+from pipelines.inputs import open_captions, open_split
 from pipelines.stage import Stage, StagePlan, run_stage
 from vapi_core.data.subset import Subset
 from vapi_core.models.checkpoints import save_model
-from vapi_core.models.generator import Generator
+from vapi_core.models.llamagen.generator import Generator
 from vapi_core.models.policy import Policy
-from vapi_core.pretraining import GeneratorObjective, held_out_cross_entropy
 from vapi_core.randomness import seed_torch
-from vapi_core.training import train
+from vapi_core.training.loop import train
+from vapi_core.training.pretraining import GeneratorObjective, held_out_cross_entropy
 
 
 def plan(params, arguments) -> StagePlan:

@@ -11,10 +11,10 @@ from pipelines.progress import progress
 from pipelines.stage import Stage, StagePlan, run_stage
 from vapi_core.data.captioned import captioned_folder_source, dataset_source, webdataset_source
 from vapi_core.data.labelled import labelled_dataset_source, labelled_webdataset_source
-from vapi_core.data.scenes import DIGITS, plan_scenes, scene_prompts
 from vapi_core.data.sources import ImageSource, folder_source, mnist_source
 from vapi_core.data.subset import SubsetPlan, plan_subset, write_subset
-from vapi_core.scoring.geneval_folder import read_prompts
+from vapi_core.scenes.source import DIGITS, plan_scenes, scene_prompts
+from vapi_core.scoring.geneval.folder import read_prompts
 
 
 def plan(params, arguments) -> StagePlan:
@@ -63,7 +63,7 @@ def prompt_lines(params: SubsetParams) -> list[str]:
     if isinstance(params.prompts, int):
         requests = scene_prompts(params.prompts, params.seed)
     else:
-        from vapi_core.scoring.detectors import COCO_CLASSES  # imports what reads its models
+        from vapi_core.scoring.geneval.detectors import COCO_CLASSES  # imports what reads its models
 
         classes = DIGITS if params.source == "scenes" else COCO_CLASSES
         requests = [dict(prompt.metadata) for prompt in read_prompts(Path(params.prompts), classes)]

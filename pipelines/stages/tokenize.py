@@ -6,21 +6,20 @@ from collections.abc import Sequence
 
 import torch
 
-from pipelines.inputs import open_prompts, open_tokenizer
 from pipelines.config.params import CaptionParams, grid_side
 from pipelines.config.paths import CAPTIONS, SUBSET, TOKENIZER, TOKENS
+from pipelines.inputs import open_prompts, open_tokenizer
 from pipelines.progress import progress
 from pipelines.stage import Stage, StagePlan, run_stage
 from vapi_core import distributed
 from vapi_core.data.cache import write_token_cache
-from vapi_core.data.captions import write_caption_cache
-from vapi_core.data.standardization import measure_features, standardize
+from vapi_core.data.images import encode_images, images_of_a_pass
 from vapi_core.data.subset import Subset, subset_hash
-from vapi_core.images import images_of_a_pass
-from vapi_core.models.captions import FLAN_T5_XL, TextEncoder, load_flan_t5, load_minilm
+from vapi_core.models.captions.cache import write_caption_cache
+from vapi_core.models.captions.encoders import FLAN_T5_XL, TextEncoder, load_flan_t5, load_minilm
+from vapi_core.models.captions.standardization import measure_features, standardize
 from vapi_core.models.checkpoints import model_hash
-from vapi_core.models.janus import JANUS_PRO_1B, load_prompt_tokenizer
-from vapi_core.pretraining import encode_images
+from vapi_core.models.janus.prompts import JANUS_PRO_1B, load_prompt_tokenizer
 
 
 def plan(params, arguments) -> StagePlan:

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.reporting.figures import side_by_side
-from pipelines.importing import import_tokenizer
 from pipelines.config.paths import REPORTS, SUBSET, TOKENIZER
+from pipelines.importing import import_tokenizer
+from pipelines.reporting.figures import side_by_side
 from pipelines.stage import Stage, StagePlan, run_stage
+from vapi_core.data.images import encode_images, images_of_a_pass, to_uint8
 from vapi_core.data.subset import Subset
-from vapi_core.images import images_of_a_pass, to_uint8
 from vapi_core.models.checkpoints import save_model
-from vapi_core.models.tokenizer import Tokenizer
-from vapi_core.pretraining import TokenizerObjective, codebook_use, encode_images
+from vapi_core.models.llamagen.tokenizer import Tokenizer
 from vapi_core.randomness import seed_torch
-from vapi_core.training import train
+from vapi_core.training.loop import train
+from vapi_core.training.pretraining import TokenizerObjective, codebook_use
 
 PICTURE = REPORTS / "figures" / "reconstructions.png"
 

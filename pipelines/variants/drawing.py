@@ -15,20 +15,21 @@ import numpy as np
 
 from pipelines.config.params import Params
 from pipelines.config.paths import RUN_FILE, SUBSET, WORK, remedy
-from pipelines.reporting.figures import save_grid
 from pipelines.inputs import caption_conditions, open_generator, open_prompts, open_tokenizer
 from pipelines.progress import Advance, progress
+from pipelines.reporting.figures import save_grid
 from pipelines.stage import Stage
 from pipelines.variants.variant import ImageSet, Variant
 from vapi_core import distributed
-from vapi_core.alignment.data import Conditions, batch_conditions
+from vapi_core.data.batches import batch_conditions
 from vapi_core.data.partial import PartialArray
 from vapi_core.data.subset import Subset
-from vapi_core.drawing import choose_classes, draw_images
 from vapi_core.files import atomic_path, read_json, write_json
 from vapi_core.memory import free_bytes
 from vapi_core.models.checkpoints import model_hash
-from vapi_core.sampling import Sampler, batch_in_memory
+from vapi_core.models.policy import Conditions
+from vapi_core.sampling.drawing import choose_classes, draw_images
+from vapi_core.sampling.sampler import Sampler, batch_in_memory
 
 GRID_IMAGES, GRID_COLUMNS = 100, 10
 

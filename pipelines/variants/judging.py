@@ -11,11 +11,11 @@ from PIL import Image
 from pipelines.config.params import GenEvalParams
 from pipelines.config.paths import CLASSIFIERS
 from vapi_core.data.subset import Subset
-from vapi_core.scoring.classifier import load_classifier
-from vapi_core.scoring.detectors import COCO_CLASSES, HUB_DETECTOR, ClipColors, Mask2Former
-from vapi_core.scoring.geneval_folder import Prompt
-from vapi_core.scoring.geneval_run import Judge
-from vapi_core.scoring.scene_detector import detector_accuracy, require_accuracy, scene_judge
+from vapi_core.models.classifier import load_classifier
+from vapi_core.scenes.detector import detector_accuracy, require_accuracy, scene_judge
+from vapi_core.scoring.geneval.detectors import COCO_CLASSES, HUB_DETECTOR, ClipColors, Mask2Former
+from vapi_core.scoring.geneval.folder import Prompt
+from vapi_core.scoring.geneval.run import Judge
 
 BATCH = 64
 
@@ -27,7 +27,7 @@ def open_judge(params: GenEvalParams, device: torch.device) -> Judge:
         FileError: a model is missing or damaged.
     """
     if params.detector == "mask2former":
-        from vapi_core.scoring.clip import load_clip  # imports open_clip, which takes seconds
+        from vapi_core.models.clip import load_clip  # imports open_clip, which takes seconds
         from vapi_core.scoring.preference import CLIP_ARCHITECTURE
 
         detector = Mask2Former(params.checkpoint or HUB_DETECTOR, device=device)

@@ -16,11 +16,18 @@ from pipelines.reporting.protocol import facts_of_protocol
 from pipelines.stage import Stage
 from pipelines.variants import judging
 from pipelines.variants.variant import ImageSet, Variant
-from vapi_core.data.subset import Subset, array_writer
+from vapi_core.arrays import array_writer
+from vapi_core.data.images import images_of_a_pass, to_uint8
+from vapi_core.data.subset import Subset
 from vapi_core.files import atomic_path, write_json
-from vapi_core.images import images_of_a_pass, to_uint8
-from vapi_core.scoring.classifier import accuracy
-from vapi_core.scoring.features import Extractor, Features, cached_features, load_extractor, load_features, save_features
+from vapi_core.scoring.features import (
+    Extractor,
+    Features,
+    cached_features,
+    load_extractor,
+    load_features,
+    save_features,
+)
 from vapi_core.scoring.fidelity import (
     ReferenceBatch,
     cached_statistics,
@@ -29,6 +36,7 @@ from vapi_core.scoring.fidelity import (
     frechet_distance,
     load_reference_batch,
 )
+from vapi_core.training.classification import accuracy
 
 SCORES_TABLE, GENEVAL_TABLE = "scores.csv", "geneval.csv"  # in the directory of a variant's scores
 PROTOCOL = REFERENCES / "protocol.json"

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pipelines.config.paths import CLASSIFIERS, CURVES, GENERATOR, RUN_FILE, SUBSET, TOKENIZER, WORK
+from pipelines.config.paths import CLASSIFIERS, CURVES, GENERATOR, RUN_FILE, SUBSET, TOKENIZER
 from pipelines.inputs import item_prompts, open_generator, open_split, open_tokenizer
 from pipelines.stage import Metrics, Stage, training_log, upstream_keys
 from pipelines.tracking import stage_key
@@ -18,11 +18,11 @@ from vapi_core.alignment.method import Setting
 from vapi_core.data.subset import Subset
 from vapi_core.errors import ParameterError
 from vapi_core.files import atomic_path, read_json, write_json
-from vapi_core.flops import flops_per_image
 from vapi_core.models.checkpoints import model_hash, save_model
+from vapi_core.models.classifier import load_classifier
 from vapi_core.models.policy import Policy
-from vapi_core.scoring.classifier import load_classifier
-from vapi_core.training import autocast, train
+from vapi_core.training.flops import flops_per_image
+from vapi_core.training.loop import autocast, train
 
 FINISHED = "finished.json"  # of a seed that is trained: what it came from, and its metrics
 CURVE = "curves.csv"
@@ -110,7 +110,9 @@ def align_seed(stage: Stage, variant: Variant, seed: int, folder: Path) -> None:
         metrics = train_seed(stage, alignment, seed, folder, run, f"{variant.name}@{seed}")
         if distributed.is_main():
             run.log({f"stage/{name}": value for name, value in metrics.items()})
-            write_json(folder / RUN_FILE, {"key": key, "stage": variant.stage("align"), "experiment": stage.params.profile})
+            write_json(
+                folder / RUN_FILE, {"key": key, "stage": variant.stage("align"), "experiment": stage.params.profile}
+            )
             write_json(folder / FINISHED, {"fingerprint": stage.fingerprint, "metrics": metrics})
 
 

@@ -16,8 +16,8 @@ from pipelines.config.paths import ALIGNED, GENERATOR, SAMPLES, SCORES, TOKENIZE
 from vapi_core.alignment.method import Method
 from vapi_core.alignment.methods import METHODS
 from vapi_core.errors import ParameterError
-from vapi_core.sampling import SamplingConfig
-from vapi_core.training import OptimizationConfig
+from vapi_core.sampling.sampler import SamplingConfig
+from vapi_core.training.loop import OptimizationConfig
 
 EXPERIMENT, RIVALS, SWEEP = "experiment", "rivals", "sweep"  # tables that are more than rows
 BASE, SUBJECT, CONTINUED = "base", "va-pi", "cross-entropy"  # variants that every table is about

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vapi_core.alignment.external_reward import ClassLikelihood, PromptSimilarity
-from vapi_core.scoring.classifier import PlainClassifier
+from vapi_core.models.classifier import PlainClassifier
 
 
 def test_the_class_likelihood_is_the_probability_of_the_wanted_class():

@@ -6,15 +6,8 @@ import pytest
 import torch
 
 from vapi_core.alignment import objective
-from vapi_core.alignment.objective import (
-    clipped_policy_loss,
-    final_log_probabilities,
-    group_advantages,
-    kl_estimate,
-    mean_entropy,
-    prior_loss,
-    token_log_probabilities,
-)
+from vapi_core.alignment.objective import clipped_policy_loss, group_advantages, kl_estimate
+from vapi_core.models.logits import final_log_probabilities, mean_entropy, next_token_loss, token_log_probabilities
 
 B, G, T, V = 3, 4, 5, 7
 
@@ -70,7 +63,7 @@ def test_log_probabilities_are_those_of_a_log_softmax(temperature):
 def test_the_prior_loss_is_the_cross_entropy():
     logits, reference = random(B, T, V), tokens(B, T)
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), reference.flatten())
-    assert torch.allclose(prior_loss(logits, reference), expected, atol=1e-12)
+    assert torch.allclose(next_token_loss(logits, reference), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("regularizer", ["none", "ce", "kl"])
@@ -84,7 +77,7 @@ def test_a_shared_context_has_the_gradient_of_contexts_repeated_for_every_rollou
         new = token_log_probabilities(logits, rollouts)
         total = clipped_policy_loss((new - old).exp(), advantages, epsilon=0.2).mean()
         if regularizer == "ce":
-            total = total + 0.1 * prior_loss(logits, reference)
+            total = total + 0.1 * next_token_loss(logits, reference)
         if regularizer == "kl":
             total = total + 0.1 * kl_estimate(new, base).mean()
         return total

@@ -14,9 +14,9 @@ from vapi_core.alignment.reward import (
     plan_chunks,
     rollout_bytes,
 )
+from vapi_core.models.classifier import PlainClassifier
+from vapi_core.models.llamagen.tokenizer import TokenizerConfig
 from vapi_core.models.perceptual import FeatureDistance
-from vapi_core.models.tokenizer import TokenizerConfig
-from vapi_core.scoring.classifier import PlainClassifier
 
 MSE = RewardWeights(mse=1.0, perceptual=0.0)
 

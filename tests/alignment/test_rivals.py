@@ -11,7 +11,6 @@ from tests.alignment.test_reward import Brightness
 from tests.tiny import CAPTIONED, random_tokens, tiny_captions, tiny_generator, tiny_tokenizer
 from vapi_core.alignment.ar_grpo import ArGrpo, ArGrpoConfig
 from vapi_core.alignment.cross_entropy import CrossEntropy
-from vapi_core.alignment.data import AlignmentData
 from vapi_core.alignment.reconstruction import reconstruction_loss
 from vapi_core.alignment.reward import RewardWeights
 from vapi_core.alignment.straight_through import (
@@ -22,10 +21,11 @@ from vapi_core.alignment.straight_through import (
     straight_through,
 )
 from vapi_core.alignment.tokenizer_post_training import TokenizerPostTraining
-from vapi_core.flops import flops_per_image
-from vapi_core.images import to_uint8
+from vapi_core.data.batches import AlignmentData
+from vapi_core.data.images import to_uint8
 from vapi_core.models.policy import Captions
-from vapi_core.training import OptimizationConfig, Slots, micro_batches, train
+from vapi_core.training.flops import flops_per_image
+from vapi_core.training.loop import MicroBatch, OptimizationConfig, micro_batches, train
 
 COUNT = 8
 MSE = RewardWeights(perceptual=0.0)
@@ -77,10 +77,10 @@ def test_eight_micro_batches_of_one_learn_what_one_of_eight_does(data, method):
         loss_of, module = objective(method, data)
         total = 0.0
         config = OptimizationConfig(learning_rate=1.0, steps=1, batch_size=8, micro_batch_size=size)
-        for slots in micro_batches(0, 3, config, COUNT):
-            loss, _ = loss_of(slots)
-            (loss * len(slots.items) / 8).backward()
-            total += loss.item() * len(slots.items) / 8
+        for batch in micro_batches(0, 3, config, COUNT):
+            loss, _ = loss_of(batch)
+            (loss * len(batch.items) / 8).backward()
+            total += loss.item() * len(batch.items) / 8
         results.append((total, torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])))
     (loss_a, gradient_a), (loss_b, gradient_b) = results
     assert loss_b == pytest.approx(loss_a, abs=1e-5)
@@ -91,7 +91,7 @@ def test_eight_micro_batches_of_one_learn_what_one_of_eight_does(data, method):
 def test_the_same_step_draws_the_same_and_other_steps_and_seeds_draw_others(data, method):
     def loss(seed, step):
         loss_of, module = objective(method, data, seed)
-        loss_of(Slots(step, 0, np.arange(4)))[0].backward()
+        loss_of(MicroBatch(step, 0, np.arange(4)))[0].backward()
         return float(sum(p.grad.square().sum() for p in module.parameters() if p.grad is not None))
 
     assert loss(0, 0) == loss(0, 0)
@@ -99,7 +99,7 @@ def test_the_same_step_draws_the_same_and_other_steps_and_seeds_draw_others(data
 
 
 def backward(loss_of) -> dict[str, Tensor]:
-    loss, metrics = loss_of(Slots(0, 0, np.arange(4)))
+    loss, metrics = loss_of(MicroBatch(0, 0, np.arange(4)))
     loss.backward()
     assert not any(value.requires_grad for value in metrics.values())
     return metrics
@@ -124,7 +124,7 @@ def test_ste_decodes_exactly_the_tokens_that_it_draws():
 
 def test_gumbel_noise_draws_tokens_from_the_distribution_of_the_logits():
     probabilities = torch.tensor([0.5, 0.3, 0.2, 0.0])
-    noise = gumbel_noise(0, Slots(0, 0, np.zeros(400, dtype=int)), 10, 4)
+    noise = gumbel_noise(0, MicroBatch(0, 0, np.zeros(400, dtype=int)), 10, 4)
     _, tokens = straight_through(probabilities.log().expand(400, 10, 4), noise, 1.0, 1.0)
     shares = torch.bincount(tokens.flatten(), minlength=4) / tokens.numel()
     assert torch.allclose(shares, probabilities, atol=0.03) and shares[3] == 0
@@ -156,7 +156,7 @@ def test_the_policy_of_ar_grpo_is_the_guided_distribution_that_it_samples(data):
     assert backward(loss_of)["ratio"] == 1.0
     class_ids = torch.zeros(500, dtype=torch.long)
     loss_of.config = replace(loss_of.config, group_size=500)
-    rollouts = loss_of._roll_out(class_ids, Slots(0, 0, np.arange(1)))
+    rollouts = loss_of._roll_out(class_ids, MicroBatch(0, 0, np.arange(1)))
     with torch.no_grad():
         expected = loss_of._log_probabilities(generator, class_ids, rollouts)[0, 0, 0].exp()
     first = int(rollouts[0, 0])
@@ -173,9 +173,9 @@ def test_ar_grpo_trains_the_null_class_with_guidance_and_not_without(data):
 
 
 def test_ar_grpo_adds_the_weighted_kl_to_the_base_and_needs_none_without_it(data):
-    slots = Slots(0, 0, np.arange(4))
-    plain, _ = objective("ar-grpo", data, kl_weight=0.0)[0](slots)
-    loss, metrics = objective("ar-grpo", data, kl_weight=0.3)[0](slots)
+    batch = MicroBatch(0, 0, np.arange(4))
+    plain, _ = objective("ar-grpo", data, kl_weight=0.0)[0](batch)
+    loss, metrics = objective("ar-grpo", data, kl_weight=0.3)[0](batch)
     assert metrics["kl"] > 0.01
     assert (loss - plain).item() == pytest.approx(0.3 * metrics["kl"].item(), abs=1e-5)
     config = ArGrpoConfig(kl_weight=0.0)
@@ -211,12 +211,14 @@ def test_ar_grpo_draws_from_captions_and_rewards_every_image_for_its_own(data):
     generator, base = (tiny_generator(seed=seed, grid=4, **CAPTIONED) for seed in (0, 1))
     config = ArGrpoConfig(group_size=2, guidance_scale=1.5)
     loss_of = ArGrpo(generator, tiny_tokenizer(), [(1.0, reward)], captioned, config, 0, base)
-    loss, metrics = loss_of(Slots(0, 0, np.array([6, 0, 3])))
+    loss, metrics = loss_of(MicroBatch(0, 0, np.array([6, 0, 3])))
     loss.backward()
     assert metrics["ratio"] == 1.0 and generator.cls_embedding.cap_proj.fc1.weight.grad.any()
     (items, images), *rest = reward.asked
     assert items == [6, 6, 0, 0, 3, 3] and not rest
-    loss_of(Slots(0, 1, np.array([0])))  # the same place of the batch by itself: the same draws for the same caption
+    loss_of(
+        MicroBatch(0, 1, np.array([0]))
+    )  # the same place of the batch by itself: the same draws for the same caption
     assert torch.allclose(reward.asked[1][1], images[2:4], atol=1e-5)
 
 
@@ -254,8 +256,8 @@ def test_counting_operations_leaves_the_training_as_it_was(data, method):
 def test_the_operations_of_a_linear_layer_are_counted_forward_and_backward():
     layer = torch.nn.Linear(8, 5, bias=False)
 
-    def loss_of(slots):
-        return layer(torch.ones(len(slots.items), 8)).sum(), {}
+    def loss_of(batch):
+        return layer(torch.ones(len(batch.items), 8)).sum(), {}
 
     config = OptimizationConfig(learning_rate=1.0, steps=1, batch_size=4)
     assert flops_per_image(layer, loss_of, config, COUNT, seed=0) == 2 * 2 * 8 * 5  # forward, and the weights' gradient

@@ -11,14 +11,14 @@ from tests.tiny import CAPTIONED, NO_DROPOUT, random_tokens, tiny_captions, tiny
 from vapi_core.alignment import objective as objective_module
 from vapi_core.alignment import va_pi as va_pi_module
 from vapi_core.alignment.cross_entropy import CrossEntropy
-from vapi_core.alignment.data import AlignmentData
 from vapi_core.alignment.objective import group_advantages
 from vapi_core.alignment.reward import ReconstructionReward, RewardWeights
 from vapi_core.alignment.va_pi import VaPi, VaPiConfig
-from vapi_core.images import to_uint8
+from vapi_core.data.batches import AlignmentData
+from vapi_core.data.images import to_uint8
 from vapi_core.models.policy import Captions
-from vapi_core.pretraining import GeneratorObjective, held_out_cross_entropy
-from vapi_core.training import OptimizationConfig, Slots, micro_batches, train
+from vapi_core.training.loop import MicroBatch, OptimizationConfig, micro_batches, train
+from vapi_core.training.pretraining import GeneratorObjective, held_out_cross_entropy
 
 COUNT = 8
 PLAIN = VaPiConfig(group_size=4, regularizer="none", reward=RewardWeights(perceptual=0.0))
@@ -47,8 +47,8 @@ def va_pi(tokenizer, data, config=PLAIN, generator=None, seed=0, base=None) -> V
     return VaPi(generator or policy(), reward, data, config, seed, base)
 
 
-def whole_batch(step: int = 0) -> Slots:
-    return Slots(step, 0, np.arange(4))
+def whole_batch(step: int = 0) -> MicroBatch:
+    return MicroBatch(step, 0, np.arange(4))
 
 
 def gradient(generator) -> torch.Tensor:
@@ -154,9 +154,9 @@ def test_micro_batches_draw_and_learn_what_the_whole_batch_does(tokenizer, data,
     for micro_batch_size in (4, size):
         objective = va_pi(tokenizer, data, config, base=policy(seed=1))
         total, reward = 0.0, 0.0
-        for slots in micro_batches(0, 3, replace(optimization, micro_batch_size=micro_batch_size), COUNT):
-            share = len(slots.items) / 4
-            loss, metrics = objective(slots)
+        for batch in micro_batches(0, 3, replace(optimization, micro_batch_size=micro_batch_size), COUNT):
+            share = len(batch.items) / 4
+            loss, metrics = objective(batch)
             (loss * share).backward()
             total, reward = total + loss.item() * share, reward + metrics["reward"].item() * share
         results.append((total, reward, gradient(objective.generator)))
@@ -193,9 +193,9 @@ def test_captions_are_a_condition_like_classes_and_micro_batches_see_their_own(t
     for micro_batch_size in (4, 3):
         base = captioned_policy(seed=1)
         objective = va_pi(tokenizer, captioned, config, generator=captioned_policy(), base=base)
-        for slots in micro_batches(0, 3, replace(optimization, micro_batch_size=micro_batch_size), COUNT):
-            loss, metrics = objective(slots)
-            (loss * len(slots.items) / 4).backward()
+        for batch in micro_batches(0, 3, replace(optimization, micro_batch_size=micro_batch_size), COUNT):
+            loss, metrics = objective(batch)
+            (loss * len(batch.items) / 4).backward()
             assert metrics["ratio"] == 1.0
         gradients.append(gradient(objective.generator))
     assert torch.allclose(*gradients, atol=1e-5) and gradients[0].norm() > 1e-3
@@ -227,7 +227,7 @@ def test_a_rollout_follows_the_distribution_of_the_logits_at_its_place(tokenizer
     logits = torch.full((2, 3, 24), -30.0)
     logits[0, 0, 5], logits[0, 1, 7:9], logits[0, 2, 23] = 0.0, 0.0, 0.0
     logits[1, :, 0] = 0.0
-    rollouts = objective._roll_out(logits, Slots(0, 0, np.arange(2)))
+    rollouts = objective._roll_out(logits, MicroBatch(0, 0, np.arange(2)))
     assert rollouts.shape == (2, 400, 3)
     assert rollouts[0, :, 0].unique().tolist() == [5] and rollouts[0, :, 2].unique().tolist() == [23]
     assert rollouts[1].unique().tolist() == [0]
@@ -238,7 +238,7 @@ def test_a_rollout_follows_the_distribution_of_the_logits_at_its_place(tokenizer
 def test_images_of_a_batch_draw_independently_of_each_other(tokenizer, data):
     objective = va_pi(tokenizer, data)
     rollouts = objective._roll_out(
-        torch.zeros(4, 16, 24), Slots(0, 0, np.zeros(4, dtype=int))
+        torch.zeros(4, 16, 24), MicroBatch(0, 0, np.zeros(4, dtype=int))
     )  # the same image 4 times
     assert len(rollouts.flatten(0, 1).unique(dim=0)) == 4 * 4
 
@@ -251,7 +251,7 @@ def test_without_noise_the_policy_sees_the_reference_tokens(tokenizer, data):
 def test_with_noise_only_the_share_that_was_asked_for_is_replaced(tokenizer, data):
     tokens, _ = data.batch(np.tile(np.arange(8), 50))
     config = replace(PLAIN, noise_ratio=0.25, noise_kernel="uniform-except-self")
-    noisy = va_pi(tokenizer, data, config)._noisy_prefix(tokens, Slots(0, 0, np.arange(400)))
+    noisy = va_pi(tokenizer, data, config)._noisy_prefix(tokens, MicroBatch(0, 0, np.arange(400)))
     assert 0.22 < (noisy != tokens[:, :-1]).float().mean().item() < 0.28
     assert noisy.min() >= 0 and noisy.max() < 24
 
@@ -301,7 +301,7 @@ def test_alignment_raises_the_reward_of_fresh_rollouts(tokenizer, data):
         """Mean reward of 32 rollouts of each image, drawn with numbers that training does not use."""
         judge = va_pi(tokenizer, data, replace(PLAIN, group_size=32), generator=generator, seed=99)
         with torch.no_grad():
-            return judge(Slots(0, 0, np.arange(COUNT)))[1]["reward"].item()
+            return judge(MicroBatch(0, 0, np.arange(COUNT)))[1]["reward"].item()
 
     before = reward()
     objective = va_pi(tokenizer, data, replace(PLAIN, group_size=8), generator=generator)

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vapi_core.arrays import array_writer
 from vapi_core.data.sources import ImageSource, mnist_source
-from vapi_core.data.subset import Subset, array_writer, plan_subset, subset_hash, write_subset
+from vapi_core.data.subset import Subset, plan_subset, subset_hash, write_subset
 from vapi_core.errors import FileError, ParameterError
 from vapi_core.files import read_json, sha256_file
 

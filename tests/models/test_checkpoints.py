@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from tests.tiny import CAPTIONED, tiny_generator, tiny_tokenizer
 from vapi_core.errors import FileError
 from vapi_core.files import read_json, sha256_file
-from vapi_core.models.checkpoints import export_official, import_model, load_model, model_hash, save_model
+from vapi_core.models.checkpoints import load_model, model_hash, save_model
+from vapi_core.models.llamagen.checkpoints import export_official, import_official
 
 
 def same_weights(a, b) -> bool:
@@ -113,7 +114,7 @@ def test_a_captioned_generator_is_saved_exported_and_imported_with_its_null_capt
     loaded = load_model(tmp_path, "generator")
     assert same_weights(loaded, model) and loaded.config.condition_tokens == 5
     export_official(tmp_path / "official.pt", model)
-    assert same_weights(import_model(tmp_path / "official.pt", tiny_generator(seed=2, **CAPTIONED)), model)
+    assert same_weights(import_official(tmp_path / "official.pt", tiny_generator(seed=2, **CAPTIONED)), model)
     assert "cls_embedding.uncond_embedding" in torch.load(tmp_path / "official.pt")["model"]
 
 
@@ -128,19 +129,19 @@ def test_an_exported_model_is_imported_again(tmp_path, make):
     export_official(tmp_path / "official.pt", model)
     content = torch.load(tmp_path / "official.pt", weights_only=True)
     assert list(content) == ["model"] and list(content["model"]) == list(model.state_dict())
-    assert same_weights(import_model(tmp_path / "official.pt", make(seed=2)), model)
+    assert same_weights(import_official(tmp_path / "official.pt", make(seed=2)), model)
 
 
 @pytest.mark.parametrize("wrapper", [None, "model", "module", "state_dict"])
 def test_weights_are_found_bare_and_under_each_official_wrapper(tmp_path, source, target, wrapper):
     state = source.state_dict()
     torch.save({wrapper: state} if wrapper else state, tmp_path / "w.pt")
-    assert same_weights(import_model(tmp_path / "w.pt", target), source)
+    assert same_weights(import_official(tmp_path / "w.pt", target), source)
 
 
 def test_where_there_are_two_wrappers_the_official_order_decides(tmp_path, source, target):
     torch.save({"state_dict": target.state_dict(), "model": source.state_dict()}, tmp_path / "w.pt")
-    assert same_weights(import_model(tmp_path / "w.pt", tiny_generator(seed=3)), source)
+    assert same_weights(import_official(tmp_path / "w.pt", tiny_generator(seed=3)), source)
 
 
 def test_a_training_checkpoint_of_llamagen_is_imported(tmp_path, source, target):
@@ -153,32 +154,32 @@ def test_a_training_checkpoint_of_llamagen_is_imported(tmp_path, source, target)
         "ema": target.state_dict(),
     }
     torch.save(content, tmp_path / "0300000.pt")
-    assert same_weights(import_model(tmp_path / "0300000.pt", tiny_generator(seed=3)), source)
+    assert same_weights(import_official(tmp_path / "0300000.pt", tiny_generator(seed=3)), source)
 
 
 def test_the_kv_cache_that_official_sampling_leaves_is_left_out(tmp_path, source, target):
     cache = {f"layers.{i}.attention.kv_cache.{k}_cache": torch.zeros(2, 4, 10, 8) for i in (0, 1) for k in "kv"}
     torch.save({"model": source.state_dict() | cache}, tmp_path / "w.pt")
-    assert same_weights(import_model(tmp_path / "w.pt", target), source)
+    assert same_weights(import_official(tmp_path / "w.pt", target), source)
 
 
 def test_a_safetensors_file_and_a_file_of_half_precision_are_imported(tmp_path, source, target):
     half = {name: t.bfloat16() for name, t in source.state_dict().items()}
     save_file(half, tmp_path / "w.safetensors")
-    import_model(tmp_path / "w.safetensors", target)
+    import_official(tmp_path / "w.safetensors", target)
     assert all(torch.equal(t, half[name].float()) for name, t in target.state_dict().items())
 
 
 def test_a_file_in_the_format_before_zip_archives_is_imported(tmp_path, source, target):
     torch.save({"model": source.state_dict()}, tmp_path / "w.pt", _use_new_zipfile_serialization=False)
-    assert same_weights(import_model(tmp_path / "w.pt", target), source)
+    assert same_weights(import_official(tmp_path / "w.pt", target), source)
 
 
 def refused(path: Path, model, match: str) -> None:
     """The import fails with a message that names the file, and leaves the model as it was."""
     before = {name: t.clone() for name, t in model.state_dict().items()}
     with pytest.raises(FileError, match=match) as caught:
-        import_model(path, model)
+        import_official(path, model)
     assert str(caught.value).startswith(f"{path}: ") and caught.value.path == path
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 

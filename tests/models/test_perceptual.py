@@ -10,6 +10,7 @@ from torch import nn
 
 from tests.reference import REFERENCE, load_fixture, needs_reference
 from vapi_core.errors import FileError
+from vapi_core.models.classifier import PlainClassifier
 from vapi_core.models.perceptual import (
     HEADS_FILES,
     LPIPS,
@@ -19,7 +20,6 @@ from vapi_core.models.perceptual import (
     load_lpips,
     unit_normalize,
 )
-from vapi_core.scoring.classifier import PlainClassifier
 
 
 def random_lpips(seed: int = 0) -> LPIPS:

@@ -9,16 +9,10 @@ import torch
 from torch import Tensor
 
 from tests.parity.fixtures import Check, Fixture, close, exact
-from vapi_core.alignment.objective import prior_loss
-from vapi_core.models.generator import (
-    Generator,
-    GeneratorConfig,
-    caption_attention_mask,
-    left_pad,
-    rotary_table,
-)
-from vapi_core.models.policy import Captions, Condition, Policy
-from vapi_core.sampling import SamplingConfig, filtered_probabilities, generate, guidance_scales, guide
+from vapi_core.models.llamagen.generator import Generator, GeneratorConfig, caption_attention_mask, rotary_table
+from vapi_core.models.logits import next_token_loss
+from vapi_core.models.policy import Captions, Condition, Policy, left_pad
+from vapi_core.sampling.sampler import SamplingConfig, filtered_probabilities, generate, guidance_scales, guide
 
 
 def generator_config(config: dict[str, Any], **dropouts: float) -> GeneratorConfig:
@@ -95,10 +89,10 @@ def check_generator(fixture: Fixture) -> Iterator[Check]:
         null_logits = generator(torch.full_like(class_ids, generator.null_class), tokens[:, :-1])
     yield close("teacher-forced logits", logits, fixture["out.tf_logits"], 5e-5)
     yield close("teacher-forced logits, null class", null_logits, fixture["out.tf_logits_null_class"], 5e-5)
-    yield close("cross-entropy", prior_loss(logits, tokens), fixture["out.ce_loss"], 1e-5)
+    yield close("cross-entropy", next_token_loss(logits, tokens), fixture["out.ce_loss"], 1e-5)
 
     training = without_dropout(fixture)
-    loss = prior_loss(training(class_ids, tokens[:, :-1]), tokens).detach()
+    loss = next_token_loss(training(class_ids, tokens[:, :-1]), tokens).detach()
     yield close("training loss", loss, fixture["out.train_mode_nodrop_loss"], 1e-5)
     yield from check_all_greedy(fixture, generator, "greedy_", class_ids)
 
@@ -142,7 +136,7 @@ def check_caption_generator(fixture: Fixture) -> Iterator[Check]:
     yield close("teacher-forced logits", logits, fixture["out.tf_logits"], 5e-5)
     yield close("teacher-forced logits without the mask", unmasked, fixture["out.tf_logits_nomask"], 5e-5)
     yield close("logits of all positions", raw, fixture["out.tf_logits_raw"], 5e-5)
-    yield close("cross-entropy", prior_loss(logits, tokens), fixture["out.ce_loss"], 1e-5)
+    yield close("cross-entropy", next_token_loss(logits, tokens), fixture["out.ce_loss"], 1e-5)
     valid = fixture["in.valid"].bool()
     yield close("training loss", training[valid].mean(), fixture["out.train_mode_nodrop_loss_valid"], 1e-5)
     yield from check_all_greedy(fixture, generator, "greedy_", captions)
@@ -151,7 +145,7 @@ def check_caption_generator(fixture: Fixture) -> Iterator[Check]:
 
 def prior_losses(logits: Tensor, tokens: Tensor) -> Tensor:
     """The prior loss of each item, [B]."""
-    return torch.stack([prior_loss(row[None], own[None]) for row, own in zip(logits, tokens, strict=True)])
+    return torch.stack([next_token_loss(row[None], own[None]) for row, own in zip(logits, tokens, strict=True)])
 
 
 def check_guidance_schedule(fixture: Fixture) -> Iterator[Check]:

@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 
 from tests.parity.fixtures import Check, Fixture, exact
-from vapi_core.scoring.detectors import COCO_CLASSES
-from vapi_core.scoring.geneval import (
+from vapi_core.scoring.geneval.detectors import COCO_CLASSES
+from vapi_core.scoring.geneval.folder import GenEvalResult, Prompt, read_prompts
+from vapi_core.scoring.geneval.rules import (
     Detections,
     FoundObject,
     GenEvalOptions,
@@ -20,8 +21,7 @@ from vapi_core.scoring.geneval import (
     object_crops,
     relative_position,
 )
-from vapi_core.scoring.geneval_folder import GenEvalResult, Prompt, read_prompts
-from vapi_core.scoring.geneval_scores import GenEvalScores, official_text, summarize
+from vapi_core.scoring.geneval.scores import GenEvalScores, official_text, summarize
 
 CROP_OPTIONS = {
     "default": GenEvalOptions(),

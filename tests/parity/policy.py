@@ -11,17 +11,12 @@ from tests.parity.fixtures import Check, Fixture, close, close_mixed, exact
 from tests.parity.generator import load_generator
 from tests.parity.tokenizer import load_tokenizer
 from vapi_core.alignment.noise import corrupt_prefix
-from vapi_core.alignment.objective import (
-    clipped_policy_loss,
-    group_advantages,
-    kl_estimate,
-    prior_loss,
-    token_log_probabilities,
-)
+from vapi_core.alignment.objective import clipped_policy_loss, group_advantages, kl_estimate
 from vapi_core.alignment.reward import ReconstructionReward, RewardWeights
-from vapi_core.models.generator import Generator
-from vapi_core.sampling import filtered_probabilities
-from vapi_core.training import OptimizationConfig, Slots, train
+from vapi_core.models.llamagen.generator import Generator
+from vapi_core.models.logits import next_token_loss, token_log_probabilities
+from vapi_core.sampling.sampler import filtered_probabilities
+from vapi_core.training.loop import MicroBatch, OptimizationConfig, train
 
 
 @dataclass(frozen=True)
@@ -51,7 +46,7 @@ class PolicyStep:
     def loss(self, name: str, logits: Tensor, base_logits: Tensor) -> Tensor:
         case = self.fixture.description["cases"][name]
         loss = self.parts(name, logits, base_logits)["per_token_loss"].mean()
-        loss = loss + case["aux_ce_weight"] * prior_loss(logits, self.fixture["in.gt_tokens"])
+        loss = loss + case["aux_ce_weight"] * next_token_loss(logits, self.fixture["in.gt_tokens"])
         return loss / case["gradient_accumulation_steps"]
 
 
@@ -99,7 +94,7 @@ def check_policy_step(fixture: Fixture) -> Iterator[Check]:
                 rows = step.parts(source, logits, base_logits)["per_token_loss"].flatten(0, 1).split(case["slice_size"])
                 repeated = (t.repeat_interleave(groups, 0).split(case["slice_size"]) for t in (logits, tokens))
                 for i, (row, row_logits, row_tokens) in enumerate(zip(rows, *repeated, strict=True)):
-                    loss = row.mean() + cases[source]["aux_ce_weight"] * prior_loss(row_logits, row_tokens)
+                    loss = row.mean() + cases[source]["aux_ce_weight"] * next_token_loss(row_logits, row_tokens)
                     yield close(f"{name} loss {i}", loss, case["losses"][i], 1e-5)
 
 
@@ -121,7 +116,7 @@ def check_optimizer(fixture: Fixture) -> Iterator[Check]:
     )
     rows, weights = [], []
 
-    def objective(slots: Slots) -> tuple[Tensor, dict[str, Tensor]]:
+    def objective(batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         weights.append({name: p.detach().clone() for name, p in generator.named_parameters()})
         return step.loss("both", step.logits(generator), base_logits), {}
 

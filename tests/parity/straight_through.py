@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from tests.parity.fixtures import Check, Fixture, close, close_relative, exact
 from tests.parity.generator import load_generator
 from tests.parity.tokenizer import load_tokenizer
-from vapi_core.alignment.objective import prior_loss
 from vapi_core.alignment.reconstruction import reconstruction_loss
 from vapi_core.alignment.reward import RewardWeights
 from vapi_core.alignment.straight_through import decode_straight_through, straight_through
+from vapi_core.models.logits import next_token_loss
 
 
 def check_straight_through(fixture: Fixture) -> Iterator[Check]:
@@ -31,7 +31,7 @@ def check_straight_through(fixture: Fixture) -> Iterator[Check]:
     decoded = decode_straight_through(tokenizer, one_hot, codebook, images.shape)
     yield close("images", decoded.detach(), fixture["out.pred_images"], 1e-4)
     reconstruction, _ = reconstruction_loss(decoded, images, RewardWeights(mse=description["rec_weight"], perceptual=0))
-    ce = prior_loss(logits, tokens)
+    ce = next_token_loss(logits, tokens)
     loss = reconstruction + description["aux_ce_weight"] * ce
     yield close("reconstruction loss", reconstruction.detach(), fixture["out.rec_loss"], 1e-5)
     yield close("cross-entropy", ce.detach(), fixture["out.ce"], 1e-5)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.parity.fixtures import Check, Fixture, close, close_relative, exact
-from vapi_core.models.tokenizer import Tokenizer, TokenizerConfig, VectorQuantizer
+from vapi_core.models.llamagen.tokenizer import Tokenizer, TokenizerConfig, VectorQuantizer
 
 
 def tokenizer_config(config: dict[str, Any]) -> TokenizerConfig:

@@ -165,11 +165,11 @@ ALIGN = """
 import os, runpy, signal, sys
 from vapi_core.alignment.va_pi import VaPi
 objective, last = VaPi.__call__, sys.argv.pop(1)
-def watched(self, slots):
-    print("step", slots.step, flush=True)
-    if str(slots.step) == last:
+def watched(self, batch):
+    print("step", batch.step, flush=True)
+    if str(batch.step) == last:
         os.kill(os.getpid(), signal.SIGKILL)
-    return objective(self, slots)
+    return objective(self, batch)
 VaPi.__call__ = watched
 runpy.run_module("pipelines.stages.align", run_name="__main__")
 """

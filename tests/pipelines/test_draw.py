@@ -9,16 +9,16 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from pipelines.params import check_params
 
 from pipelines.draw import main, open_text
 from pipelines.inputs import open_captions, open_prompts
-from pipelines.params import check_params
 from pipelines.stage import Stage, UntrackedRun
 from pipelines.stages import generator, sample, subset, tokenize, tokenizer
 from tests.pipelines.test_janus import fill_workplace, run, tiny
-from vapi_core.data import standardization
-from vapi_core.models.captions import LongCaptionError
-from vapi_core.scoring.geneval_folder import read_folder, sample_path
+from vapi_core.models.captions import standardization
+from vapi_core.models.captions.encoders import LongCaptionError
+from vapi_core.scoring.geneval.folder import read_folder, sample_path
 
 REPOSITORY = Path(__file__).parents[2]
 SET = "data/samples/base/t1.0-g5.0-0"

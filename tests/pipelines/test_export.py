@@ -7,7 +7,8 @@ import torch
 from pipelines.export import main
 from tests.tiny import tiny_generator, tiny_tokenizer
 from vapi_core.files import write_json
-from vapi_core.models.checkpoints import import_model, save_model
+from vapi_core.models.checkpoints import save_model
+from vapi_core.models.llamagen.checkpoints import import_official
 
 
 @pytest.mark.parametrize(("kind", "make"), [("generator", tiny_generator), ("tokenizer", tiny_tokenizer)])
@@ -17,7 +18,7 @@ def test_an_aligned_model_goes_to_an_official_file_and_back_unchanged(tmp_path, 
     assert main(["weights", str(tmp_path / "aligned"), str(tmp_path / "official.pt")]) == 0
     content = torch.load(tmp_path / "official.pt", weights_only=True)
     assert list(content) == ["model"] and list(content["model"]) == list(model.state_dict())
-    again = import_model(tmp_path / "official.pt", make(seed=2)).state_dict()
+    again = import_official(tmp_path / "official.pt", make(seed=2)).state_dict()
     assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
 
 

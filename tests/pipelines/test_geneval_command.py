@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipelines.geneval_command import main
 from tests.tiny_vision import save_tiny_clip, save_tiny_mask2former
-from vapi_core.scoring.geneval_folder import Prompt, read_results, write_prompts, write_sample
+from vapi_core.scoring.geneval.folder import Prompt, read_results, write_prompts, write_sample
 
 
 @pytest.fixture(scope="module")

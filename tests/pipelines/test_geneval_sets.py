@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from pipelines.params import load_params
 
 from pipelines.geneval_sets import (
     compare_geneval,
@@ -14,9 +15,8 @@ from pipelines.geneval_sets import (
     summarize_geneval,
 )
 from pipelines.geneval_text import geneval_findings, geneval_sections
-from pipelines.params import load_params
-from vapi_core.scoring.geneval import Decision
-from vapi_core.scoring.geneval_folder import Prompt
+from vapi_core.scoring.geneval.folder import Prompt
+from vapi_core.scoring.geneval.rules import Decision
 
 PROMPTS = [Prompt({"prompt": f"a photo of {i}", "tag": tag}) for i, tag in enumerate(["colors", "colors", "counting"])]
 LABELS = np.repeat(np.arange(3), 2)

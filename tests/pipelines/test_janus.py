@@ -9,17 +9,17 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-
 from pipelines.params import check_params
 from pipelines.paths import CAPTIONS, CLASSIFIERS, GENERATOR, SAMPLES, aligned
+
 from pipelines.stage import Stage, UntrackedRun
 from pipelines.stages import align, generator, sample, subset, tokenize, tokenizer
 from tests.tiny import write_tiny_janus
 from vapi_core.errors import ParameterError
 from vapi_core.files import write_json
-from vapi_core.models.captions import LongCaptionError
+from vapi_core.models.captions.encoders import LongCaptionError
 from vapi_core.models.checkpoints import load_model
-from vapi_core.models.janus import Janus
+from vapi_core.models.janus.policy import Janus
 
 PROFILE = Path(__file__).parents[2] / "profiles" / "janus-pro-1b.yaml"
 CAPTIONS_OF_IMAGES = ["a photo of two red cats", "a dog", "a blue dog left of a cat", "two cats"]
@@ -136,7 +136,7 @@ def test_a_checkpoint_of_another_shape_is_refused(workplace, section, name, valu
 
 def test_a_vq_model_of_another_shape_is_refused(workplace):
     from pipelines.importing import import_tokenizer
-    from vapi_core.models.tokenizer import Tokenizer
+    from vapi_core.models.llamagen.tokenizer import Tokenizer
 
     content = tiny(workplace)
     content["tokenizer"]["z_channels"] = 64

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pipelines.params import check_params
 
 from pipelines import stage
 from pipelines.launch import fail
-from pipelines.params import check_params
 from vapi_core.errors import ParameterError, VapiError
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.preference_command import main
 from tests.tiny_vision import save_tiny_clip
-from vapi_core.scoring.geneval_folder import write_sample
+from vapi_core.scoring.geneval.folder import write_sample
 
 
 @pytest.fixture(scope="module")

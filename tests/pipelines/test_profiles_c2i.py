@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from pipelines.params import grid_side, load_params
+
 from tests.reference import REFERENCE, needs_reference
-from vapi_core.models.generator import Generator
-from vapi_core.models.tokenizer import Tokenizer
+from vapi_core.models.llamagen.generator import Generator
+from vapi_core.models.llamagen.tokenizer import Tokenizer
 
 SIZES = {"llamagen-xl-c2i": ("GPT-XL", 2.0), "llamagen-xxl-c2i": ("GPT-XXL", 1.75)}
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from pipelines.params import check_params, load_params
+
 from vapi_core.errors import ParameterError
 
 PROFILES = {name: Path(f"profiles/{name}.yaml") for name in ("llamagen-xl-t2i", "janus-pro-1b")}

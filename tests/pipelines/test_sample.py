@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-
 from pipelines.params import load_params
 from pipelines.paths import GENERATOR, RUN_FILE, SUBSET, TOKENIZER, WORK
+
 from pipelines.stage import Stage
 from pipelines.stages import sample
 from pipelines.stages.sample import choose_classes, draw_images, plan, plan_sets, work
@@ -18,7 +18,7 @@ from vapi_core.data.sources import ImageSource
 from vapi_core.data.subset import plan_subset, write_subset
 from vapi_core.files import read_json, write_json
 from vapi_core.models.checkpoints import save_model
-from vapi_core.sampling import Sampler, SamplingConfig, generate
+from vapi_core.sampling.sampler import Sampler, SamplingConfig, generate
 
 
 @pytest.fixture

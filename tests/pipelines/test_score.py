@@ -3,8 +3,8 @@ import torch
 
 from pipelines.stages import score
 from tests.tiny import random_tokens, tiny_tokenizer
-from vapi_core.alignment.data import AlignmentData
-from vapi_core.images import to_uint8
+from vapi_core.data.batches import AlignmentData
+from vapi_core.data.images import to_uint8
 
 
 def test_reconstructions_are_a_file_written_pass_by_pass(tmp_path, monkeypatch):

@@ -6,12 +6,14 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from pipelines.params import load_params
 
 from pipelines.export import main as export
-from pipelines.params import load_params
 from tests.checkout import ROOT, Checkout
 from tests.smoke_assets import PROFILE, write_smoke_assets
-from vapi_core.models.checkpoints import import_model, load_model, read_state_dict
+from vapi_core.models.checkpoints import load_model
+from vapi_core.models.llamagen.checkpoints import import_official
+from vapi_core.models.state_dicts import read_state_dict
 from vapi_core.scoring.features import cached_features, load_extractor
 from vapi_core.scoring.fidelity import feature_statistics, frechet_distance, load_reference_batch
 
@@ -81,7 +83,7 @@ def test_the_aligned_weights_go_back_to_an_official_file(checkout, tmp_path):
     folder = checkout.path / "data/aligned/va-pi/0"
     assert export(["weights", str(folder), str(tmp_path / "aligned.pt")]) == 0
     aligned, base = load_model(folder, "generator"), load_model(checkout.path / "data/generator", "generator")
-    again = import_model(tmp_path / "aligned.pt", base).state_dict()
+    again = import_official(tmp_path / "aligned.pt", base).state_dict()
     assert all((again[name] == value).all() for name, value in aligned.state_dict().items())
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pipelines.params import load_params
+from pipelines.paths import ABLATIONS, REPORTS, remedy
 
 from pipelines import stage as frame
 from pipelines.inputs import open_samples, read_scores
-from pipelines.params import load_params
-from pipelines.paths import ABLATIONS, REPORTS, remedy
 from pipelines.stage import Stage, StagePlan, UntrackedRun
 from vapi_core.errors import FileError
 from vapi_core.files import write_json

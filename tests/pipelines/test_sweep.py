@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pipelines.params import check_params
 from pydantic import ValidationError
 
 from pipelines import sweep
-from pipelines.params import check_params
 from pipelines.sweep import Baseline, SweepForm, plan_cells, plan_upstream
 from vapi_core.errors import FileError, ParameterError
 from vapi_core.files import read_yaml

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from vapi_core.data.images import to_tensor
 from vapi_core.errors import FileError, ParameterError
-from vapi_core.images import to_tensor
-from vapi_core.scoring.classifier import PlainClassifier, ResidualClassifier, save_classifier
+from vapi_core.models.classifier import PlainClassifier, ResidualClassifier, save_classifier
 from vapi_core.scoring.features import EFFICIENTNET_SIZE, cached_features, extract, load_extractor
 
 

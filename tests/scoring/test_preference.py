@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from tests.tiny_vision import save_tiny_clip
 from vapi_core.errors import FileError, ParameterError
-from vapi_core.scoring.clip import load_clip
-from vapi_core.scoring.geneval_folder import Prompt, read_image, write_prompts, write_sample
+from vapi_core.models.clip import load_clip
+from vapi_core.scoring.geneval.folder import Prompt, read_image, write_prompts, write_sample
 from vapi_core.scoring.preference import (
     load_preference_model,
     preference_scores,

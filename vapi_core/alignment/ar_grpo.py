@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vapi_core.alignment.data import AlignmentData
 from vapi_core.alignment.external_reward import ClassLikelihood, ExternalReward, PromptSimilarity
 from vapi_core.alignment.method import Method, Need, Problems, Setting
 from vapi_core.alignment.objective import (
@@ -23,14 +22,15 @@ from vapi_core.alignment.objective import (
     clipped_policy_loss,
     group_advantages,
     kl_estimate,
-    token_log_probabilities,
 )
+from vapi_core.data.batches import AlignmentData
 from vapi_core.limits import Checked, Guidance, Weight
+from vapi_core.models.llamagen.tokenizer import Tokenizer
+from vapi_core.models.logits import token_log_probabilities
 from vapi_core.models.policy import Condition, Policy
-from vapi_core.models.tokenizer import Tokenizer
 from vapi_core.randomness import stream
-from vapi_core.sampling import SamplingConfig, generate, guide
-from vapi_core.training import Slots
+from vapi_core.sampling.sampler import SamplingConfig, generate, guide
+from vapi_core.training.loop import MicroBatch
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ArGrpoConfig(Checked):
 
 
 class ArGrpo:
-    """The objective of AR-GRPO, for `vapi_core.training.train`. Tokenizer, reward models and base are frozen."""
+    """The objective of AR-GRPO, for `vapi_core.training.loop.train`. Tokenizer, reward models and base are frozen."""
 
     def __init__(
         self,
@@ -74,13 +74,13 @@ class ArGrpo:
         self.generator, self.tokenizer = generator.eval(), tokenizer.eval().requires_grad_(False)
         self.rewards, self.data, self.config, self.seed, self.base = rewards, data, config, seed, base
 
-    def __call__(self, slots: Slots) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
-        _, condition = self.data.batch(slots.items)  # [B]
+        _, condition = self.data.batch(batch.items)  # [B]
         condition = condition.repeat_interleave(config.group_size)  # [B * G]
-        rollouts = self._roll_out(condition, slots)  # [B * G, T]
-        groups = (len(slots.items), config.group_size)
-        values = self._reward(rollouts, slots.items.repeat(config.group_size))
+        rollouts = self._roll_out(condition, batch)  # [B * G, T]
+        groups = (len(batch.items), config.group_size)
+        values = self._reward(rollouts, batch.items.repeat(config.group_size))
         rewards = torch.stack([w * values[r.name] for w, r in self.rewards]).sum(0).unflatten(0, groups)  # [B, G]
         advantages = group_advantages(rewards, config.advantage_clamp).flatten()[:, None]  # [B * G, 1]
 
@@ -103,10 +103,10 @@ class ArGrpo:
             loss = loss + config.kl_weight * kl
         return loss, metrics
 
-    def _roll_out(self, condition: Condition, slots: Slots) -> Tensor:
+    def _roll_out(self, condition: Condition, batch: MicroBatch) -> Tensor:
         """Sequences [B * G, T], drawn token by token; every image's draws come from its own stream."""
         shape = (self.config.group_size, self.generator.config.length)
-        rows = [stream(self.seed, "rollout", slots.step, p).random(shape, dtype=np.float32) for p in slots.positions]
+        rows = [stream(self.seed, "rollout", batch.step, p).random(shape, dtype=np.float32) for p in batch.positions]
         uniforms = torch.from_numpy(np.concatenate(rows)).to(condition.device)
         sampling = SamplingConfig(guidance_scale=self.config.guidance_scale)
         return generate(self.generator, condition, uniforms, sampling).clone()  # inference tensors allow no backward

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vapi_core.alignment.data import AlignmentData
 from vapi_core.alignment.method import Method, Setting
-from vapi_core.alignment.objective import prior_loss
+from vapi_core.data.batches import AlignmentData
 from vapi_core.limits import Checked
+from vapi_core.models.logits import next_token_loss
 from vapi_core.models.policy import Policy
-from vapi_core.training import Slots
+from vapi_core.training.loop import MicroBatch
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,14 @@ class CrossEntropyConfig(Checked):
 
 
 class CrossEntropy:
-    """Next-token prediction of the reference tokens, for `vapi_core.training.train`."""
+    """Next-token prediction of the reference tokens, for `vapi_core.training.loop.train`."""
 
     def __init__(self, generator: Policy, data: AlignmentData):
         self.generator, self.data = generator.eval(), data
 
-    def __call__(self, slots: Slots) -> tuple[Tensor, dict[str, Tensor]]:
-        tokens, condition = self.data.batch(slots.items)
-        ce = prior_loss(self.generator(condition, tokens[:, :-1]), tokens)
+    def __call__(self, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        tokens, condition = self.data.batch(batch.items)
+        ce = next_token_loss(self.generator(condition, tokens[:, :-1]), tokens)
         return ce, {"ce": ce.detach()}
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vapi_core.images import to_uint8
+from vapi_core.data.images import to_uint8
 
 
 class ExternalReward(Protocol):

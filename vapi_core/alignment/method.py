@@ -10,10 +10,10 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
-from vapi_core.alignment.data import AlignmentData
+from vapi_core.data.batches import AlignmentData
+from vapi_core.models.llamagen.tokenizer import Tokenizer
 from vapi_core.models.policy import Policy
-from vapi_core.models.tokenizer import Tokenizer
-from vapi_core.training import Objective, OptimizationConfig
+from vapi_core.training.loop import Objective, OptimizationConfig
 
 Trained = Literal["generator", "tokenizer"]
 Need = Literal["reward-classifier", "lpips", "clip_score", "hpsv2", "class-labels"]

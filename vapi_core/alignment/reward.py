@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from vapi_core.alignment.method import Need, Setting
 from vapi_core.limits import Bounds, Checked, Weight
 from vapi_core.memory import free_bytes, how_many
+from vapi_core.models.llamagen.tokenizer import Tokenizer, TokenizerConfig, decode_bytes
 from vapi_core.models.perceptual import FeatureDistance, load_lpips
-from vapi_core.models.tokenizer import Tokenizer, TokenizerConfig, decode_bytes
 
 CPU_CHUNK_BYTES = 2**27  # on a CPU more at a time is not faster, and rounding must not depend on what memory is free
 

@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vapi_core.alignment.data import AlignmentData
-from vapi_core.alignment.objective import prior_loss
 from vapi_core.alignment.method import Method, Setting
 from vapi_core.alignment.reconstruction import pixel_problems, reconstruction_loss
 from vapi_core.alignment.reward import PerceptualDistance, ReconstructionConfig, open_perceptual, perceptual_network
+from vapi_core.data.batches import AlignmentData
 from vapi_core.limits import Temperature, Weight
+from vapi_core.models.llamagen.tokenizer import Tokenizer
+from vapi_core.models.logits import next_token_loss
 from vapi_core.models.policy import Policy
-from vapi_core.models.tokenizer import Tokenizer
 from vapi_core.randomness import stream
-from vapi_core.training import Slots
+from vapi_core.training.loop import MicroBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class StraightThroughConfig(ReconstructionConfig):
 
 
 class StraightThrough:
-    """The objective of STE, for `vapi_core.training.train`. The tokenizer is frozen, but passes gradients on."""
+    """The objective of STE, for `vapi_core.training.loop.train`. The tokenizer is frozen, but passes gradients on."""
 
     def __init__(
         self,
@@ -49,16 +49,16 @@ class StraightThrough:
         self.generator, self.tokenizer = generator.eval(), tokenizer.eval().requires_grad_(False)
         self.data, self.config, self.seed, self.perceptual = data, config, seed, perceptual
 
-    def __call__(self, slots: Slots) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
-        tokens, condition = self.data.batch(slots.items)  # [B, T]
-        images = self.data.reference_images(slots.items)  # [B, 3, H, W]
+        tokens, condition = self.data.batch(batch.items)  # [B, T]
+        images = self.data.reference_images(batch.items)  # [B, 3, H, W]
         logits = self.generator(condition, tokens[:, :-1])  # [B, T, V]
-        noise = gumbel_noise(self.seed, slots, tokens.shape[1], logits.shape[2]).to(logits.device)
+        noise = gumbel_noise(self.seed, batch, tokens.shape[1], logits.shape[2]).to(logits.device)
         one_hot, drawn = straight_through(logits, noise, config.temperature, config.tau)
         decoded = decode_straight_through(self.tokenizer, one_hot, self.tokenizer.quantize.codebook, images.shape)
         reconstruction, terms = reconstruction_loss(decoded, images, config.reward, self.perceptual)
-        ce = prior_loss(logits, tokens)
+        ce = next_token_loss(logits, tokens)
         return reconstruction + config.ce_weight * ce, {
             "reconstruction": reconstruction.detach(),
             **{f"reconstruction_{name}": value for name, value in terms.items()},
@@ -67,11 +67,11 @@ class StraightThrough:
         }
 
 
-def gumbel_noise(seed: int, slots: Slots, length: int, codebook_size: int) -> Tensor:
+def gumbel_noise(seed: int, batch: MicroBatch, length: int, codebook_size: int) -> Tensor:
     """Standard Gumbel noise [B, length, codebook_size], each image from its own stream."""
     rows = [
-        stream(seed, "gumbel", slots.step, p).standard_exponential((length, codebook_size), dtype=np.float32)
-        for p in slots.positions
+        stream(seed, "gumbel", batch.step, p).standard_exponential((length, codebook_size), dtype=np.float32)
+        for p in batch.positions
     ]
     tiny = np.finfo(np.float32).tiny  # an exponential number of exactly 0 would be infinite noise
     return -torch.from_numpy(np.stack(rows)).clamp_(min=float(tiny)).log_()

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vapi_core.alignment.data import AlignmentData
 from vapi_core.alignment.method import Method, Setting
 from vapi_core.alignment.reconstruction import pixel_problems, reconstruction_loss
 from vapi_core.alignment.reward import (
@@ -22,11 +21,12 @@ from vapi_core.alignment.reward import (
     open_perceptual,
     perceptual_network,
 )
+from vapi_core.data.batches import AlignmentData
+from vapi_core.models.llamagen.tokenizer import Tokenizer
 from vapi_core.models.policy import Policy
-from vapi_core.models.tokenizer import Tokenizer
 from vapi_core.randomness import stream
-from vapi_core.sampling import invert_cdf
-from vapi_core.training import Slots
+from vapi_core.sampling.sampler import invert_cdf
+from vapi_core.training.loop import MicroBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class TokenizerPostTrainingConfig(ReconstructionConfig):
 
 
 class TokenizerPostTraining:
-    """The objective, for `vapi_core.training.train` over `tokenizer`, of which only the decoder requires a gradient."""
+    """The objective, for `vapi_core.training.loop.train` over `tokenizer`, of which only the decoder requires a gradient."""
 
     def __init__(
         self,
@@ -51,21 +51,21 @@ class TokenizerPostTraining:
             part.requires_grad_(True)
         self.data, self.weights, self.seed, self.perceptual = data, weights, seed, perceptual
 
-    def __call__(self, slots: Slots) -> tuple[Tensor, dict[str, Tensor]]:
-        tokens, condition = self.data.batch(slots.items)  # [B, T]
-        images = self.data.reference_images(slots.items)  # [B, 3, H, W]
+    def __call__(self, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        tokens, condition = self.data.batch(batch.items)  # [B, T]
+        images = self.data.reference_images(batch.items)  # [B, 3, H, W]
         with torch.no_grad():
-            sampled = self._sample(self.generator(condition, tokens[:, :-1]), slots)  # [B, T]
+            sampled = self._sample(self.generator(condition, tokens[:, :-1]), batch)  # [B, T]
         factor = self.tokenizer.config.downsample
         decoded = self.tokenizer.decode(sampled, (images.shape[2] // factor, images.shape[3] // factor))
         loss, terms = reconstruction_loss(decoded, images, self.weights, self.perceptual)
         agreement = (sampled == tokens).float().mean()
         return loss, {**{f"reconstruction_{name}": v for name, v in terms.items()}, "token_agreement": agreement}
 
-    def _sample(self, logits: Tensor, slots: Slots) -> Tensor:
+    def _sample(self, logits: Tensor, batch: MicroBatch) -> Tensor:
         """One sequence [B, T] of logits [B, T, V] at temperature 1."""
         length = logits.shape[1]
-        rows = [stream(self.seed, "rollout", slots.step, p).random(length, dtype=np.float32) for p in slots.positions]
+        rows = [stream(self.seed, "rollout", batch.step, p).random(length, dtype=np.float32) for p in batch.positions]
         uniforms = torch.from_numpy(np.stack(rows)).to(logits.device)
         return invert_cdf(logits.softmax(-1), uniforms[..., None])[..., 0]
 

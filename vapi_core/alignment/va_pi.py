@@ -15,21 +15,15 @@ import torch
 from torch import Tensor
 
 from vapi_core import distributed
-from vapi_core.alignment.data import AlignmentData
 from vapi_core.alignment.method import Method, Problems, Setting
 from vapi_core.alignment.noise import Kernel, corrupt_prefix, draw_noise
 from vapi_core.alignment.objective import (
-    CHUNK_ELEMENTS,
     Clamp,
     ClipEpsilon,
     GroupSize,
     clipped_policy_loss,
-    final_log_probabilities,
     group_advantages,
     kl_estimate,
-    mean_entropy,
-    row_chunks,
-    token_log_probabilities,
 )
 from vapi_core.alignment.reward import (
     ReconstructionConfig,
@@ -37,12 +31,20 @@ from vapi_core.alignment.reward import (
     open_perceptual,
     perceptual_network,
 )
+from vapi_core.data.batches import AlignmentData
 from vapi_core.limits import CountOrNone, Ratio, Weight
 from vapi_core.memory import free_bytes
+from vapi_core.models.logits import (
+    CHUNK_ELEMENTS,
+    final_log_probabilities,
+    mean_entropy,
+    row_chunks,
+    token_log_probabilities,
+)
 from vapi_core.models.policy import Condition, Policy
 from vapi_core.randomness import stream
-from vapi_core.sampling import invert_cdf
-from vapi_core.training import Slots
+from vapi_core.sampling.sampler import invert_cdf
+from vapi_core.training.loop import MicroBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,9 @@ class VaPiConfig(ReconstructionConfig):
     regularizer_weight: Weight = 0.1  # β
     clip_epsilon: ClipEpsilon = 0.2  # ε
     advantage_clamp: Clamp = 5.0
-    log_kl_every: CountOrNone = 0  # steps between logged KLs to the base model; 0: never, and no base model is held for it
+    log_kl_every: CountOrNone = (
+        0  # steps between logged KLs to the base model; 0: never, and no base model is held for it
+    )
 
     @property
     def needs_base(self) -> bool:
@@ -65,7 +69,7 @@ class VaPiConfig(ReconstructionConfig):
 
 
 class VaPi:
-    """The objective of VA-π, for `vapi_core.training.train`."""
+    """The objective of VA-π, for `vapi_core.training.loop.train`."""
 
     def __init__(
         self,
@@ -80,14 +84,14 @@ class VaPi:
         self.generator, self.reward, self.data = generator.eval(), reward, data
         self.config, self.seed, self.base = config, seed, base
 
-    def __call__(self, slots: Slots) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
-        tokens, condition = self.data.batch(slots.items)  # [B, T]
-        prefix = self._noisy_prefix(tokens, slots)  # [B, T-1]
+        tokens, condition = self.data.batch(batch.items)  # [B, T]
+        prefix = self._noisy_prefix(tokens, batch)  # [B, T-1]
         logits = self.generator(condition, prefix)  # [B, T, V]
-        rollouts = self._roll_out(logits.detach(), slots)  # [B, G, T]
+        rollouts = self._roll_out(logits.detach(), batch)  # [B, G, T]
         entropy = mean_entropy(logits.detach())
-        rewards, terms = self.reward(rollouts, self.data.reference_images(slots.items), slots.items)  # [B, G]
+        rewards, terms = self.reward(rollouts, self.data.reference_images(batch.items), batch.items)  # [B, G]
         advantages = group_advantages(rewards, config.advantage_clamp)
 
         # the reference tokens ride along as one more sequence, so that one pass over the logits gives all that is needed
@@ -107,7 +111,7 @@ class VaPi:
         }
         if config.regularizer == "ce":
             loss = loss + config.regularizer_weight * ce
-        if config.regularizer == "kl" or (config.log_kl_every and slots.step % config.log_kl_every == 0):
+        if config.regularizer == "kl" or (config.log_kl_every and batch.step % config.log_kl_every == 0):
             assert self.base is not None
             kl = kl_estimate(log_p, self._base_log_probabilities(self.base, condition, prefix, rollouts)).mean()
             metrics["kl"] = kl.detach()
@@ -115,21 +119,21 @@ class VaPi:
                 loss = loss + config.regularizer_weight * kl
         return loss, metrics
 
-    def _noisy_prefix(self, tokens: Tensor, slots: Slots) -> Tensor:
+    def _noisy_prefix(self, tokens: Tensor, batch: MicroBatch) -> Tensor:
         if self.config.noise_ratio == 0:
             return tokens[:, :-1]
         codebook_size, kernel = self.generator.config.codebook_size, self.config.noise_kernel
         prefix = tokens[:, :-1]
         uniforms, replacements = (
             t.to(tokens.device)
-            for t in draw_noise(self.seed, slots.step, slots.positions, prefix.shape[1], codebook_size, kernel)
+            for t in draw_noise(self.seed, batch.step, batch.positions, prefix.shape[1], codebook_size, kernel)
         )
         return corrupt_prefix(prefix, self.config.noise_ratio, uniforms, replacements, codebook_size, kernel)
 
-    def _roll_out(self, logits: Tensor, slots: Slots) -> Tensor:
+    def _roll_out(self, logits: Tensor, batch: MicroBatch) -> Tensor:
         """G sequences [B, G, T] from logits [B, T, V]: temperature 1, no top-k, no top-p, no guidance."""
         shape = (logits.shape[1], self.config.group_size)
-        rows = [stream(self.seed, "rollout", slots.step, p).random(shape, dtype=np.float32) for p in slots.positions]
+        rows = [stream(self.seed, "rollout", batch.step, p).random(shape, dtype=np.float32) for p in batch.positions]
         uniforms = torch.from_numpy(np.concatenate(rows)).to(logits.device)  # [B * T, G]
         flat = logits.flatten(0, 1)
         tokens = [invert_cdf(flat[chunk].softmax(-1), uniforms[chunk]) for chunk in row_chunks(flat)]

@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from vapi_core import distributed
-from vapi_core.data.subset import find_split, open_array, read_manifest, read_splits
+from vapi_core.arrays import open_array, read_manifest
+from vapi_core.data.subset import find_split, read_splits
 from vapi_core.errors import FileError
 from vapi_core.files import sha256_file, write_json
-
-REMEDY = "To make it anew, run `dvc repro tokenize`."
 
 
 def token_dtype(codebook_size: int) -> type[np.uint16] | type[np.uint32]:
@@ -88,19 +87,22 @@ class TokenCache:
     splits: dict[str, tuple[int, int]]  # name -> first row, one past the last
 
     @classmethod
-    def open(cls, directory: Path | str, *, tokenizer_sha256: str, subset_sha256: str | None = None) -> "TokenCache":
+    def open(
+        cls, directory: Path | str, *, tokenizer_sha256: str, subset_sha256: str | None = None, remedy: str = ""
+    ) -> "TokenCache":
         """Opens what `write_token_cache` wrote, after hashing its files again (1 GB in about a second).
 
         Args:
             tokenizer_sha256: hash of the tokenizer that is to read the tokens.
             subset_sha256: `subset_hash` of the images that are to go with the tokens, if there are any.
+            remedy: what makes the cache anew, for error messages.
 
         Raises:
             FileError: a file is missing or damaged, or it was made with another tokenizer or from another subset.
         """
         directory = Path(directory)
         path = directory / "manifest.json"
-        manifest = read_manifest(path, "tokens", REMEDY)
+        manifest = read_manifest(path, "tokens", remedy)
         try:
             grid, codebook_size = manifest["grid"], manifest["codebook_size"]
             count, shape = manifest["count"], tuple(manifest["shape"])
@@ -108,18 +110,18 @@ class TokenCache:
             splits, dtype = read_splits(manifest), token_dtype(codebook_size)
             hashes = {directory / name: manifest["sha256"][name] for name in ("tokens.npy", "labels.npy")}
         except (KeyError, TypeError, ValueError) as error:
-            raise FileError(path, f"the manifest is damaged ({error!r}).", REMEDY) from None
+            raise FileError(path, f"the manifest is damaged ({error!r}).", remedy) from None
         if made_with != tokenizer_sha256:
             difference = f"made with tokenizer {made_with[:12]}, but read with tokenizer {tokenizer_sha256[:12]}"
-            raise FileError(directory, f"the token cache was {difference}.", REMEDY)
+            raise FileError(directory, f"the token cache was {difference}.", remedy)
         if subset_sha256 is not None and made_from != subset_sha256:
             difference = f"made from subset {made_from[:12]}, but read with subset {subset_sha256[:12]}"
-            raise FileError(directory, f"the token cache was {difference}.", REMEDY)
-        tokens = open_array(directory / "tokens.npy", shape, dtype, REMEDY)
-        labels = np.array(open_array(directory / "labels.npy", (count,), np.int64, REMEDY))
+            raise FileError(directory, f"the token cache was {difference}.", remedy)
+        tokens = open_array(directory / "tokens.npy", shape, dtype, remedy)
+        labels = np.array(open_array(directory / "labels.npy", (count,), np.int64, remedy))
         for file, sha256 in hashes.items():
             if sha256_file(file) != sha256:
-                raise FileError(file, "the file is damaged: its sha256 is not that of the manifest.", REMEDY)
+                raise FileError(file, "the file is damaged: its sha256 is not that of the manifest.", remedy)
         return cls(directory, tokens, labels, grid, codebook_size, splits)
 
     def split(self, name: str) -> tuple[np.ndarray, np.ndarray]:

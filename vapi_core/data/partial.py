@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vapi_core.data.subset import open_array
+from vapi_core.arrays import open_array
 from vapi_core.distributed import create_array, write_rows
 from vapi_core.files import atomic_path
 

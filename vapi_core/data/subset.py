@@ -1,25 +1,21 @@
 """A fixed subset of an image source: planned from the labels alone, written as arrays, read memory-mapped.
 
 A subset is a directory of `images.npy` (uint8 [N, S, S, 3]), `labels.npy` (int64 [N]) and `manifest.json` (where each
-image comes from). Every split is one contiguous range of it. The array files of the token cache are handled here too.
-"""
+image comes from). Every split is one contiguous range of it."""
 
 import hashlib
-import tokenize
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vapi_core.arrays import array_writer, open_array, read_manifest
 from vapi_core.data.sources import ImageSource
 from vapi_core.errors import FileError, ParameterError
-from vapi_core.files import atomic_path, read_json, sha256_file, write_json
+from vapi_core.files import atomic_path, sha256_file, write_json
 from vapi_core.randomness import stream
-
-REMEDY = "To make it anew, run `dvc repro subset`."
 
 
 @dataclass(frozen=True)
@@ -155,7 +151,7 @@ class Subset:
     annotations: tuple[dict[str, Any], ...] | None = None  # [N], where it has annotations
 
     @classmethod
-    def open(cls, directory: Path | str) -> "Subset":
+    def open(cls, directory: Path | str, remedy: str = "") -> "Subset":
         """Opens what `write_subset` wrote. Pixels are not hashed again: that would read the whole array.
 
         Raises:
@@ -163,7 +159,7 @@ class Subset:
         """
         directory = Path(directory)
         path = directory / "manifest.json"
-        manifest = read_manifest(path, "subset", REMEDY)
+        manifest = read_manifest(path, "subset", remedy)
         try:
             count, size, classes = manifest["count"], manifest["image_size"], tuple(manifest["classes"])
             splits = read_splits(manifest)
@@ -173,11 +169,11 @@ class Subset:
             annotated = any("annotation" in item for item in manifest["items"])
             annotations = tuple(item["annotation"] for item in manifest["items"]) if annotated else None
         except (KeyError, TypeError, ValueError) as error:
-            raise FileError(path, f"the manifest is damaged ({error!r}).", REMEDY) from None
-        images = open_array(directory / "images.npy", (count, size, size, 3), np.uint8, REMEDY)
-        labels = np.array(open_array(directory / "labels.npy", (count,), np.int64, REMEDY))
+            raise FileError(path, f"the manifest is damaged ({error!r}).", remedy) from None
+        images = open_array(directory / "images.npy", (count, size, size, 3), np.uint8, remedy)
+        labels = np.array(open_array(directory / "labels.npy", (count,), np.int64, remedy))
         if labels.tolist() != expected:
-            raise FileError(directory / "labels.npy", "the labels are not those of the manifest.", REMEDY)
+            raise FileError(directory / "labels.npy", "the labels are not those of the manifest.", remedy)
         return cls(directory, images, labels, classes, size, splits, captions, annotations)
 
     def split(self, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -190,7 +186,7 @@ class Subset:
         return self.images[part], self.labels[part]
 
 
-def subset_hash(directory: Path | str) -> str:
+def subset_hash(directory: Path | str, remedy: str = "") -> str:
     """Hex sha256 of the manifest, which holds the hash of every image: equal for equal subsets.
 
     Raises:
@@ -198,16 +194,8 @@ def subset_hash(directory: Path | str) -> str:
     """
     path = Path(directory) / "manifest.json"
     if not path.is_file():
-        raise FileError(path, "the file is missing.", REMEDY)
+        raise FileError(path, "the file is missing.", remedy)
     return sha256_file(path)
-
-
-def read_manifest(path: Path, kind: str, remedy: str) -> dict[str, Any]:
-    """Reads a manifest of this kind. Raises FileError where it is missing, damaged or of another kind."""
-    manifest = read_json(path, remedy)
-    if not isinstance(manifest, dict) or manifest.get("kind") != kind:
-        raise FileError(path, f'this is not a manifest of kind "{kind}".', remedy)
-    return manifest
 
 
 def read_splits(manifest: dict[str, Any]) -> dict[str, tuple[int, int]]:
@@ -224,43 +212,3 @@ def find_split(directory: Path, splits: Mapping[str, tuple[int, int]], name: str
         problem = f"there is no split '{name}' in it, only {', '.join(splits)}."
         raise FileError(directory, problem, "See subset.splits in params.yaml.")
     return slice(*splits[name])
-
-
-@contextmanager
-def array_writer(path: Path, shape: tuple[int, ...], dtype: type[np.number]) -> Iterator[Callable[[np.ndarray], None]]:
-    """Yields a function that appends rows [n, *shape[1:]] to a new .npy file; shape[0] rows must come in all.
-
-    The bytes are those of `np.save`. The file is written in order and not through a memory map: pages of a map count
-    as memory of the process until the kernel takes them back, and a full disk would kill the process with SIGBUS.
-    """
-    written = 0
-    with open(path, "wb") as file:
-        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-
-        def append(rows: np.ndarray) -> None:
-            nonlocal written
-            assert (rows.dtype, rows.shape[1:]) == (dtype, shape[1:]), f"{rows.dtype} {rows.shape} into {dtype} {shape}"
-            file.write(np.ascontiguousarray(rows).data)
-            written += len(rows)
-
-        yield append
-    assert written == shape[0], f"{written} rows came for an array of {shape}"
-
-
-def open_array(path: Path, shape: tuple[int, ...], dtype: type[np.number], remedy: str) -> np.ndarray:
-    """Memory-maps a .npy file, read-only.
-
-    Raises:
-        FileError: the file is missing, damaged or cut off, or holds something else than the manifest says.
-    """
-    try:
-        array = np.lib.format.open_memmap(path, mode="r")
-    except FileNotFoundError:
-        raise FileError(path, "the file is missing.", remedy) from None
-    except (OSError, EOFError, ValueError, tokenize.TokenError) as error:  # the header is Python source
-        raise FileError(path, f"the file is damaged ({error}).", remedy) from None
-    if array.shape != shape or array.dtype != dtype:
-        expected = f"{np.dtype(dtype)} {list(shape)}"
-        raise FileError(path, f"holds {array.dtype} {list(array.shape)}, the manifest says {expected}.", remedy)
-    return array

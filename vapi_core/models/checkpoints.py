@@ -1,36 +1,20 @@
-"""Model files: safetensors plus a JSON file that says what the weights are, and LlamaGen's official `.pt` files.
+"""Our own model files: safetensors plus a JSON file that says what the weights are."""
 
-Everything is loaded strictly: the official scripts load with strict=False, so that a wrong wrapper silently loads
-nothing (reference `checkpoint_layouts/checkpoint_formats.json`). So a tokenizer's usage buffer must be there, as the
-official loader has it, while the KV cache that the official `generate()` leaves in a state dict is no weight and is left
-out.
-"""
-
-import argparse
 import dataclasses
-import pickle
-import re
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vapi_core.errors import FileError
 from vapi_core.files import atomic_path, read_json, sha256_file, write_json
-from vapi_core.models.generator import Generator, GeneratorConfig
-from vapi_core.models.janus import Janus, JanusConfig
-from vapi_core.models.tokenizer import Tokenizer, TokenizerConfig
+from vapi_core.models.families import FAMILIES
+from vapi_core.models.llamagen.tokenizer import Tokenizer, TokenizerConfig
+from vapi_core.models.state_dicts import load_strictly, read_state_dict
 
-WRAPPERS = ("model", "module", "state_dict")  # DDP training, DeepSpeed, Lightning; the first that is there is unwrapped
-
-Model = TypeVar("Model", Tokenizer, Generator)
-ARCHITECTURES: dict[str, tuple[type, type]] = {
-    "Tokenizer": (Tokenizer, TokenizerConfig),
-    "Generator": (Generator, GeneratorConfig),
-    "Janus": (Janus, JanusConfig),
-}
+POLICIES = {family.policy.__name__: (family.policy, family.config) for family in FAMILIES.values()}
+ARCHITECTURES: dict[str, tuple[type, type]] = {"Tokenizer": (Tokenizer, TokenizerConfig)} | POLICIES
 
 
 def save_model(
@@ -96,78 +80,3 @@ def _read_description(path: Path, remedy: str) -> dict[str, Any]:
     if not isinstance(description, dict) or not {"config", "sha256"} <= description.keys():
         raise FileError(path, "the file does not describe a model.", remedy)
     return description
-
-
-def import_model(path: Path | str, model: Model) -> Model:
-    """Fills `model` from an official `.pt` file (bare or wrapped) or a safetensors file, strictly.
-
-    Raises:
-        FileError: names the file, and the first tensors that are missing, unexpected or of another shape.
-    """
-    path = Path(path)
-    weights = {name: t for name, t in read_state_dict(path).items() if ".attention.kv_cache." not in name}
-    load_strictly(model, weights, path)
-    return model
-
-
-def export_official(path: Path | str, model: nn.Module) -> None:
-    """Writes the official `.pt` layout, {"model": state dict}, that LlamaGen's own scripts load."""
-    # an open file, because torch.save writes the name of a path into the archive: the bytes would differ each time
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        torch.save({"model": {name: t.detach().cpu() for name, t in model.state_dict().items()}}, file)
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` file or of a `.pt` file, unwrapped; never runs code from the file.
-
-    Raises:
-        FileError: the file is missing, truncated, would execute code, or holds no state dict.
-    """
-    if not path.is_file():
-        raise FileError(path, "the file is missing.")
-    try:
-        content = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
-    except pickle.UnpicklingError as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        problem = (
-            f"the file holds more than tensors ({refused[1]}), which could run code, and was not loaded."
-            if refused
-            else "the file is damaged, or torch.save did not write it."
-        )
-        raise FileError(path, problem) from None
-    except Exception as error:  # a damaged pickle ends in nearly any error: KeyError, EOFError, AssertionError, ...
-        raise FileError(path, f"the file is damaged or truncated ({type(error).__name__}: {error}).") from None
-    for wrapper in WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-            break
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        found = list(content)[:5] if isinstance(content, dict) else type(content).__name__
-        raise FileError(path, f"no state dict here, nor under {', '.join(WRAPPERS)}; found {found}.")
-    return content
-
-
-def _unpickle(path: Path) -> Any:
-    # official training checkpoints hold the command line's arguments beside the weights: plain data in a Namespace
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(path, "cpu", weights_only=True)
-
-
-def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Copies `state` into `model`; every tensor must be there, with its shape, and no other.
-
-    Raises:
-        FileError: names the file and the tensors.
-    """
-    own = model.state_dict()
-    problems = [f"{name} is missing" for name in own if name not in state]
-    problems += [f"{name} is unexpected" for name in state if name not in own]
-    problems += [
-        f"{name} has shape {list(state[name].shape)}, not {list(t.shape)}"
-        for name, t in own.items()
-        if name in state and state[name].shape != t.shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise FileError(path, "the weights do not fit the model: " + "; ".join(problems[:3]) + more + ".")
-    model.load_state_dict(state)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vapi_core.errors import FileError
-from vapi_core.models.checkpoints import read_state_dict
+from vapi_core.models.state_dicts import read_state_dict
 
 # torchvision's vgg16 `features`: index of the layer and its output channels; ReLUs and poolings carry no weights
 VGG_SLICES: tuple[tuple[tuple[int, int], ...], ...] = (

@@ -1,8 +1,8 @@
 """The interface to an autoregressive image generator, which alignment and sampling use whatever the architecture.
 
 A policy has a condition (`Condition`), teacher-forced logits (`Policy.forward`) and steps through a KV cache, from which
-`vapi_core.sampling.generate` draws; images become tokens and tokens images by `Tokenizer.encode` and `Tokenizer.decode`.
-LlamaGen (`generator.py`) and Janus-Pro (`janus.py`) are policies. Shapes: B sequences of T image tokens out of V codes.
+`vapi_core.sampling.sampler.generate` draws; images become tokens and tokens images by `Tokenizer.encode` and `Tokenizer.decode`.
+LlamaGen and Janus-Pro, each in its folder, are policies (`families.py`). Shapes: B sequences of T image tokens out of V codes.
 """
 
 from abc import ABC, abstractmethod
@@ -37,6 +37,15 @@ class Captions:
         return Captions(self.features.repeat_interleave(repeats, 0), self.mask.repeat_interleave(repeats, 0))
 
 
+def left_pad(features: Tensor, mask: Tensor) -> Captions:
+    """Captions from right-padded text features [B, C, D] and their mask [B, C], as the official `sample_t2i.py`."""
+    shift = mask.shape[1] - mask.long().sum(1)  # [B]
+    source = (torch.arange(mask.shape[1], device=mask.device) - shift[:, None]) % mask.shape[1]  # [B, C]
+    padded = features.gather(1, source[..., None].expand_as(features))
+    left = mask.bool().flip(-1)
+    return Captions(padded.masked_fill(~left[..., None], 0), left)
+
+
 @dataclass(frozen=True)
 class Prompts:
     """Text tokens of B prompts of a language model, left-padded to the longest; what the padding holds is never read."""
@@ -61,6 +70,16 @@ class Prompts:
 
 # class ids [B], captions (LlamaGen) or prompts (Janus): all have a length, a device, slices and `repeat_interleave`
 Condition = Tensor | Captions | Prompts
+
+
+class Conditions(Protocol):
+    """The conditions of N images, where they are more than class ids: captions or prompts, in memory or on disk."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, items: Any, device: torch.device) -> Condition:
+        """The conditions of these items, an array of their numbers, ready for the generator."""
+        ...
 
 
 def fill_up(condition: Any, batch: int) -> Any:
@@ -122,7 +141,7 @@ class Policy(nn.Module, ABC):
     def decode_step_at(self, tokens: Tensor, position: Tensor, stop: int, cache: Any) -> Tensor:
         """`decode_step` in shapes that do not change: `position` is a tensor [1], and `stop` image tokens are read.
 
-        Those from the current position on are masked. For `vapi_core.decoding`, which compiles it.
+        Those from the current position on are masked. For `vapi_core.sampling.decoding`, which compiles it.
 
         Raises:
             ParameterError: this policy has no such step.

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from vapi_core.errors import FileError, ParameterError
 from vapi_core.files import atomic_path, sha256_file
-from vapi_core.scoring.classifier import load_classifier
+from vapi_core.models.classifier import load_classifier
+from vapi_core.models.state_dicts import weights_sha256
 
 EFFICIENTNET_SIZE = 224  # pixels, the resolution the weights were trained at
 EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -46,7 +47,9 @@ class Extractor:
     weights_sha256: str
 
 
-def load_extractor(name: str, *, weights: Path | str | None = None, input_size: int = EFFICIENTNET_SIZE) -> Extractor:
+def load_extractor(
+    name: str, *, weights: Path | str | None = None, input_size: int = EFFICIENTNET_SIZE, remedy: str = ""
+) -> Extractor:
     """An extractor by name.
 
     Args:
@@ -54,6 +57,7 @@ def load_extractor(name: str, *, weights: Path | str | None = None, input_size: 
         weights: for "inception-v3-compat" the weights file, or None to take it from torch's cache; for
             "classifier" the directory of the classifier.
         input_size: side in pixels to which "efficientnet-lite0" resizes; the official 224 is slow on a CPU.
+        remedy: what makes a classifier anew, for error messages.
 
     Raises:
         ParameterError: no such extractor, or a classifier without a directory.
@@ -66,7 +70,7 @@ def load_extractor(name: str, *, weights: Path | str | None = None, input_size: 
     if name == "classifier":
         if weights is None:
             raise ParameterError("weights", "the extractor 'classifier' needs the directory of a trained classifier.")
-        classifier = load_classifier(weights)
+        classifier = load_classifier(weights, remedy=remedy)
         return Extractor(f"{name} {classifier.architecture}", *_frozen(PixelScaling(classifier)))
     raise ParameterError(
         "extractor", f"there is no '{name}'; choose efficientnet-lite0, inception-v3-compat or classifier."
@@ -78,15 +82,6 @@ def _frozen(network: nn.Module) -> tuple[nn.Module, str]:
     digest = weights_sha256(network)
     # channels-last convolutions are up to twice as fast on a CPU
     return network.eval().requires_grad_(False).to(memory_format=torch.channels_last), digest
-
-
-def weights_sha256(network: nn.Module) -> str:
-    """Hex sha256 of a network's state dict: names, types, shapes and values."""
-    digest = hashlib.sha256()
-    for name, value in network.state_dict().items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 class PixelScaling(nn.Module):

@@ -21,8 +21,8 @@ import torch
 from PIL import Image
 
 from vapi_core.errors import FileError, ParameterError
-from vapi_core.scoring.clip import Clip, hub_file, load_clip
-from vapi_core.scoring.geneval_folder import Prompt, read_folder, read_image
+from vapi_core.models.clip import Clip, hub_file, load_clip
+from vapi_core.scoring.geneval.folder import Prompt, read_folder, read_image
 from vapi_core.scoring.statistics import bootstrap_interval, mean_and_standard_error
 
 CLIP_ARCHITECTURE, HPS_ARCHITECTURE = "ViT-L-14-quickgelu", "ViT-H-14"

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from pipelines.params import check_params, load_params
+
 from vapi_core.errors import FileError, ParameterError
 
 PROFILES = sorted(Path("profiles").glob("*.yaml"))

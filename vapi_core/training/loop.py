@@ -1,0 +1,266 @@
+"""The training loop that the tokenizer, the generator and every alignment method share.
+
+A method states its objective as a function of a micro-batch; the loop does the rest: learning rate, accumulation, gradient
+clipping, metrics, checkpoints, processes. Nothing random is carried from step to step (every draw has its stream), so an
+interrupted run resumes to the same weights as an uninterrupted one; under a budget of seconds, how many steps fit into it
+depends on the machine.
+
+Several processes share the positions of the global batch: replicas under DDP, or one module that
+`distributed.shard_weights` spread over them (FSDP2). Where an objective draws from streams of these positions, as every
+alignment method does, neither the number of processes nor the size of a micro-batch changes more than rounding; dropout,
+which a step seeds as a whole, would.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from vapi_core.distributed import from_main, is_main, is_sharded, rank, shared_path, total, world_size
+from vapi_core.files import read_json, write_json
+from vapi_core.limits import Bounds, Checked, Count, CountOrNone, Decay, Rate, Weight
+from vapi_core.randomness import seed_torch, stream
+from vapi_core.training.budget import Clock, steps_of_budget
+
+Metrics = dict[str, float]
+TRAINING_FILE = "training.json"
+ALONE = "torch.distributed is disabled"  # a warning of torch.distributed.checkpoint in a single process
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizationConfig(Checked):
+    """AdamW and its schedule. `schedule` says how the learning rate goes on after a linear warm-up."""
+
+    learning_rate: Rate
+    steps: Count
+    batch_size: Count  # images of one optimizer step, over all processes
+    micro_batch_size: Count | None = None  # images of one forward of one process; None: all that it has of a step
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: CountOrNone = 0
+    weight_decay: Weight = 1e-4
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    gradient_norm: Annotated[float, Bounds(above=0, most=1e6)] = 1.0
+    checkpoint_every: Count = 100
+    # "steps": `steps` of them | a number: seconds of training, in which as many steps are made as fit
+    budget: Literal["steps"] | Annotated[float, Bounds(above=0, most=1e8)] = "steps"
+
+    @property
+    def seconds(self) -> float | None:
+        """Wall time after which training ends, whatever `steps` says; None: it ends after `steps`."""
+        return None if self.budget == "steps" else float(self.budget)
+
+
+def learning_rate(config: OptimizationConfig, step: int, spent: float = 0.0) -> float:
+    """Learning rate of a step, 0-based, before which `spent` seconds are gone.
+
+    Linear and cosine schedules would reach 0 at step `config.steps`, or at the end of the budget of seconds.
+    """
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    if config.seconds is not None:
+        progress = min(1.0, spent / config.seconds)
+    factor = {
+        "constant": 1.0,
+        "linear": 1 - progress,
+        "cosine": (1 + math.cos(math.pi * progress)) / 2,
+    }[config.schedule]
+    return config.learning_rate * factor
+
+
+def adamw(named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizationConfig) -> torch.optim.AdamW:
+    """AdamW without weight decay on parameters whose name contains "norm", the rule of the authors' trainer."""
+    trained = [(name, p) for name, p in named_parameters if p.requires_grad]
+    groups = [
+        {"params": [p for name, p in trained if "norm" not in name], "weight_decay": config.weight_decay},
+        {"params": [p for name, p in trained if "norm" in name], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+
+
+def batch_items(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:
+    """Which of `count` items step `step` trains on, [batch_size]: shuffled anew each epoch, none left out."""
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    items = np.empty(batch_size, dtype=np.int64)
+    for epoch in np.unique(positions // count):
+        inside = positions // count == epoch
+        items[inside] = stream(seed, "order", int(epoch)).permutation(count)[positions[inside] % count]
+    return items
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """A part of one step's global batch: positions start..stop, and the items of the data set that stand there."""
+
+    step: int
+    start: int
+    items: np.ndarray
+
+    @property
+    def positions(self) -> range:
+        return range(self.start, self.start + len(self.items))
+
+
+def micro_batches(
+    seed: int, step: int, config: OptimizationConfig, count: int, rank: int = 0, processes: int = 1
+) -> list[MicroBatch]:
+    """What process `rank` has of the global batch of a step, cut into micro-batches."""
+    assert config.batch_size % processes == 0, "processes with unlike numbers of micro-batches would wait for ever"
+    items = batch_items(seed, step, config.batch_size, count)
+    share = config.batch_size // processes
+    size, first, stop = config.micro_batch_size or share, rank * share, (rank + 1) * share
+    return [MicroBatch(step, start, items[start : min(start + size, stop)]) for start in range(first, stop, size)]
+
+
+Objective = Callable[[MicroBatch], tuple[Tensor, dict[str, Tensor]]]
+"""Mean loss over the micro-batch, and detached means of what is worth a curve."""
+
+
+def autocast(objective: Objective, device: torch.device, dtype: torch.dtype) -> Objective:
+    """The objective with its matrix products and convolutions in `dtype`; weights and gradients stay as they are."""
+    if dtype == torch.float32:
+        return objective
+
+    def cast(batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.autocast(device.type, dtype):
+            return objective(batch)
+
+    return cast
+
+
+def train(
+    module: nn.Module,
+    objective: Objective,
+    config: OptimizationConfig,
+    *,
+    count: int,
+    seed: int,
+    log: Callable[[int, Metrics], None],
+    checkpoint: Path | None = None,
+    fingerprint: str = "",
+    keep: Callable[[int], None] = lambda steps: None,
+) -> None:
+    """Trains the parameters of `module` that require a gradient, in place.
+
+    Args:
+        count: items of the data set.
+        log: called once per step with the step's metrics, again for the steps before a checkpoint when resuming.
+        checkpoint: directory of the resumable state; used only if it was written under the same `fingerprint`, a hash
+            of all that determines the run. The number of processes may be another. The caller removes it when the
+            result is safe.
+        keep: called after each step with the number of steps done, by all processes; not again when resuming.
+    """
+    optimizer = adamw(module.named_parameters(), config)
+    trained = [p for p in module.parameters() if p.requires_grad]
+    history: list[Metrics] = []
+    if checkpoint is not None:
+        history = _resume(checkpoint, fingerprint, module, optimizer)
+        for step, metrics in enumerate(history):
+            log(step, metrics)
+    replica = _replica(module, objective)
+    clock = Clock(history, agree=from_main)
+    for step in steps_of_budget(len(history), config.steps, config.seconds, clock):
+        rate = learning_rate(config, step, clock.spent() if config.seconds is not None else 0.0)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        seed_torch(seed, "dropout", step)
+        totals: dict[str, Any] = {}
+        parts = micro_batches(seed, step, config, count, rank(), world_size())
+        for batch in parts:
+            share = len(batch.items) / config.batch_size
+            with replica.no_sync() if replica and batch is not parts[-1] else nullcontext():
+                loss, means = (replica or objective)(batch)
+                (loss * (share * world_size())).backward()  # gradients are averaged over processes
+            for name, value in [("loss", loss.detach()), *means.items()]:
+                totals[name] = totals.get(name, 0.0) + value * share
+        gradient_norm = nn.utils.clip_grad_norm_(trained, config.gradient_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        row = total(totals) | {"gradient_norm": _whole(gradient_norm).item(), "learning_rate": rate}
+        if config.seconds is not None:
+            row["seconds"] = clock.spent()
+        history.append(row)
+        log(step, row)
+        keep(step + 1)
+        if checkpoint is not None and (step + 1) % config.checkpoint_every == 0 and step + 1 != config.steps:
+            _save(checkpoint, fingerprint, module, optimizer, history)
+
+
+class _ObjectiveModule(nn.Module):
+    """An objective as the forward of a module, which is what DDP watches."""
+
+    def __init__(self, module: nn.Module, objective: Objective):
+        super().__init__()
+        self.module, self.objective = module, objective
+
+    def forward(self, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.objective(batch)
+
+
+def _replica(module: nn.Module, objective: Objective) -> DistributedDataParallel | None:
+    """The objective under DDP, if there are several processes that each hold all of the module."""
+    if world_size() == 1 or is_sharded(module):
+        return None
+    return DistributedDataParallel(_ObjectiveModule(module, objective), gradient_as_bucket_view=True)
+
+
+def _whole(value: Tensor) -> Tensor:
+    """A tensor without its being spread over processes, if it is."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value  # a DTensor
+
+
+# The resumable state: the tensors by torch.distributed.checkpoint, which puts them together for any number of processes,
+# and a JSON file. The optimizer's are named by parameter; one that had no gradient yet has none.
+
+
+def _tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
+    for name, parameter in module.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{key}.{name}"] = value
+    return tensors
+
+
+def _save(
+    path: Path, fingerprint: str, module: nn.Module, optimizer: torch.optim.Optimizer, history: list[Metrics]
+) -> None:
+    import torch.distributed.checkpoint as dcp
+
+    with shared_path(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ALONE)
+        dcp.save(_tensors(module, optimizer), checkpoint_id=temporary, no_dist=world_size() == 1)
+        if is_main():
+            write_json(temporary / TRAINING_FILE, {"fingerprint": fingerprint, "history": history})
+
+
+def _resume(path: Path, fingerprint: str, module: nn.Module, optimizer: torch.optim.Optimizer) -> list[Metrics]:
+    """Restores module and optimizer; returns the metrics of the steps done, none if there is nothing to resume."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    if not (path / TRAINING_FILE).is_file():
+        return []
+    training = read_json(path / TRAINING_FILE)
+    if training["fingerprint"] != fingerprint:
+        return []
+    saved = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    for name, parameter in module.named_parameters():
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            description = saved.get(f"optimizer.{key}.{name}")
+            if isinstance(description, TensorStorageMetadata):
+                like_parameter = description.size == parameter.shape
+                optimizer.state[parameter][key] = (
+                    torch.zeros_like(parameter) if like_parameter else parameter.new_zeros(description.size)
+                )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ALONE)
+        dcp.load(_tensors(module, optimizer), checkpoint_id=path, no_dist=world_size() == 1)
+    return training["history"]
