@@ -20,20 +20,17 @@ import numpy as np
 import torch
 
 from pipelines.config.params import Params
-from pipelines.config.paths import BASE, CAPTIONS
+from pipelines.config.paths import BASE, CAPTIONS, remedy
 from pipelines.geneval_command import choose_device, positive
 from pipelines.inputs import open_generator, open_prompts, open_tokenizer
 from pipelines.progress import progress
 from pipelines.stages.sample import draw_images, sample_set
-from pipelines.stages.tokenize import open_encoder
 from pipelines.variants.loading import load_params
 from vapi_core.errors import FileError, ParameterError, VapiError
 from vapi_core.files import read_json, write_json
-from vapi_core.models.captions.encoders import LongCaptionError, count_tokens, encode_captions, find_long
-from vapi_core.models.captions.standardization import Standardization, standardize
 from vapi_core.models.checkpoints import model_hash
-from vapi_core.models.janus.prompts import PromptConditions, load_prompt_tokenizer
-from vapi_core.models.policy import Captions, Condition
+from vapi_core.models.families import FAMILIES
+from vapi_core.models.policy import Condition
 from vapi_core.sampling.sampler import Sampler, SamplingConfig
 from vapi_core.scenes.source import DIGITS
 from vapi_core.scoring.geneval.detectors import COCO_CLASSES
@@ -80,28 +77,8 @@ def open_text(params: Params, texts: Sequence[str], device: torch.device) -> Cal
         LongCaptionError: texts are too long and may not be cut off; names them.
     """
     assert params.captions is not None
-    unique = list(dict.fromkeys(texts))
-    if params.captions.encoder == "janus":
-        tokenizer = load_prompt_tokenizer(CAPTIONS)
-        tokenizer.check_length(unique, params.captions.tokens)
-
-        def prompts(batch: Sequence[str]) -> Condition:
-            ids = tokenizer.token_ids(batch)
-            return PromptConditions(ids, tokenizer.pad_id).batch(np.arange(len(ids)), device)
-
-        return prompts
-    encoder = open_encoder(params.captions, device)
-    if params.captions.standardize:
-        encoder = standardize(encoder, Standardization.open(CAPTIONS, encoder.dim))
-    truncate, dtype = params.captions.truncate, getattr(torch, params.captions.dtype)
-    if (long := find_long(encoder, unique, count_tokens(encoder, unique))) and not truncate:
-        raise LongCaptionError(long, len(unique), encoder.limit)
-
-    def encode(batch: Sequence[str]) -> Captions:
-        captions = encode_captions(encoder, batch, truncate=truncate)
-        return Captions(captions.features.to(dtype), captions.mask)  # in the precision of the run's own cache
-
-    return encode
+    family = FAMILIES[params.generator.family]
+    return family.open_encoder(CAPTIONS, texts, params.captions, device, remedy(CAPTIONS))
 
 
 def sampling(params: Params, arguments: argparse.Namespace) -> SamplingConfig:

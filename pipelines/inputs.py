@@ -15,41 +15,39 @@ from vapi_core.data.batches import AlignmentData
 from vapi_core.data.cache import TokenCache
 from vapi_core.data.subset import Subset, subset_hash
 from vapi_core.errors import FileError
-from vapi_core.models.captions.cache import CaptionCache, CaptionConditions
 from vapi_core.models.checkpoints import load_model, model_hash
-from vapi_core.models.janus.prompts import PromptConditions, load_prompt_tokenizer
+from vapi_core.models.families import FAMILIES
 from vapi_core.models.llamagen.tokenizer import Tokenizer
 from vapi_core.models.policy import Conditions, Policy
 from vapi_core.scoring.geneval.folder import Prompt
 
 
-def open_split(name: str, device: torch.device) -> AlignmentData:
-    """Tokens, conditions (classes or captions) and images of one split, checked to belong together."""
-    subset = Subset.open(SUBSET)
+def open_subset() -> Subset:
+    """The subset of the run."""
+    return Subset.open(SUBSET, remedy(SUBSET))
+
+
+def open_split(name: str, device: torch.device, family: str) -> AlignmentData:
+    """Tokens, conditions (classes, or captions as this family reads them) and images of one split, checked to belong
+    together."""
+    subset = open_subset()
     cache = TokenCache.open(
         TOKENS,
         tokenizer_sha256=model_hash(TOKENIZER, "tokenizer", remedy(TOKENIZER)),
-        subset_sha256=subset_hash(SUBSET),
+        subset_sha256=subset_hash(SUBSET, remedy(SUBSET)),
+        remedy=remedy(TOKENS),
     )
     tokens, labels = cache.split(name)
     images, _ = subset.split(name)
     if subset.captions is None:
         return AlignmentData(tokens, labels, images, device)
-    return AlignmentData(tokens, caption_conditions(subset.captions[slice(*subset.splits[name])]), images, device)
+    conditions = caption_conditions(subset.captions[slice(*subset.splits[name])], family)
+    return AlignmentData(tokens, conditions, images, device)
 
 
-def open_captions() -> CaptionCache:
-    """The text features of captions and prompts, as the one encoder of the DAG made them."""
-    return CaptionCache.open(CAPTIONS, encoder_fingerprint=None)
-
-
-def caption_conditions(captions: Sequence[str]) -> Conditions:
-    """These captions or prompts as conditions: text features of LlamaGen, prompts of Janus."""
-    if (CAPTIONS / "tokenizer.json").is_file():
-        tokenizer = load_prompt_tokenizer(CAPTIONS)
-        return PromptConditions(tokenizer.token_ids(captions), tokenizer.pad_id)
-    cache = open_captions()
-    return CaptionConditions(cache, cache.rows(captions))
+def caption_conditions(captions: Sequence[str], family: str) -> Conditions:
+    """These captions or prompts as conditions of a generator of this family."""
+    return FAMILIES[family].open_conditions(CAPTIONS, captions, remedy(CAPTIONS))
 
 
 def open_prompts() -> list[Prompt]:
@@ -100,7 +98,7 @@ def readable_class(name: str) -> str:
 
 def item_prompts(split: str, template: str) -> list[str]:
     """A prompt of every item of a split: its caption, or `template` with its class's name in place of {class}."""
-    subset = Subset.open(SUBSET)
+    subset = open_subset()
     if subset.captions is not None:
         return list(subset.captions[slice(*subset.splits[split])])
     _, labels = subset.split(split)

@@ -21,8 +21,7 @@ from vapi_core.alignment.va_pi import VaPi, VaPiConfig
 from vapi_core.data.batches import AlignmentData
 from vapi_core.data.cache import TokenCache, write_token_cache
 from vapi_core.data.images import to_uint8
-from vapi_core.training import budget
-from vapi_core.training.loop import OptimizationConfig, autocast, train
+from vapi_core.training.loop import OptimizationConfig, autocast, budget, train
 
 CPU = torch.device("cpu")
 COUNT = 12
@@ -92,10 +91,10 @@ def align(
         generator.compile(backend="aot_eager")  # traced with its backward; a C++ compiler takes minutes
     objective = {
         "va-pi": lambda: va_pi(generator, ReconstructionReward(tokenizer, MSE), data, VA_PI, 0, base),
-        "ste": lambda: StraightThrough(generator, tokenizer, data, StraightThroughConfig(reconstruction=MSE), 0),
+        "ste": lambda: StraightThrough(generator, tokenizer, data, StraightThroughConfig(reward=MSE), 0),
         "tokenizer": lambda: TokenizerPostTraining(tokenizer, generator, data, MSE, 0),
         "ar-grpo": lambda: ArGrpo(
-            generator, tokenizer, [(1.0, Bright())], data, ArGrpoConfig(4, guidance_scale=1.5), 0, base
+            generator, tokenizer, [(1.0, Bright())], data, ArGrpoConfig(group_size=4, guidance_scale=1.5), 0, base
         ),
     }[method]()
     trained = tokenizer if method == "tokenizer" else generator
@@ -221,7 +220,7 @@ def steps_of_unequal_clocks() -> int:
     """Steps in a budget of ten ticks; the second process's clock is three times as fast."""
     ticks = iter(range(1, 1000))
     budget.time = SimpleNamespace(monotonic=lambda: next(ticks) * (1 + 2 * distributed.rank()))
-    return len(align(replace(STEPS, seconds=10.0))[0])
+    return len(align(replace(STEPS, budget=10.0))[0])
 
 
 def test_processes_agree_on_when_a_budget_of_seconds_ends():

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from vapi_core.errors import ParameterError, quoted
 from vapi_core.limits import Bounds, Checked, Count, CountOrNone, Guidance, Length, Seed, Temperature, Weight
+from vapi_core.models.family import CaptionConfig
 from vapi_core.models.llamagen.generator import GeneratorConfig, TransformerConfig
 from vapi_core.models.llamagen.tokenizer import TokenizerConfig
 from vapi_core.sampling.sampler import SamplingConfig
@@ -59,15 +60,6 @@ class SubsetParams(Section):
     image_size: Side
     splits: dict[Split, Count]
     seed: Seed = 0
-
-
-class CaptionParams(Section):
-    encoder: Literal["minilm", "flan-t5-xl", "janus"]
-    checkpoint: str | None = None
-    tokens: Annotated[int, Bounds(least=1, most=2**16)]
-    truncate: bool = False
-    standardize: bool = False
-    dtype: Literal["float16", "float32"] = "float16"
 
 
 class ClassifierParams(Section):
@@ -194,7 +186,7 @@ class Params(Section):
     threads: Annotated[int, Bounds(least=0, most=4096)] = 0
     launch: LaunchParams = LaunchParams()
     subset: SubsetParams
-    captions: CaptionParams | None = None
+    captions: CaptionConfig | None = None
     classifiers: ClassifiersParams = ClassifiersParams()
     tokenizer: TokenizerParams
     generator: GeneratorParams

@@ -8,8 +8,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pipelines.config.paths import CURVES, FIGURES, SUBSET
-from pipelines.inputs import open_samples, open_tokenizer
+from pipelines.config.paths import CURVES, FIGURES
+from pipelines.inputs import open_samples, open_subset, open_tokenizer
 from pipelines.reporting.charts import draw_bars, draw_lines, panels, plot_samples
 from pipelines.reporting.evidence import Evidence
 from pipelines.reporting.figures import plot_curves, plot_densities, plot_precision_recall, save_figure, side_by_side
@@ -18,7 +18,6 @@ from pipelines.reporting.tables import Picture
 from pipelines.variants.drawing import grid_items
 from pipelines.variants.variant import BASE, ImageSet, Variant
 from vapi_core.data.images import images_of_a_pass, resize_bicubic, to_tensor
-from vapi_core.data.subset import Subset
 
 CURVE_NAMES = ["reward", "reward_mse", "reward_perceptual", "reward_spread", "ce", "kl", "entropy", "gradient_norm"]
 SHOWN_OF_A_ROW = 10
@@ -149,7 +148,7 @@ def embed_sets(evidence: Evidence, device: torch.device) -> dict[str, np.ndarray
     The tokenizer's encoder is the one network here that neither scores nor rewards (unless `reward.embedding` does).
     """
     params, tokenizer = evidence.params, open_tokenizer(device)
-    images = {"real": Subset.open(SUBSET).split(params.score.reference_splits[0])[0]}
+    images = {"real": open_subset().split(params.score.reference_splits[0])[0]}
     for variant in evidence.variants:
         if main_set(variant).config.temperature == params.sample.temperature:
             images[variant.name] = open_samples(main_set(variant).directory)[0]

@@ -9,7 +9,8 @@ import math
 
 import numpy as np
 
-from pipelines.config.paths import CLASSIFIERS, SUBSET
+from pipelines.config.paths import CLASSIFIERS, SUBSET, remedy
+from pipelines.inputs import open_subset
 from pipelines.stage import Stage, StagePlan, run_stage
 from vapi_core.data.subset import Subset, subset_hash
 from vapi_core.models.classifier import save_classifier
@@ -44,7 +45,7 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
         stage.skip_training()
         stage.output.mkdir(parents=True, exist_ok=True)
         return
-    subset = Subset.open(SUBSET)
+    subset = open_subset()
     images, labels, classes = examples(subset, params.split, arguments.role)
     steps = math.ceil(params.epochs * len(images) / params.batch_size)
     with stage.training_log(steps, params.batch_size) as log:
@@ -60,7 +61,9 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
             log=log,
         )
     held_out, held_out_labels, _ = examples(subset, stage.params.score.reference_splits[0], arguments.role)
-    save_classifier(classifier, stage.output, {"subset_sha256": subset_hash(SUBSET), **params.model_dump()})
+    save_classifier(
+        classifier, stage.output, {"subset_sha256": subset_hash(SUBSET, remedy(SUBSET)), **params.model_dump()}
+    )
     logits = extract(held_out, load_extractor("classifier", weights=stage.output), device=stage.device)["logits"]
     stage.metrics["held_out_accuracy"] = accuracy(logits, held_out_labels)
 

@@ -5,14 +5,11 @@ from dataclasses import asdict
 from typing import Any
 
 from pipelines.config.params import grid_side
-from pipelines.config.paths import GENERATOR, SUBSET, TOKENS
-from pipelines.config.rules import is_janus
-from pipelines.importing import import_generator, import_janus
-from pipelines.inputs import open_captions, open_split
+from pipelines.config.paths import CAPTIONS, GENERATOR, SUBSET, TOKENS, remedy
+from pipelines.inputs import open_split, open_subset
 from pipelines.stage import Stage, StagePlan, run_stage
-from vapi_core.data.subset import Subset
 from vapi_core.models.checkpoints import save_model
-from vapi_core.models.llamagen.generator import Generator
+from vapi_core.models.families import FAMILIES
 from vapi_core.models.policy import Policy
 from vapi_core.randomness import seed_torch
 from vapi_core.training.loop import train
@@ -24,48 +21,43 @@ def plan(params, arguments) -> StagePlan:
 
 
 def work(stage: Stage, arguments: argparse.Namespace) -> None:
-    params = stage.params.generator
-    if is_janus(params.checkpoint):
-        stage.skip_training()
-        finish(stage, *import_janus(stage.params))
-        return
-    classes = len(Subset.open(SUBSET).classes)
-    captions = open_captions() if stage.params.task == "t2i" else None
-    seed_torch(params.seed, "generator weights")
+    params, family = stage.params.generator, FAMILIES[stage.params.generator.family]
     config = params.config(
         grid_side(stage.params),
         stage.params.tokenizer.codebook_size,
-        classes,
-        **({} if captions is None else {"caption_dim": captions.dim, "caption_tokens": captions.limit}),
+        len(open_subset().classes),
+        **(family.caption_shape(CAPTIONS, remedy(CAPTIONS)) if stage.params.task == "t2i" else {}),
     )
-    generator = Generator(config).to(stage.device)
-    imported: dict[str, Any] = {}
-    if params.training is not None:
-        data = open_split("train", stage.device)
-        with stage.training_log(params.training.steps, params.training.batch_size) as log:
-            train(
-                generator,
-                GeneratorObjective(generator, data),
-                params.training,
-                count=len(data),
-                seed=params.seed,
-                log=log,
-                checkpoint=stage.checkpoint,
-                fingerprint=stage.fingerprint,
-            )
-    else:
-        assert params.checkpoint is not None
-        imported = import_generator(params.checkpoint, generator)
+    if params.checkpoint is not None:
         stage.skip_training()
-    finish(stage, generator, imported)
+        finish(stage, *family.import_generator(params.checkpoint, config))
+        return
+    assert params.training is not None
+    seed_torch(params.seed, "generator weights")
+    generator = family.policy(config).to(stage.device)
+    data = open_split("train", stage.device, params.family)
+    with stage.training_log(params.training.steps, params.training.batch_size) as log:
+        train(
+            generator,
+            GeneratorObjective(generator, data),
+            params.training,
+            count=len(data),
+            seed=params.seed,
+            log=log,
+            checkpoint=stage.checkpoint,
+            fingerprint=stage.fingerprint,
+        )
+    finish(stage, generator, {})
 
 
 def finish(stage: Stage, policy: Policy, imported: dict[str, Any]) -> None:
     """Measures the policy and saves it, with what is known of its origin if it was imported."""
     policy = policy.to(stage.device).eval()
-    held_out = stage.params.score.reference_splits[0]
+    held_out, family = stage.params.score.reference_splits[0], stage.params.generator.family
     for split in [held_out] if imported else ["train", held_out]:
-        stage.metrics[f"cross_entropy_{split}"] = held_out_cross_entropy(policy, open_split(split, stage.device))
+        stage.metrics[f"cross_entropy_{split}"] = held_out_cross_entropy(
+            policy, open_split(split, stage.device, family)
+        )
     stage.metrics["parameters"] = sum(p.numel() for p in policy.parameters())
     save_model(GENERATOR, "generator", policy, **imported)
 

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from pipelines.config.paths import REPORTS, SUBSET, TOKENIZER
-from pipelines.importing import import_tokenizer
+from pipelines.inputs import open_subset
 from pipelines.reporting.figures import side_by_side
 from pipelines.stage import Stage, StagePlan, run_stage
 from vapi_core.data.images import encode_images, images_of_a_pass, to_uint8
-from vapi_core.data.subset import Subset
 from vapi_core.models.checkpoints import save_model
+from vapi_core.models.families import FAMILIES
 from vapi_core.models.llamagen.tokenizer import Tokenizer
 from vapi_core.randomness import seed_torch
 from vapi_core.training.loop import train
@@ -31,7 +31,7 @@ def plan(params, arguments) -> StagePlan:
 
 def work(stage: Stage, arguments: argparse.Namespace) -> None:
     params = stage.params.tokenizer
-    subset = Subset.open(SUBSET)
+    subset = open_subset()
     seed_torch(params.seed, "tokenizer weights")
     images, _ = subset.split("train")
     gray = params.checkpoint is None and is_gray(images)
@@ -59,7 +59,8 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
             )
     else:
         assert params.checkpoint is not None
-        tokenizer, imported = import_tokenizer(params.checkpoint, tokenizer)
+        family = FAMILIES[stage.params.generator.family]
+        tokenizer, imported = family.import_tokenizer(params.checkpoint, params.config())
         stage.skip_training()
     tokenizer.to(stage.device).eval()
     held_out, _ = subset.split(stage.params.score.reference_splits[0])

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from pipelines.config.params import Params
-from pipelines.config.paths import RUN_FILE, SUBSET, WORK, remedy
-from pipelines.inputs import caption_conditions, open_generator, open_prompts, open_tokenizer
+from pipelines.config.paths import RUN_FILE, WORK, remedy
+from pipelines.inputs import caption_conditions, open_generator, open_prompts, open_subset, open_tokenizer
 from pipelines.progress import Advance, progress
 from pipelines.reporting.figures import save_grid
 from pipelines.stage import Stage
@@ -23,7 +23,6 @@ from pipelines.variants.variant import ImageSet, Variant
 from vapi_core import distributed
 from vapi_core.data.batches import batch_conditions
 from vapi_core.data.partial import PartialArray
-from vapi_core.data.subset import Subset
 from vapi_core.files import atomic_path, read_json, write_json
 from vapi_core.memory import free_bytes
 from vapi_core.models.checkpoints import model_hash
@@ -58,7 +57,7 @@ def choose_labels(params: Params, seed: int) -> np.ndarray:
     s = params.sample
     if params.task == "t2i":
         return np.repeat(np.arange(len(open_prompts())), s.count)
-    return choose_classes(s.count, len(Subset.open(SUBSET).classes), s.classes, seed)
+    return choose_classes(s.count, len(open_subset().classes), s.classes, seed)
 
 
 def open_conditions(params: Params, labels: np.ndarray) -> np.ndarray | Conditions:
@@ -66,7 +65,7 @@ def open_conditions(params: Params, labels: np.ndarray) -> np.ndarray | Conditio
     if params.task == "c2i":
         return labels
     prompts = open_prompts()
-    return caption_conditions([prompts[label].text for label in labels])
+    return caption_conditions([prompts[label].text for label in labels], params.generator.family)
 
 
 def batch_size(stage: Stage, sets: list[ImageSet]) -> int:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from pipelines.config.params import GenEvalParams
-from pipelines.config.paths import CLASSIFIERS
+from pipelines.config.paths import CLASSIFIERS, remedy
 from vapi_core.data.subset import Subset
 from vapi_core.models.classifier import load_classifier
 from vapi_core.scenes.detector import detector_accuracy, require_accuracy, scene_judge
@@ -33,7 +33,7 @@ def open_judge(params: GenEvalParams, device: torch.device) -> Judge:
         detector = Mask2Former(params.checkpoint or HUB_DETECTOR, device=device)
         colors = ClipColors(load_clip(CLIP_ARCHITECTURE, params.colors_checkpoint, device))
         return Judge(detector, colors, colors.name, COCO_CLASSES)
-    return scene_judge(load_classifier(CLASSIFIERS / "scorer", device))
+    return scene_judge(load_classifier(CLASSIFIERS / "scorer", device, remedy(CLASSIFIERS / "scorer")))
 
 
 def measure_judge(judge: Judge, subset: Subset, split: str) -> dict[str, float]:

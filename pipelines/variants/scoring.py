@@ -9,8 +9,8 @@ import pandas as pd
 import torch
 
 from pipelines.config.params import Params, ScoreParams
-from pipelines.config.paths import CLASSIFIERS, REFERENCES, SUBSET, WORK, remedy
-from pipelines.inputs import open_prompts, open_samples, open_split, open_tokenizer
+from pipelines.config.paths import CLASSIFIERS, REFERENCES, WORK, remedy
+from pipelines.inputs import open_prompts, open_samples, open_split, open_subset, open_tokenizer
 from pipelines.progress import progress
 from pipelines.reporting.protocol import facts_of_protocol
 from pipelines.stage import Stage
@@ -18,7 +18,6 @@ from pipelines.variants import judging
 from pipelines.variants.variant import ImageSet, Variant
 from vapi_core.arrays import array_writer
 from vapi_core.data.images import images_of_a_pass, to_uint8
-from vapi_core.data.subset import Subset
 from vapi_core.files import atomic_path, write_json
 from vapi_core.scoring.features import (
     Extractor,
@@ -46,7 +45,8 @@ GENEVAL_COLUMNS = ["variant", "seed", "temperature", "guidance_scale", "prompt",
 
 def open_extractor(name: str, params: Params) -> Extractor:
     if name in ("scorer-classifier", "reward-classifier"):
-        return load_extractor("classifier", weights=CLASSIFIERS / name.removesuffix("-classifier"))
+        weights = CLASSIFIERS / name.removesuffix("-classifier")
+        return load_extractor("classifier", weights=weights, remedy=remedy(weights))
     if name == "inception-v3-compat":
         return load_extractor(name, weights=params.score.inception_checkpoint)
     return load_extractor(name, input_size=params.score.input_size)
@@ -59,12 +59,12 @@ def features_of_reference(extractor: str, reference: str) -> Path:
 
 def prepare_references(stage: Stage) -> None:
     """Writes what every extractor says about every reference, and measures what the tokenizer alone costs."""
-    params, subset = stage.params.score, Subset.open(SUBSET)
+    params, subset = stage.params.score, open_subset()
     batch, held_out = open_reference_batch(stage.params), params.reference_splits[0]
     references = {split: subset.split(split)[0] for split in params.references} if batch is None else {}
     if batch is not None:
         references[params.references[0]] = batch.images
-    reconstructions = reconstruct(held_out, stage.device)
+    reconstructions = reconstruct(held_out, stage.device, stage.params.generator.family)
     for name in params.extractors:
         extractor = open_extractor(name, stage.params)
         features = partial(
@@ -162,12 +162,12 @@ def judge_sets(stage: Stage, variant: Variant) -> pd.DataFrame:
     return pd.concat(tables)[GENEVAL_COLUMNS]
 
 
-def reconstruct(split: str, device: torch.device) -> np.ndarray:
+def reconstruct(split: str, device: torch.device, family: str) -> np.ndarray:
     """Images of a split, encoded and decoded, uint8 [N, H, W, 3]: what no generator over these tokens can beat.
 
     They are a file that is read as it is needed, like the sets of samples.
     """
-    data, tokenizer = open_split(split, device), open_tokenizer(device)
+    data, tokenizer = open_split(split, device, family), open_tokenizer(device)
     batch = images_of_a_pass(data.images.shape[1])
     path = WORK / "reconstructions.npy"
     with (

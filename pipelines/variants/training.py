@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 
-from pipelines.config.paths import CLASSIFIERS, CURVES, GENERATOR, RUN_FILE, SUBSET, TOKENIZER
-from pipelines.inputs import item_prompts, open_generator, open_split, open_tokenizer
+from pipelines.config.paths import CLASSIFIERS, CURVES, GENERATOR, RUN_FILE, TOKENIZER, remedy
+from pipelines.inputs import item_prompts, open_generator, open_split, open_subset, open_tokenizer
 from pipelines.stage import Metrics, Stage, training_log, upstream_keys
 from pipelines.tracking import stage_key
 from pipelines.variants.variant import STEPS, Alignment, Variant
 from vapi_core import distributed
 from vapi_core.alignment.method import Setting
-from vapi_core.data.subset import Subset
 from vapi_core.errors import ParameterError
 from vapi_core.files import atomic_path, read_json, write_json
 from vapi_core.models.checkpoints import model_hash, save_model
@@ -40,10 +39,10 @@ class LentNetworks:
         return open_policy(self.stage, self.alignment).requires_grad_(False)
 
     def reward_classifier(self) -> torch.nn.Module:
-        return load_classifier(CLASSIFIERS / "reward", self.stage.device)
+        return load_classifier(CLASSIFIERS / "reward", self.stage.device, remedy(CLASSIFIERS / "reward"))
 
     def class_labels(self) -> Any:
-        return Subset.open(SUBSET).split("train")[1]
+        return open_subset().split("train")[1]
 
     def prompts(self, template: str) -> list[str]:
         return item_prompts("train", template)
@@ -130,7 +129,7 @@ def described(alignment: Alignment) -> dict[str, Any]:
 def train_seed(stage: Stage, alignment: Alignment, seed: int, folder: Path, run: Any, name: str) -> Metrics:
     """Trains in place, resumable, and saves weights and curves; returns what it cost."""
     generator, tokenizer = open_policy(stage, alignment), open_tokenizer(stage.device)
-    data, networks = open_split("train", stage.device), LentNetworks(stage, alignment)
+    data, networks = open_split("train", stage.device, stage.params.generator.family), LentNetworks(stage, alignment)
     setting = Setting(generator, tokenizer, data, networks, alignment.optimization, seed, stage.dtype)
     objective = autocast(alignment.method.open(alignment.config, setting), stage.device, stage.dtype)
     kind = alignment.method.trains

@@ -57,7 +57,7 @@ def objective(method: str, data, seed: int = 0, **options):
     """A fresh objective, and the module that it trains."""
     generator, tokenizer = policy(), tiny_tokenizer()
     if method == "ste":
-        config = StraightThroughConfig(reconstruction=MSE, **options)
+        config = StraightThroughConfig(reward=MSE, **options)
         return StraightThrough(generator, tokenizer, data, config, seed), generator
     if method == "tokenizer":
         return TokenizerPostTraining(tokenizer, generator, data, MSE, seed), tokenizer

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pipelines.cells import Cell, keep_terms, noise_cell, regularizer_cell, reward_cell, table_rows, terms_of
 from pipelines.params import AlignParams, load_params
 
-from pipelines.cells import Cell, keep_terms, noise_cell, regularizer_cell, reward_cell, table_rows, terms_of
 from vapi_core.errors import ParameterError
 
 ROOT = Path(__file__).parents[2]

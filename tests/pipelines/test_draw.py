@@ -16,8 +16,7 @@ from pipelines.inputs import open_captions, open_prompts
 from pipelines.stage import Stage, UntrackedRun
 from pipelines.stages import generator, sample, subset, tokenize, tokenizer
 from tests.pipelines.test_janus import fill_workplace, run, tiny
-from vapi_core.models.captions import standardization
-from vapi_core.models.captions.encoders import LongCaptionError
+from vapi_core.models.captions.encoders import LongCaptionError, standardization
 from vapi_core.scoring.geneval.folder import read_folder, sample_path
 
 REPOSITORY = Path(__file__).parents[2]

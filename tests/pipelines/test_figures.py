@@ -2,7 +2,6 @@
 
 import numpy as np
 from PIL import Image
-
 from pipelines.figures import save_grid, tile
 
 

@@ -3,8 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-from pipelines.params import load_params
-
 from pipelines.geneval_sets import (
     compare_geneval,
     correct_images,
@@ -15,6 +13,8 @@ from pipelines.geneval_sets import (
     summarize_geneval,
 )
 from pipelines.geneval_text import geneval_findings, geneval_sections
+from pipelines.params import load_params
+
 from vapi_core.scoring.geneval.folder import Prompt
 from vapi_core.scoring.geneval.rules import Decision
 

@@ -2,9 +2,8 @@
 
 import pandas as pd
 import pytest
-from pipelines.params import load_params
-
 from pipelines.comparison import compare, nested, summarize
+from pipelines.params import load_params
 from pipelines.report_text import findings, markdown_table, write_report
 from pipelines.stages.report import best_control
 

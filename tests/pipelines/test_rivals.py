@@ -6,12 +6,12 @@ import networkx
 import numpy as np
 import pandas as pd
 import pytest
-from pipelines.params import load_params
-
 from pipelines.comparison import compare, match_temperatures, summarize
 from pipelines.figures import plot_densities
+from pipelines.params import load_params
 from pipelines.rivals_text import findings, write_rivals
 from pipelines.stages.rivals import project, ways
+
 from pipelines.stages.sample import plan_sets
 from tests.pipelines.test_comparison import BASE_PRECISION, compared, table
 

@@ -1,9 +1,9 @@
 """A training ends after its steps, or after its seconds."""
 
 import pytest
-from tests.test_training import Killed, config, run
 
 from tests.tiny import NO_DROPOUT, tiny_generator
+from tests.training.test_loop import Killed, config, run
 from vapi_core.files import read_json, write_json
 from vapi_core.training.budget import Clock, steps_of_budget
 from vapi_core.training.loop import TRAINING_FILE, learning_rate
@@ -29,18 +29,18 @@ def test_without_seconds_the_number_of_steps_is_the_budget():
 
 
 def test_under_a_budget_of_seconds_the_schedule_follows_the_time_that_is_spent():
-    timed = config(schedule="linear", seconds=10.0, learning_rate=1.0)
+    timed = config(schedule="linear", budget=10.0, learning_rate=1.0)
     assert [learning_rate(timed, 7, spent) for spent in (0.0, 2.5, 10.0, 11.0)] == [1.0, 0.75, 0.0, 0.0]
 
 
 def test_a_budget_that_is_spent_at_once_still_makes_one_step():
-    rows = run(tiny_generator(**NO_DROPOUT), config(steps=5, seconds=1e-9))
+    rows = run(tiny_generator(**NO_DROPOUT), config(steps=5, budget=1e-9))
     assert len(rows) == 1 and rows[0]["seconds"] > 0
 
 
 def test_seconds_before_an_interruption_count(tmp_path):
     path = tmp_path / "state"
-    settings = config(seconds=1000.0, checkpoint_every=1)
+    settings = config(budget=1000.0, checkpoint_every=1)
     with pytest.raises(Killed):
         run(tiny_generator(**NO_DROPOUT), settings, kill_after=2, checkpoint=path, fingerprint="a")
     state = read_json(path / TRAINING_FILE)

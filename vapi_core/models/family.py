@@ -13,8 +13,6 @@ import torch
 
 from vapi_core.errors import ParameterError
 from vapi_core.limits import Bounds, Checked
-from vapi_core.models.llamagen.generator import GeneratorConfig
-from vapi_core.models.llamagen.tokenizer import Tokenizer, TokenizerConfig
 from vapi_core.models.policy import Condition, Conditions, Policy
 
 Origin = dict[str, str]  # where an imported model comes from, for the JSON beside its weights
@@ -89,10 +87,11 @@ class Family:
     classes: bool  # whether it can be conditioned on classes
     truncates: bool  # whether captions may be cut off
     trains: bool  # whether it can be trained from scratch; its `config` then is a GeneratorConfig
-    # These two read a checkpoint that must have the shape of a configuration; the models are in eval mode.
-    # FileError: it is missing, damaged or no such model. ParameterError: it is of another shape; names the key.
-    import_tokenizer: Callable[[str, TokenizerConfig], tuple[Tokenizer, Origin]]
-    import_generator: Callable[[str, GeneratorConfig], tuple[Policy, Origin]]
+    # These two read a checkpoint, which must have the shape of a TokenizerConfig, or of a GeneratorConfig; the models are
+    # a Tokenizer and the policy, in eval mode. FileError: there is none, it is damaged or, for LlamaGen's files, of another
+    # shape. ParameterError: it is of another shape; names the key.
+    import_tokenizer: Callable[[str, Any], tuple[Any, Origin]]
+    import_generator: Callable[[str, Any], tuple[Policy, Origin]]
     write_texts: WriteTexts
     open_conditions: OpenConditions
     open_encoder: OpenEncoder
