@@ -105,10 +105,10 @@ def _differences(scores: pd.DataFrame, claims: Sequence[Claim], name: str) -> It
     groups = dict(iter(scores[scores[name].notna()].groupby(["row", "extractor"], sort=False)))
     for claim in claims:
         for extractor in scores["extractor"].unique():
-            pair = [groups.get((row, extractor)) for row in (claim.better, claim.worse)]
-            if any(group is None for group in pair):
+            pair = [(row, extractor) for row in (claim.better, claim.worse)]
+            if not groups.keys() >= set(pair):
                 continue
-            better, worse = (group.sort_values("seed") for group in pair)
+            better, worse = (groups[key].sort_values("seed") for key in pair)
             assert list(better["seed"]) == list(worse["seed"])
             a, b = better[name].to_numpy(), worse[name].to_numpy()
             difference = paired_difference(a, b)
