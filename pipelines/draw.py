@@ -1,7 +1,7 @@
 """The user's command: images for any prompts, or those of a finished set, as a folder in GenEval's layout.
 
-    python -m pipelines.draw FOLDER --prompts drawbench.csv [--model va-pi --seed 0] [--guidance 7.5] [--count 4]
-    python -m pipelines.draw FOLDER --set data/samples/va-pi/t1.0-g7.5-0
+    python -m pipelines.draw FOLDER --prompts drawbench.csv [--variant va-pi --seed 0] [--guidance 7.5] [--count 4]
+    python -m pipelines.draw FOLDER --set data/samples/experiment/va-pi/t1.0-g7.5-0
 
 Then `python -m pipelines.stages.score --geneval FOLDER`, `--preference FOLDER`, or the official scripts. Prompts are
 GenEval's (.jsonl) or any others (.csv, .tsv, .json, one a line), and need not be those of the run; its generators, text
@@ -20,17 +20,18 @@ import numpy as np
 import torch
 
 from pipelines.config.params import Params
-from pipelines.config.paths import BASE, CAPTIONS, remedy
+from pipelines.config.paths import CAPTIONS, remedy
 from pipelines.geneval_command import choose_device, positive
 from pipelines.inputs import open_generator, open_prompts, open_tokenizer
 from pipelines.progress import progress
-from pipelines.stages.sample import draw_images, sample_set
 from pipelines.variants.loading import load_params
+from pipelines.variants.variant import BASE, find_variant
 from vapi_core.errors import FileError, ParameterError, VapiError
 from vapi_core.files import read_json, write_json
 from vapi_core.models.checkpoints import model_hash
 from vapi_core.models.families import FAMILIES
 from vapi_core.models.policy import Condition
+from vapi_core.sampling.drawing import draw_images
 from vapi_core.sampling.sampler import Sampler, SamplingConfig
 from vapi_core.scenes.source import DIGITS
 from vapi_core.scoring.geneval.detectors import COCO_CLASSES
@@ -47,7 +48,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompts", type=Path, metavar="FILE", help="GenEval's .jsonl, or .csv, .tsv, .json, .txt")
     what.add_argument("--set", type=Path, metavar="DIR", help="a finished image set of the run, below data/samples")
-    parser.add_argument("--model", default=BASE, help="base, or a method of the run (default base)")
+    parser.add_argument("--variant", default=BASE, help="one of params.yaml, or base (the default)")
     parser.add_argument(
         "--seed", type=int, help="of the alignment and of the images (default: the first of align.seeds)"
     )
@@ -94,10 +95,10 @@ def draw(arguments: argparse.Namespace, params: Params) -> int:
     """Draws what the folder lacks; returns how many images it has then."""
     prompts = read_any_prompts(arguments.prompts, params)
     seed = params.align.seeds[0] if arguments.seed is None else arguments.seed
-    made = sample_set(arguments.model, seed, sampling(params, arguments), Path())
+    made = find_variant(params, arguments.variant).image_set(seed, sampling(params, arguments))
     count, stream_seed = arguments.count or params.sample.count, params.sample.seed + seed
     drawn = {
-        "model": made.model,
+        "variant": made.variant,
         "seed": seed,
         "sampling_seed": stream_seed,
         "images_per_prompt": count,

@@ -19,13 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.assets import link_assets, require_assets
 from pipelines.config.params import Params
 from pipelines.config.paths import REPORTS, RUN_FILE, WORK, remedy
 from pipelines.launch import fail, live_with_launcher, relaunch
 from pipelines.progress import progress
 from pipelines.tracking import StageRun, stage_key, stage_run
 from pipelines.uploader import dismiss_early
+from pipelines.variants.assets import link_assets, require_assets
 from pipelines.variants.loading import load_params
 from vapi_core import distributed
 from vapi_core.errors import FileError, ParameterError, VapiError

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from pipelines.config.params import Params
-from pipelines.config.paths import STAGE_METRICS, remedy
+from pipelines.config.paths import STAGE_METRICS
 from pipelines.inputs import read_scores
 from pipelines.reporting.statistics import (
     blind_extractors,
@@ -58,7 +58,9 @@ def gather(table: Table, params: Params) -> Evidence:
     summary = summarize(whole)
     prefix = "reconstruction_fid "
     floors = stages.get(REFERENCES_STAGE, {})
-    blind = blind_extractors(summary, BASE, {n.removeprefix(prefix): v for n, v in floors.items() if n.startswith(prefix)})
+    blind = blind_extractors(
+        summary, BASE, {n.removeprefix(prefix): v for n, v in floors.items() if n.startswith(prefix)}
+    )
     seen = whole[~whole["extractor"].isin(blind)]
     rows = list(dict.fromkeys(whole["row"]))
     main = (table.scores[0], 1.0) if table.ordered else None
@@ -72,7 +74,8 @@ def gather(table: Table, params: Params) -> Evidence:
 
 def unique_rows(table: Table, params: Params) -> list[Variant]:
     """The variants of a table, the subject first where another one has its settings: a row is shown once."""
-    variants, found = variants_of(params, *table.rows), {}
+    variants = variants_of(params, *table.rows)
+    found: dict[str, Variant] = {}
     for variant in sorted(variants, key=lambda v: v.name != SUBJECT):
         found.setdefault(table.row(variant, variant.samplings[0].temperature, params.sample.temperature), variant)
     return [variant for variant in variants if variant in found.values()]
@@ -82,10 +85,10 @@ def read_sets(table: Table, variants: Sequence[Variant], params: Params) -> pd.D
     """Scores of all sets against the main reference, each with the name of its row; GenEval's overall score among them."""
     parts = []
     for variant in variants:
-        scores = read_scores(variant.scores / SCORES_TABLE, remedy(variant.scores))
+        scores = read_scores(variant.scores / SCORES_TABLE)
         parts.append(scores[scores["reference"] == params.score.references[0]])
         if params.score.geneval is not None:
-            judged = read_scores(variant.scores / GENEVAL_TABLE, remedy(variant.scores))
+            judged = read_scores(variant.scores / GENEVAL_TABLE)
             overall = overall_scores(judged)
             parts.append(overall.assign(extractor=GENEVAL, reference=params.score.references[0]))
     return with_rows(pd.concat(parts, ignore_index=True), table, variants, params)
@@ -93,7 +96,7 @@ def read_sets(table: Table, variants: Sequence[Variant], params: Params) -> pd.D
 
 def read_judged(table: Table, variants: Sequence[Variant], params: Params) -> pd.DataFrame:
     """GenEval's decisions over all prompts, each with the name of its row."""
-    parts = [read_scores(variant.scores / GENEVAL_TABLE, remedy(variant.scores)) for variant in variants]
+    parts = [read_scores(variant.scores / GENEVAL_TABLE) for variant in variants]
     return with_rows(pd.concat(parts, ignore_index=True), table, variants, params)
 
 

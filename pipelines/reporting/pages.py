@@ -257,7 +257,7 @@ def task_sections(evidence: Evidence) -> list[str]:
         f"Detector: `{params.score.geneval.detector}`. {detector_sentence(evidence.stages.get('references', {}))}"
     )
     rows = [
-        [evidence.table.label(row), guidance, *(task_cell(part[part["task"] == name].iloc[0]) for name in names)]
+        [evidence.table.label(str(row)), guidance, *(task_cell(part[part["task"] == name].iloc[0]) for name in names)]
         for (row, guidance), part in tasks.groupby(["row", "guidance_scale"], sort=False)
     ]
     return ["## GenEval by task\n\n" + intro + "\n\n" + markdown_table(["row", "guidance", *names], rows)]

@@ -61,7 +61,7 @@ def best_control(evidence: Evidence) -> dict[str, ImageSet] | None:
     others = summary[(summary["temperature"] != main) & (summary["extractor"] == extractor)]
     if others.empty:
         return None
-    best = others.loc[others["fid"].idxmin()]
+    best = others.sort_values("fid").iloc[0]
     for variant in evidence.variants:
         for image_set in variant.sets:
             if image_set.config.temperature == best["temperature"]:

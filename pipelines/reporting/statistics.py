@@ -105,10 +105,10 @@ def _differences(scores: pd.DataFrame, claims: Sequence[Claim], name: str) -> It
     groups = dict(iter(scores[scores[name].notna()].groupby(["row", "extractor"], sort=False)))
     for claim in claims:
         for extractor in scores["extractor"].unique():
-            pair = [groups.get((row, extractor)) for row in (claim.better, claim.worse)]
-            if any(group is None for group in pair):
+            pair = [(row, extractor) for row in (claim.better, claim.worse)]
+            if not groups.keys() >= set(pair):
                 continue
-            better, worse = (group.sort_values("seed") for group in pair)
+            better, worse = (groups[key].sort_values("seed") for key in pair)
             assert list(better["seed"]) == list(worse["seed"])
             a, b = better[name].to_numpy(), worse[name].to_numpy()
             difference = paired_difference(a, b)
@@ -177,7 +177,9 @@ def match_temperatures(summary: pd.DataFrame, base: str, main: float) -> pd.Data
     return pd.DataFrame(rows, columns=["extractor", "row", "precision", "temperature", "base_row", "base_precision"])
 
 
-def blind_extractors(summary: pd.DataFrame, base: str, reconstruction_fid: dict[str, float]) -> dict[str, tuple[float, float]]:
+def blind_extractors(
+    summary: pd.DataFrame, base: str, reconstruction_fid: dict[str, float]
+) -> dict[str, tuple[float, float]]:
     """Extractors under which images that were only encoded and decoded do not score better than the base's samples.
 
     What they measure is the tokenizer, not the generator. Returns extractor -> (FID of reconstructions, of the base).
@@ -208,7 +210,9 @@ def overall_scores(judged: pd.DataFrame) -> pd.DataFrame:
     """
     keys = ["variant", "temperature", "guidance_scale", "seed"]
     by_task = judged.groupby([*keys, "task"])[["correct", "images"]].sum()
-    return (by_task["correct"] / by_task["images"]).groupby(keys).mean().rename("overall").reset_index().assign(steps=None)
+    return (
+        (by_task["correct"] / by_task["images"]).groupby(keys).mean().rename("overall").reset_index().assign(steps=None)
+    )
 
 
 def summarize_tasks(judged: pd.DataFrame) -> pd.DataFrame:

@@ -61,7 +61,9 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
             log=log,
         )
     held_out, held_out_labels, _ = examples(subset, stage.params.score.reference_splits[0], arguments.role)
-    save_classifier(classifier, stage.output, {"subset_sha256": subset_hash(SUBSET, remedy(SUBSET)), **params.model_dump()})
+    save_classifier(
+        classifier, stage.output, {"subset_sha256": subset_hash(SUBSET, remedy(SUBSET)), **params.model_dump()}
+    )
     logits = extract(held_out, load_extractor("classifier", weights=stage.output), device=stage.device)["logits"]
     stage.metrics["held_out_accuracy"] = accuracy(logits, held_out_labels)
 

@@ -55,7 +55,9 @@ def finish(stage: Stage, policy: Policy, imported: dict[str, Any]) -> None:
     policy = policy.to(stage.device).eval()
     held_out, family = stage.params.score.reference_splits[0], stage.params.generator.family
     for split in [held_out] if imported else ["train", held_out]:
-        stage.metrics[f"cross_entropy_{split}"] = held_out_cross_entropy(policy, open_split(split, stage.device, family))
+        stage.metrics[f"cross_entropy_{split}"] = held_out_cross_entropy(
+            policy, open_split(split, stage.device, family)
+        )
     stage.metrics["parameters"] = sum(p.numel() for p in policy.parameters())
     save_model(GENERATOR, "generator", policy, **imported)
 

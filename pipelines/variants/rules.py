@@ -29,7 +29,7 @@ def _names(p: Params) -> Iterator[Problem]:
     elif p.controls[BASE].temperatures[0] != p.sample.temperature:
         problem = f"its first temperature must be sample.temperature, {p.sample.temperature}: that is the base itself."
         yield f"controls.{BASE}.temperatures", problem
-    rows = {section.table for section in (*p.variants.values(), *p.controls.values())}
+    rows = {v.table for v in p.variants.values()} | {c.table for c in p.controls.values()}
     for table in p.tables:
         if table not in rows:
             yield "tables", f"no variant and no control is a row of '{table}'."

@@ -109,7 +109,9 @@ def align_seed(stage: Stage, variant: Variant, seed: int, folder: Path) -> None:
         metrics = train_seed(stage, alignment, seed, folder, run, f"{variant.name}@{seed}")
         if distributed.is_main():
             run.log({f"stage/{name}": value for name, value in metrics.items()})
-            write_json(folder / RUN_FILE, {"key": key, "stage": variant.stage("align"), "experiment": stage.params.profile})
+            write_json(
+                folder / RUN_FILE, {"key": key, "stage": variant.stage("align"), "experiment": stage.params.profile}
+            )
             write_json(folder / FINISHED, {"fingerprint": stage.fingerprint, "metrics": metrics})
 
 

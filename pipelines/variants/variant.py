@@ -96,11 +96,12 @@ class Variant:
     @cached_property
     def sets(self) -> list[ImageSet]:
         """All image sets: every sampling with every seed, then what the first seed's kept weights draw on their way."""
-        whole = [self._set(seed, config) for config in self.samplings for seed in self.seeds]
+        whole = [self.image_set(seed, config) for config in self.samplings for seed in self.seeds]
         kept = [] if self.alignment is None else self.alignment.kept_steps
-        return whole + [self._set(self.seeds[0], self.samplings[0], steps) for steps in kept]
+        return whole + [self.image_set(self.seeds[0], self.samplings[0], steps) for steps in kept]
 
-    def _set(self, seed: int, config: SamplingConfig, steps: int | None = None) -> ImageSet:
+    def image_set(self, seed: int, config: SamplingConfig, steps: int | None = None) -> ImageSet:
+        """The set of one seed and sampling, by the alignment as it was after so many steps; None: after all."""
         output = self.output(seed) if steps is None else self.output(seed) / STEPS / str(steps)
         if self.alignment is not None and self.alignment.method.trains == "tokenizer":
             return ImageSet(self.name, seed, config, self.samples, GENERATOR, output, steps)

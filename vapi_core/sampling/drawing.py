@@ -1,6 +1,5 @@
 """Images of a set: which classes they are of, and drawing some of them from a generator through its tokenizer."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -24,7 +23,7 @@ def draw_images(
     sampler: Sampler,
     tokenizer: Tokenizer,
     condition: Condition,
-    indices: Sequence[int] | np.ndarray,
+    indices: range | np.ndarray,
     seed: int,
     size: int,
 ) -> np.ndarray:

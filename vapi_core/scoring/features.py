@@ -214,14 +214,29 @@ def cached_features(
     """
     path = Path(directory) / f"{_key(images, extractor)}.npz"
     if not path.is_file():
-        extracted = extract(images, extractor, batch_size, device)
-        with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, features=extracted["features"], logits=extracted["logits"])
+        save_features(path, extract(images, extractor, batch_size, device))
+    return load_features(path, "Remove it: it is only a cache.")
+
+
+def save_features(path: Path | str, features: Features) -> None:
+    """Writes features as an `.npz` file."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **features)
+
+
+def load_features(path: Path | str, remedy: str) -> Features:
+    """Reads what `save_features` wrote.
+
+    Raises:
+        FileError: the file is missing or damaged.
+    """
     try:
         with np.load(path) as arrays:
             return {"features": arrays["features"], "logits": arrays["logits"]}
+    except FileNotFoundError:
+        raise FileError(path, "the file is missing.", remedy) from None
     except (OSError, ValueError, KeyError, BadZipFile) as error:
-        raise FileError(path, f"the file is damaged ({error}).", "Remove it: it is only a cache.") from None
+        raise FileError(path, f"the file is damaged ({error}).", remedy) from None
 
 
 def _key(images: np.ndarray, extractor: Extractor) -> str:

@@ -1,25 +1,37 @@
 """Files that a profile takes from elsewhere: which, where to get them, and which are missing, before any work.
 
-`python -m pipelines.config.assets [PROFILE]` (`make check-assets NAME=PROFILE`) lists those of params.yaml or of a profile; every
+`python -m pipelines.variants.assets [PROFILE]` (`make check-assets NAME=PROFILE`) lists those of params.yaml or of a profile; every
 stage looks for its own, and for those of the stages behind it, before it starts. Nothing is downloaded here.
 """
 
 import argparse
 import os
 import sys
+from collections.abc import Container, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines.config.params import Params
 from pipelines.config.paths import REPOSITORY
 from pipelines.variants.loading import load_params
+from pipelines.variants.variant import EXPERIMENT, Variant, all_variants, variants_of
 from vapi_core.data.hub import is_hub_id
 from vapi_core.errors import FileError, VapiError
 from vapi_core.models.perceptual import HEADS_FILES, VGG_FILE
 
-STAGES = ("subset", "classifier", "tokenizer", "tokenize", "generator", "align", "sample", "score", "report")
-RIVALS = "rivals"  # needed by `dvc repro rivals` alone
+STAGES = (
+    "subset",
+    "classifier",
+    "tokenizer",
+    "tokenize",
+    "generator",
+    "references",
+    "align",
+    "sample",
+    "score",
+    "report",
+)
 
 LLAMAGEN = "Hugging Face repository FoundationVision/LlamaGen"
 LLAMAGEN_T2I = "Hugging Face repository peizesun/llamagen_t2i"
@@ -58,10 +70,11 @@ class Asset:
     parameter: str
     place: str  # a path, or the id of a repository of the hub
     source: str  # where to get it
-    stage: str  # the stage that reads it
+    stage: str  # the kind of stage that reads it
     files: tuple[str, ...] = ()  # of a folder or a repository: one of these must be in it
     hub: bool = False  # whether it is looked for in the hub's cache
     fetched: bool = False  # whether the stage itself fetches it where it is missing
+    variants: tuple[str, ...] = ()  # of an alignment: those that need it
 
     def found(self) -> list[Path]:
         """Where it is, as far as something is there: the place, or those of its files that are in it."""
@@ -91,7 +104,7 @@ def has_content(path: Path) -> bool:
 
 def assets_of(params: Params) -> list[Asset]:
     """All assets of a profile, in the order of the stages that read them."""
-    p, a, found = params, params.align, []
+    p, found = params, []
     if p.subset.path is not None:
         hub = p.subset.source == "dataset" and is_hub_id(p.subset.path)
         source = IMAGES if p.task == "c2i" else CAPTIONED
@@ -105,10 +118,7 @@ def assets_of(params: Params) -> list[Asset]:
     if p.captions is not None and p.captions.encoder in ENCODERS:
         repository = ENCODERS[p.captions.encoder]
         found.append(_hub_asset("captions.checkpoint", p.captions.checkpoint, repository, (), "tokenize"))
-    aligned = _alignment_assets(params, set(a.methods), "align")
-    for_rivals = _alignment_assets(params, set(p.rivals.methods), RIVALS)
-    known = {(asset.parameter, asset.files) for asset in aligned}
-    found += aligned + [asset for asset in for_rivals if (asset.parameter, asset.files) not in known]
+    found += _alignment_assets(all_variants(params))
     if "inception-v3-compat" in p.score.extractors:
         place = p.score.inception_checkpoint or f"{_torch_cache()}/weights-inception-2015-12-05-6726825d.pth"
         found.append(Asset("score.inception_checkpoint", place, INCEPTION, "score"))
@@ -121,20 +131,28 @@ def assets_of(params: Params) -> list[Asset]:
     return found
 
 
-def _alignment_assets(params: Params, methods: set[str], stage: str) -> list[Asset]:
-    """What the reward models of these methods are read from."""
-    a, found = params.align, []
-    if methods & {"va-pi", "ste", "tokenizer"} and a.reward.perceptual and a.reward_network == "lpips":
-        place = a.lpips_checkpoint or _torch_cache()
-        found.append(Asset("align.lpips_checkpoint", place, VGG, stage, (VGG_FILE,)))
-        found.append(Asset("align.lpips_checkpoint", place, HEADS, stage, HEADS_FILES))
-    if "ar-grpo" in methods:
-        g = a.ar_grpo
-        if g.rewards.clip_score:
-            found.append(_hub_asset("align.ar_grpo.clip_checkpoint", g.clip_checkpoint, *CLIP, stage))
-        if g.rewards.hpsv2:
-            found.append(_hub_asset("align.ar_grpo.hpsv2_checkpoint", g.hpsv2_checkpoint, *HPSV2, stage))
-    return found
+def _alignment_assets(variants: Sequence[Variant]) -> list[Asset]:
+    """What the reward models of alignments are read from, each asset once, with all variants that need it."""
+    needing: dict[Asset, list[str]] = {}
+    for variant in variants:
+        for asset in _assets_of_variant(variant):
+            needing.setdefault(asset, []).append(variant.name)
+    return [replace(asset, variants=tuple(names)) for asset, names in needing.items()]
+
+
+def _assets_of_variant(variant: Variant) -> Iterator[Asset]:
+    if variant.alignment is None:
+        return
+    config = variant.alignment.config
+    needs = variant.alignment.method.needs(config)
+    if "lpips" in needs:
+        place = config.lpips_checkpoint or _torch_cache()
+        yield Asset("align.lpips_checkpoint", place, VGG, "align", (VGG_FILE,))
+        yield Asset("align.lpips_checkpoint", place, HEADS, "align", HEADS_FILES)
+    if "clip_score" in needs:
+        yield _hub_asset("align.clip_checkpoint", config.clip_checkpoint, *CLIP, "align")
+    if "hpsv2" in needs:
+        yield _hub_asset("align.hpsv2_checkpoint", config.hpsv2_checkpoint, *HPSV2, "align")
 
 
 def _hub_asset(parameter: str, place: str | None, repository: str, files: tuple[str, ...], stage: str) -> Asset:
@@ -156,27 +174,27 @@ def _torch_cache() -> str:
     return f"{torch.hub.get_dir()}/checkpoints"
 
 
-def needed_by(stage: str, assets: list[Asset]) -> list[Asset]:
-    """What must be there when a stage starts, by its name ("align@va-pi-0"): what it reads, and what stages behind it read.
+def needed_by(stage: str, assets: list[Asset], experiment: Container[str]) -> list[Asset]:
+    """What must be there when a stage starts, by its name ("align@va-pi"): what it reads, and what stages behind it read.
 
-    A run from the start so stops in seconds; a stage whose inputs were made elsewhere does not ask for what made them.
+    A run from the start so stops in seconds; a stage whose inputs were made elsewhere does not ask for what made them. Of
+    alignments only those of the `experiment` are behind a stage; another table's own are asked for when they start.
     """
-    kind, _, rest = stage.partition("@")
-    kind = {"cell": "align", "sample-base": "sample"}.get(kind, kind)
+    kind, _, name = stage.partition("@")
+    kind = kind.removesuffix("-control")
     if kind not in STAGES:
         return []
     position = STAGES.index(kind)
-    rival = kind == "align" and rest.startswith(("ste", "tokenizer", "ar-grpo"))
-    return [
-        asset
-        for asset in assets
-        if (asset.stage in STAGES and STAGES.index(asset.stage) >= position) or (asset.stage == RIVALS and rival)
-    ]
+    behind = [asset for asset in assets if STAGES.index(asset.stage) >= position]
+    if kind == "align":
+        return [asset for asset in behind if not asset.variants or name in asset.variants]
+    return [asset for asset in behind if not asset.variants or any(v in experiment for v in asset.variants)]
 
 
 def require_assets(params: Params, stage: str) -> None:
     """Raises a VapiError that lists what is missing for a stage."""
-    missing = [asset for asset in needed_by(stage, assets_of(params)) if asset.state == "missing"]
+    experiment = {variant.name for variant in variants_of(params, EXPERIMENT)}
+    missing = [asset for asset in needed_by(stage, assets_of(params), experiment) if asset.state == "missing"]
     if missing:
         raise VapiError(f"{table(missing)}\n{summary(params.profile, missing)}")
 
@@ -215,7 +233,9 @@ def summary(profile: str, missing: list[Asset]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m pipelines.config.assets", description="Files that a profile needs.")
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.variants.assets", description="Files that a profile needs."
+    )
     parser.add_argument("profile", nargs="?", help="name of a file in profiles/; without one, params.yaml")
     options = parser.parse_args(arguments)
     path = Path("params.yaml") if options.profile is None else Path("profiles", f"{options.profile}.yaml")
