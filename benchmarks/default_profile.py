@@ -31,7 +31,7 @@ from vapi_core.data.batches import AlignmentData
 from vapi_core.data.images import encode_images, to_uint8
 from vapi_core.data.sources import mnist_source
 from vapi_core.data.subset import Subset, plan_subset, write_subset
-from vapi_core.models.classifier import load_classifier, save_classifier
+from vapi_core.models.classifier import accuracy, load_classifier, save_classifier
 from vapi_core.models.llamagen.generator import Generator
 from vapi_core.models.llamagen.tokenizer import Tokenizer
 from vapi_core.models.perceptual import FeatureDistance
@@ -39,7 +39,7 @@ from vapi_core.randomness import seed_torch
 from vapi_core.sampling.sampler import SamplingConfig, generate, sampling_uniforms
 from vapi_core.scoring.features import extract, load_extractor
 from vapi_core.scoring.fidelity import fidelity
-from vapi_core.training.classification import accuracy, train_classifier
+from vapi_core.training.classification import train_classifier
 from vapi_core.training.loop import Objective, OptimizationConfig, train
 from vapi_core.training.pretraining import GeneratorObjective, TokenizerObjective
 

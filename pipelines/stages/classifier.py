@@ -13,12 +13,12 @@ from pipelines.config.paths import CLASSIFIERS, SUBSET, remedy
 from pipelines.inputs import open_subset
 from pipelines.stage import Stage, StagePlan, run_stage
 from vapi_core.data.subset import Subset, subset_hash
-from vapi_core.models.classifier import save_classifier
+from vapi_core.models.classifier import accuracy, save_classifier
 from vapi_core.scenes.detector import annotated_crops
 from vapi_core.scenes.source import DIGITS
 from vapi_core.scenes.windows import WINDOW_CLASSES, object_windows
 from vapi_core.scoring.features import extract, load_extractor
-from vapi_core.training.classification import accuracy, train_classifier
+from vapi_core.training.classification import train_classifier
 
 
 def plan(params, arguments) -> StagePlan:

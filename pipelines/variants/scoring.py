@@ -19,6 +19,7 @@ from pipelines.variants.variant import ImageSet, Variant
 from vapi_core.arrays import array_writer
 from vapi_core.data.images import images_of_a_pass, to_uint8
 from vapi_core.files import atomic_path, write_json
+from vapi_core.models.classifier import accuracy
 from vapi_core.scoring.features import (
     Extractor,
     Features,
@@ -35,7 +36,6 @@ from vapi_core.scoring.fidelity import (
     frechet_distance,
     load_reference_batch,
 )
-from vapi_core.training.classification import accuracy
 
 SCORES_TABLE, GENEVAL_TABLE = "scores.csv", "geneval.csv"  # in the directory of a variant's scores
 PROTOCOL = REFERENCES / "protocol.json"

@@ -9,7 +9,7 @@ import torch
 from vapi_core.data.images import to_tensor
 from vapi_core.data.sources import mnist_source
 from vapi_core.errors import FileError
-from vapi_core.models.classifier import ARCHITECTURES, PlainClassifier, load_classifier, save_classifier
+from vapi_core.models.classifier import ARCHITECTURES, PlainClassifier, accuracy, load_classifier, save_classifier
 from vapi_core.randomness import stream
 from vapi_core.training.classification import train_classifier
 
@@ -80,3 +80,8 @@ def test_a_missing_damaged_or_foreign_file_is_named_with_a_remedy(tmp_path):
     description.write_text(description.read_text().replace('"num_classes": 10', '"num_classes": 11'))
     with pytest.raises(FileError, match="the file is damaged"):
         load_classifier(tmp_path, remedy="Make it anew.")
+
+
+def test_accuracy_is_the_share_of_hits():
+    logits = np.array([[0.0, 1.0], [2.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
+    assert accuracy(logits, np.array([1, 0, 0, 0])) == 0.75

@@ -9,9 +9,9 @@ import torch
 from vapi_core.data.images import to_tensor
 from vapi_core.data.sources import mnist_source
 from vapi_core.errors import ParameterError
-from vapi_core.models.classifier import ARCHITECTURES, save_classifier
+from vapi_core.models.classifier import ARCHITECTURES, accuracy, save_classifier
 from vapi_core.randomness import stream
-from vapi_core.training.classification import accuracy, augment, train_classifier
+from vapi_core.training.classification import augment, train_classifier
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +74,6 @@ def test_augmentation_moves_the_digit_but_keeps_it_in_the_picture(digits):
     assert ((moved_ink / ink) > 0.6).all()
     assert ((moved_ink / ink) < 1.6).all()
     torch.testing.assert_close(moved, augment(images, stream(0, "test")))
-
-
-def test_accuracy_is_the_share_of_hits():
-    logits = np.array([[0.0, 1.0], [2.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
-    assert accuracy(logits, np.array([1, 0, 0, 0])) == 0.75
 
 
 def test_impossible_arguments_are_refused_by_name(digits):

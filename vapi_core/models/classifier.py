@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
@@ -89,6 +90,11 @@ class PlainClassifier(nn.Module):
 
 Classifier = ResidualClassifier | PlainClassifier
 ARCHITECTURES: dict[str, type[Classifier]] = {"scorer": ResidualClassifier, "reward": PlainClassifier}
+
+
+def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Share of logits [N, K] whose largest entry is the label [N]."""
+    return float((logits.argmax(1) == labels).mean())
 
 
 def save_classifier(classifier: Classifier, directory: Path | str, made_from: Mapping[str, Any] | None = None) -> None:

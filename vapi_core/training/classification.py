@@ -91,8 +91,3 @@ def augment(images: Tensor, random: np.random.Generator) -> Tensor:
     rows = [torch.stack([cos, -sin, shift[0]], 1), torch.stack([sin, cos, shift[1]], 1)]
     grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)  # [N, H, W, 2]
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-
-
-def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Share of logits [N, K] whose largest entry is the label [N]."""
-    return float((logits.argmax(1) == labels).mean())
