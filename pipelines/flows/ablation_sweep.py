@@ -6,6 +6,7 @@ its last checkpoint. From plain Python: `python -m pipelines.flows.ablation_swee
 
 import argparse
 import base64
+import math
 import os
 import re
 import shlex
@@ -150,11 +151,11 @@ class Progress:
 
 
 def scores_row(scores: dict[str, list[float]]) -> dict[str, str]:
-    """Scores of a finished cell for the table: mean ± standard error over seeds."""
+    """Scores of a finished cell for the table: mean ± standard error over seeds; of one seed the score alone."""
     row = {}
     for name, values in scores.items():
         mean, error = mean_and_standard_error(values)
-        row[name.removeprefix("score/")] = f"{mean:.4g} ± {error:.2g}"
+        row[name.removeprefix("score/")] = f"{mean:.4g}" if math.isnan(error) else f"{mean:.4g} ± {error:.2g}"
     return row
 
 

@@ -86,6 +86,11 @@ def test_a_cell_whose_scores_are_gone_is_listed_with_its_problem_and_ends_nothin
     assert "there is no such experiment" in row["problem"] and made["done"][1] == 100
 
 
+def test_the_scores_of_several_seeds_have_a_standard_error_and_that_of_one_seed_stands_alone():
+    assert ablation_sweep.scores_row({"score/fid toy": [1.0, 3.0]}) == {"fid toy": "2 ± 1"}
+    assert ablation_sweep.scores_row({"score/fid toy": [9.25]}) == {"fid toy": "9.25"}
+
+
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
     """What is there after both flows have run in a toy repository, where the metrics of a cell are spoilt."""
@@ -116,4 +121,4 @@ def test_a_cell_with_spoilt_metrics_is_red_and_listed_and_the_others_go_on(told)
     *_, table = (json.loads(data) for kind, data in told["artifacts"] if kind == "table")
     rows = {row["noise_ratio"]: row for row in table}
     assert [rows[n]["state"] for n in (0.0, 0.5, 0.75)] == ["completed", "failed", "completed"]
-    assert "no scores there that can be read" in rows[0.5]["problem"] and rows[0.75]["fid toy"] == "9.25 ± nan"
+    assert "no scores there that can be read" in rows[0.5]["problem"] and rows[0.75]["fid toy"] == "9.25"
