@@ -12,7 +12,7 @@ import re
 import shlex
 import sys
 import time
-from typing import Any
+from typing import Any, get_origin
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import (
@@ -35,6 +35,7 @@ from pipelines.sweep import (
     SweepForm,
     command,
     experiments,
+    opening_form,
     plan_cells,
     plan_upstream,
     read_baseline,
@@ -44,7 +45,7 @@ from pipelines.sweep import (
 from vapi_core.errors import FileError, VapiError
 from vapi_core.scoring.statistics import mean_and_standard_error
 
-PAPERS_NOISE = SweepForm.model_validate({})  # what the form holds when it opens: the paper's table 5
+PAPERS_NOISE = opening_form()  # table 5
 SKIPPED = "Skipped"  # name of the state of a cell that was finished before
 
 
@@ -179,11 +180,11 @@ def parse_form(arguments: list[str]) -> tuple[SweepForm, bool]:
     parser.add_argument("--dry-run", action="store_true", help="print the plan and its commands, run nothing")
     for name, field in SweepForm.model_fields.items():
         option = f"--{name.replace('_', '-')}"
-        is_list = isinstance(field.default, list)
+        is_list = get_origin(field.annotation) is list
         parser.add_argument(option, nargs="*" if is_list else None, default=argparse.SUPPRESS, help=field.description)
     options = vars(parser.parse_args(arguments))
     dry_run = options.pop("dry_run")
-    return SweepForm(**options), dry_run
+    return opening_form(**options), dry_run
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.states import State
 
 from pipelines import processes
+from pipelines.masking import masked
 from pipelines.mlflow_runs import DEFAULT_URI
 from pipelines.paths import WORK
 
@@ -42,10 +43,10 @@ def run_command(command: Sequence[str], name: str, gpus: Sequence[str] = ()) -> 
     tail: deque[str] = deque(maxlen=TAIL)
 
     def log(line: str) -> None:
-        tail.append(line)
-        logger.info(line)
+        tail.append(masked(line))
+        logger.info(tail[-1])
 
-    logger.info(shlex.join(command))
+    logger.info(masked(shlex.join(command)))
     with one_gpu(gpus) as choice:
         code = processes.run(command, name, environment() | choice, log)
     if code != 0:

@@ -23,12 +23,12 @@ import json
 from prefect.client.orchestration import get_client
 from pipelines.flows.ablation_sweep import ablation_sweep
 from pipelines.flows.reproduce import reproduce
-from pipelines.sweep import SweepForm
+from pipelines.sweep import opening_form
 from vapi_core.errors import VapiError
 
 state = reproduce(target="tokenize", parallelism=1, return_state=True)
 try:
-    ablation_sweep(SweepForm(noise_ratios=[0.0, 0.5, 0.75], seeds=[1]))
+    ablation_sweep(opening_form(noise_ratios=[0.0, 0.5, 0.75], seeds=[1]))
 except VapiError as error:
     problem = str(error)
 with get_client(sync_client=True) as client:
