@@ -13,6 +13,7 @@ import shlex
 import sys
 import time
 from typing import Any, get_origin
+from urllib.parse import urlsplit
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import (
@@ -133,6 +134,8 @@ class Progress:
         if not server.startswith("http"):
             get_run_logger().info("No links to MLflow, which is no server here: MLFLOW_TRACKING_URI names none.")
             return
+        address = urlsplit(server)  # without a password: Prefect keeps the links
+        server = address._replace(netloc=address.netloc.rpartition("@")[2]).geturl().rstrip("/")
         boards = dashboards.plan_dashboards(profile["score"]["extractors"], profile["score"]["geneval"] is not None)
         experiment = dashboards.register(profile["profile"], boards)
         create_link_artifact(

@@ -59,7 +59,7 @@ def made(tmp_path, monkeypatch):
 
 def test_at_its_end_a_sweep_shows_its_figures_and_links_to_its_runs_and_dashboards(made, tmp_path, monkeypatch):
     server = "http://mlflow.example:5000"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://lab:correct-horse@mlflow.example:5000")
     registered = []
     monkeypatch.setattr(dashboards, "register", lambda profile, boards: registered.append((profile, boards)) or "7")
     progress = ablation_sweep.Progress([CELL], [1])
