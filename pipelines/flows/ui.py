@@ -94,9 +94,9 @@ def free_port(preferred: int) -> int:
 def start_prefect(env: dict[str, str], stack: ExitStack) -> Service:
     port = free_port(4200)
     api = f"http://{HOST}:{port}/api"
-    address = {"PREFECT_SERVER_API_HOST": HOST, "PREFECT_SERVER_API_PORT": str(port), "PREFECT_SERVER_UI_API_URL": api}
+    address = {"PREFECT_SERVER_API_HOST": HOST, "PREFECT_SERVER_API_PORT": str(port)}
     command = [sys.executable, "-m", "pipelines.flows.server"]
-    service = Service("prefect-server", command, env | address, stack)
+    service = Service("prefect-server", command, {"PREFECT_SERVER_UI_API_URL": api} | env | address, stack)
     env["PREFECT_API_URL"] = api
     if (login := server_login()) is not None:
         env["PREFECT_API_AUTH_STRING"] = login
@@ -113,13 +113,17 @@ def start_mlflow(env: dict[str, str], stack: ExitStack) -> Service:
     command = ["mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     settings = {
         "MLFLOW_BACKEND_STORE_URI": env["MLFLOW_TRACKING_URI"],
+        "MLFLOW_SERVER_ALLOWED_HOSTS": allowed_hosts(port, env.get("MLFLOW_SERVER_ALLOWED_HOSTS")),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # half the memory and start-up
     }
-    # by default names such as 10.example would do too; of other origins MLflow allows those of this machine only
-    hosts = {"MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(f"{name}:{port}" for name in (HOST, "localhost"))}
-    service = Service("mlflow-server", command, hosts | env | settings, stack)
+    service = Service("mlflow-server", command, env | settings, stack)
     env["MLFLOW_TRACKING_URI"] = f"http://{HOST}:{port}"
     return service
+
+
+def allowed_hosts(port: int, others: str | None) -> str:
+    """This machine's own names for a port, and the user's; by default MLflow answers to names such as 10.example too."""
+    return ",".join([f"{HOST}:{port}", f"localhost:{port}", *([others] if others else [])])
 
 
 def create_pool(api: str, login: str | None) -> None:
