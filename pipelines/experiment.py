@@ -10,6 +10,7 @@ Only one process of a name may run at a time, as `processes` sees to in a sweep.
 """
 
 import argparse
+import signal
 import sys
 
 from dvc.cli import main as run_dvc
@@ -17,6 +18,8 @@ from dvc.repo.experiments import Experiments
 from dvc.repo.experiments.queue.base import QueueEntry, QueueGetResult
 from dvc.repo.experiments.queue.tempdir import TempDirQueue
 from dvc.utils.objects import cached_property
+
+from pipelines.launch import one_message
 
 STASHES = "refs/vapi"  # not below refs/exps, where DVC takes what it does not know for an experiment
 
@@ -48,7 +51,9 @@ def use_own_queue(name: str) -> None:
     Experiments.tempdir_queue = cached_property(tempdir_queue)
 
 
+@one_message
 def main() -> int:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # at once: the stage ends with it, and the next experiment tidies up
     parser = argparse.ArgumentParser(
         usage="python -m pipelines.experiment --name NAME [any option of `dvc exp run`] TARGET ...",
         description="Runs one DVC experiment in a temporary directory.",

@@ -85,7 +85,9 @@ def one_message(command: Callable[P, int | None]) -> Callable[P, int]:
                 stream.reconfigure(errors="backslashreplace")
         try:
             with _interruptible():
-                return command(*arguments, **options) or 0
+                code = command(*arguments, **options) or 0
+                sys.stdout.flush()
+                return code
         except KeyboardInterrupt as error:
             ended = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
             _say(ended)

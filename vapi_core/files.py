@@ -95,7 +95,16 @@ def read_yaml(path: Path | str) -> Any:
     except FileNotFoundError:
         raise FileError(path, "the file is missing. Run from the top of the repository.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
+        check_merged(path)
         raise FileError(path, f"not valid YAML: {error}") from None
+
+
+def check_merged(path: Path | str) -> None:
+    """Raises FileError where git has left the marks of a conflict in a file."""
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if line.startswith(("<<<<<<< ", ">>>>>>> ")):
+            problem = f"line {number} is git's mark of a conflict."
+            raise FileError(path, problem, "Decide which of the two sides holds, and remove the marks.")
 
 
 def sha256_file(path: Path | str) -> str:
