@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import psutil
 
@@ -105,6 +106,15 @@ def marked(name: str) -> list[psutil.Process]:
                 found.append(process)
         except psutil.Error:  # gone, or somebody else's
             continue
+    return found
+
+
+def working_directories() -> list[Path]:
+    """Of all live processes, as far as the system tells."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            found.append(Path(process.cwd()))
     return found
 
 
