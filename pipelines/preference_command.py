@@ -9,12 +9,12 @@ anything could not be scored.
 
 import argparse
 import math
-import sys
 from pathlib import Path
 
 from pipelines.geneval_command import choose_device, counted, exit_code, positive
+from pipelines.launch import one_message
 from pipelines.uploader import dismiss_early
-from vapi_core.errors import FileError, VapiError
+from vapi_core.errors import FileError
 from vapi_core.files import write_json
 from vapi_core.scoring.geneval_folder import read_folder, write_prompts
 from vapi_core.scoring.preference import (
@@ -62,12 +62,9 @@ def run(arguments: argparse.Namespace) -> PreferenceScore:
     return score
 
 
+@one_message
 def main(arguments: list[str]) -> int:
     """Runs the command; 1 on an error of the user's or where images could not be scored."""
     dismiss_early()  # of the stage `score`, which this is not
-    try:
-        score = run(parse(arguments))
-    except VapiError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    score = run(parse(arguments))
     return exit_code(score.images, score.missing, score.unreadable)

@@ -13,21 +13,22 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipelines.assets import link_assets, require_assets
-from pipelines.launch import fail, live_with_launcher, relaunch
+from pipelines.launch import live_with_launcher, one_message, relaunch
 from pipelines.params import Params, load_params
 from pipelines.paths import REPORTS, RUN_FILE, WORK, remedy
+from pipelines.processes import only_one
 from pipelines.progress import progress
 from pipelines.tracking import StageRun, stage_key, stage_run
 from pipelines.uploader import dismiss_early
 from vapi_core import distributed
-from vapi_core.errors import FileError, ParameterError, VapiError
+from vapi_core.errors import FileError, ParameterError
 from vapi_core.files import atomic_path, read_json, write_json
 
 Metrics = dict[str, float]
@@ -164,29 +165,52 @@ def run_stage(
     *,
     parallel: bool = False,
 ) -> None:
-    """Runs one stage. On an error that is the user's to mend: one message on stderr and exit code 1.
+    """Runs one stage; ends the process with what `one_message` says if it does not end well.
 
     Args:
         parallel: whether `work` shares its work out to `launch.processes` processes, as `vapi_core.distributed` has
             them. The stage then starts itself again under torchrun, unless torchrun has started it.
     """
     arguments = (parser or argparse.ArgumentParser()).parse_args()
-    try:
-        params = load_params()
-        stage_plan = plan(params, arguments)
-        link_assets(params)
-        require_assets(params, stage_plan.name)
-        key = stage_key(stage_plan.name, stage_plan.params, upstream_keys(stage_plan))
-        if distributed.launched():
-            live_with_launcher()
-            _check_launch(params, parallel)
-        elif parallel and params.launch.processes > 1:
-            dismiss_early()  # the main one of the processes has its own
-            relaunch(params.launch.processes)
-            return
+    if code := _run_stage(plan, work, arguments, parallel):
+        sys.exit(code)
+
+
+@one_message
+def _run_stage(plan: Any, work: Any, arguments: argparse.Namespace, parallel: bool) -> int:
+    params = load_params()
+    stage_plan = plan(params, arguments)
+    link_assets(params)
+    require_assets(params, stage_plan.name)
+    key = stage_key(stage_plan.name, stage_plan.params, upstream_keys(stage_plan))
+    if distributed.launched():
+        live_with_launcher()
+        _check_launch(params, parallel)
         _execute(stage_plan, key, work, params, arguments)
-    except VapiError as error:
-        fail(error)
+        return 0
+    with _alone(stage_plan.name, key):
+        if parallel and params.launch.processes > 1:
+            dismiss_early()  # the main one of the processes has its own
+            return relaunch(params.launch.processes)
+        _execute(stage_plan, key, work, params, arguments)
+        return 0
+
+
+@contextmanager
+def _alone(name: str, key: str) -> Iterator[None]:
+    """Waits until no other process runs this stage in this folder, or one of its key in any: they share a checkpoint.
+
+    Such a one may have outlived its DVC for a moment, or be a cell of a sweep in another folder.
+    """
+
+    def waits(holder: str) -> None:
+        print(
+            f"{name} waits for process {holder or 'unknown'}, which runs the same stage.", file=sys.stderr, flush=True
+        )
+
+    folder = hashlib.sha256(str(Path.cwd()).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    with only_one(f"{name}-{folder}", waits), only_one(f"{name}-{key}", waits):
+        yield
 
 
 def _check_launch(params: Params, parallel: bool) -> None:

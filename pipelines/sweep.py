@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import json
 import re
-import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from vapi_core.errors import FileError, ParameterError
+from pipelines.git import git
+from pipelines.lockfile import check_dvc_files
+from vapi_core.errors import FileError, ParameterError, quoted
 from vapi_core.files import read_yaml
 
 LONGEST_LIST = 10  # which Prefect checks when a form is submitted, so that no sweep has more than 3,000 cells
@@ -265,16 +266,17 @@ def read_baseline(profile: str | None, root: Path = Path()) -> Baseline:
 
     Raises:
         ParameterError: there is no such profile.
-        FileError: the folder has no git commit.
+        FileError: the folder has no git commit, or git cannot be asked; DVC cannot read its files.
     """
+    check_dvc_files(root)
     params = read_yaml(root / "params.yaml")
     path = root / ("params.yaml" if profile is None else f"profiles/{profile}.yaml")
     if not path.is_file():
         known = ", ".join(_profiles(root))
-        raise ParameterError("profile", f"there is no profile '{profile}'; there are: {known}.")
-    if not (head := _git(root, "rev-parse", "--verify", "--quiet", "HEAD").strip()):
+        raise ParameterError("profile", f"there is no profile {quoted(profile)}; there are: {known}.")
+    if not (head := git(root, "rev-parse", "--verify", "--quiet", "HEAD").strip()):
         raise FileError(root, "git has no commit here, which `dvc exp run` needs.", "Run `git add -A; git commit`.")
-    revision = _digest([head, _git(root, "diff", "HEAD", "--", *CODE)])
+    revision = _digest([head, git(root, "diff", "HEAD", "--", *CODE)])
     return Baseline(revision, params, read_yaml(path))
 
 
@@ -284,7 +286,7 @@ def _profiles(root: Path) -> list[str]:
 
 def experiments(root: Path = Path()) -> dict[str, str]:
     """Name -> commit of every DVC experiment here: git references refs/exps/BASELINE/NAME."""
-    lines = _git(root, "for-each-ref", "--format=%(refname:lstrip=4) %(objectname)", "refs/exps/*/*/*").splitlines()
+    lines = git(root, "for-each-ref", "--format=%(refname:lstrip=4) %(objectname)", "refs/exps/*/*/*").splitlines()
     return {name: commit for name, _, commit in (line.rpartition(" ") for line in lines)}
 
 
@@ -302,9 +304,9 @@ def read_scores(cell: str, seeds: Iterable[int], root: Path = Path()) -> dict[st
     for seed in seeds:
         path = METRICS.format(seed=seed)
         try:
-            metrics = json.loads(_git(root, "show", f"{commit}:{path}"))
+            metrics = json.loads(git(root, "show", f"{commit}:{path}"))
             scores = {name: float(value) for name, value in metrics.items() if name.startswith("score/")}
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, FileError):
             raise FileError(path, f"experiment {cell} has no scores there that can be read.", remedy) from None
         if not scores or (values and scores.keys() != values[0].keys()):
             raise FileError(path, f"experiment {cell} lacks scores of this seed.", remedy)
@@ -325,8 +327,3 @@ def read_key(commit: str, seed: int, root: Path = Path()) -> str | None:
         return json.loads(read(RUN.format(seed=seed), str(root), commit))["key"]
     except (DvcException, OSError):
         return None
-
-
-def _git(root: Path, *arguments: str) -> str:
-    """Output of a git command; empty if it fails."""
-    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False).stdout

@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -21,8 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import uploader
+from pipelines.git import git
 from pipelines.journal import JOURNALS, Entry, Header, Journal, Status, all_journals
+from pipelines.launch import one_message
 from pipelines.mlflow_runs import EXPERIMENT_TAG, LONGEST_PARAM, RemoteRun, connect, import_client, summary
+from vapi_core.errors import FileError
 
 FLUSH_SECONDS = 5.0
 UPLOAD_COMMAND = "python -m pipelines.tracking upload"
@@ -196,8 +198,13 @@ def now() -> int:
 
 
 def _git_commit() -> dict[str, str]:
-    result = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return {"git.commit": result.stdout.strip()} if result.returncode == 0 else {}
+    with suppress(FileError):  # a run need not have one
+        return (
+            {"git.commit": commit}
+            if (commit := git(Path(), "rev-parse", "--verify", "--quiet", "HEAD").strip())
+            else {}
+        )
+    return {}
 
 
 def serve() -> None:
@@ -220,6 +227,7 @@ def serve() -> None:
         print(json.dumps(problem), flush=True)
 
 
+@one_message
 def main() -> None:
     parser = argparse.ArgumentParser(description="Sends metrics that were kept while the tracking server was away.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="upload")
@@ -236,4 +244,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

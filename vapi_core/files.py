@@ -6,13 +6,13 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from vapi_core.errors import FileError
+from vapi_core.errors import FileError, file_problem
 
 
 @contextmanager
@@ -20,20 +20,38 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yields a temporary path beside `path` and renames it to `path` when the block ends without an error.
 
     The block may create a file or a directory there. On an error the temporary is removed and `path` is as it was.
+
+    Raises:
+        FileError: the file cannot be written: permissions, a full disk, something that is in its place.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if path.is_dir() and temporary.is_dir():
             shutil.rmtree(path)  # a directory cannot be renamed over one that holds files
         os.replace(temporary, path)
+    except BaseException as error:
+        if (problem := file_problem(error)) and (place := _place(error, path, temporary)):
+            raise FileError(place, problem) from error
+        raise
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # as far as it can be; the error above tells why it cannot
+            if temporary.is_dir():
+                shutil.rmtree(temporary)
+            else:
+                temporary.unlink(missing_ok=True)
+
+
+def _place(error: BaseException, path: Path, temporary: Path) -> Path | None:
+    """Where writing `path` failed: there, or at a folder above it; None where the error is about another file."""
+    if (name := getattr(error, "filename", None)) is None:
+        return path
+    named = Path(str(name))
+    if named == temporary or named.is_relative_to(temporary):
+        return path
+    return named if path.is_relative_to(named) else None
 
 
 def write_json(path: Path | str, value: Any) -> None:
@@ -77,7 +95,16 @@ def read_yaml(path: Path | str) -> Any:
     except FileNotFoundError:
         raise FileError(path, "the file is missing. Run from the top of the repository.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
+        check_merged(path)
         raise FileError(path, f"not valid YAML: {error}") from None
+
+
+def check_merged(path: Path | str) -> None:
+    """Raises FileError where git has left the marks of a conflict in a file."""
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if line.startswith(("<<<<<<< ", ">>>>>>> ")):
+            problem = f"line {number} is git's mark of a conflict."
+            raise FileError(path, problem, "Decide which of the two sides holds, and remove the marks.")
 
 
 def sha256_file(path: Path | str) -> str:

@@ -28,6 +28,7 @@ from pydantic import ValidationError
 
 from pipelines import dashboards
 from pipelines.flows.running import gpu_tags, run_all, run_command, visible_gpus
+from pipelines.launch import one_message
 from pipelines.paths import WORK
 from pipelines.results import publish
 from pipelines.sweep import (
@@ -190,6 +191,7 @@ def parse_form(arguments: list[str]) -> tuple[SweepForm, bool]:
     return opening_form(**options), dry_run
 
 
+@one_message
 def main() -> None:
     try:
         form, dry_run = parse_form(sys.argv[1:])
@@ -201,9 +203,7 @@ def main() -> None:
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc'])) or 'form'}: {e['msg']}" for e in error.errors()]
         sys.exit("\n".join(f"error: {problem}" for problem in problems))
-    except VapiError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
