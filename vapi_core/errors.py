@@ -21,3 +21,12 @@ class FileError(VapiError):
     def __init__(self, path: Path | str, problem: str, remedy: str = ""):
         super().__init__(f"{path}: {problem}" + (f" {remedy}" if remedy else ""))
         self.path = Path(path)
+
+
+class TrainingError(VapiError):
+    """A training has left the range of numbers. `step` counts from 1, as curves do; `metric` is what is not finite."""
+
+    def __init__(self, step: int, metric: str, value: float):
+        remedy = "Lower the learning rate, lengthen the warm-up, or train in float32."
+        super().__init__(f"training stopped at step {step}: {metric} is {value}. {remedy}")
+        self.step, self.metric, self.value = step, metric, value

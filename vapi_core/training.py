@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vapi_core.budget import Clock, steps_of_budget
 from vapi_core.distributed import from_main, is_main, is_sharded, rank, shared_path, total, world_size
+from vapi_core.errors import TrainingError
 from vapi_core.files import read_json, write_json
 from vapi_core.randomness import seed_torch, stream
 
@@ -142,6 +143,9 @@ def train(
 ) -> None:
     """Trains the parameters of `module` that require a gradient, in place.
 
+    A step whose loss or gradient norm is not finite is not taken, and weights that are not finite are not kept: the last
+    checkpoint is good.
+
     Args:
         count: items of the data set.
         log: called once per step with the step's metrics, again for the steps before a checkpoint when resuming.
@@ -149,6 +153,9 @@ def train(
             of all that determines the run. The number of processes may be another. The caller removes it when the
             result is safe.
         keep: called after each step with the number of steps done, by all processes; not again when resuming.
+
+    Raises:
+        TrainingError: a loss, a gradient norm or a weight is not finite.
     """
     optimizer = adamw(module.named_parameters(), config)
     trained = [p for p in module.parameters() if p.requires_grad]
@@ -174,9 +181,12 @@ def train(
             for name, value in [("loss", loss.detach()), *means.items()]:
                 totals[name] = totals.get(name, 0.0) + value * share
         gradient_norm = nn.utils.clip_grad_norm_(trained, config.gradient_norm)
+        totals["gradient_norm"] = _whole(gradient_norm).double() / world_size()  # has come from all already
+        row = total(totals) | {"learning_rate": rate}
+        _check_finite(step, {name: row[name] for name in ("loss", "gradient_norm")})
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        row = total(totals) | {"gradient_norm": _whole(gradient_norm).item(), "learning_rate": rate}
+        _check_finite(step, total({"the largest weight": _largest(trained)}))
         if config.seconds is not None:
             row["seconds"] = clock.spent()
         history.append(row)
@@ -202,6 +212,24 @@ def _replica(module: nn.Module, objective: Objective) -> DistributedDataParallel
     if world_size() == 1 or is_sharded(module):
         return None
     return DistributedDataParallel(_ObjectiveModule(module, objective), gradient_as_bucket_view=True)
+
+
+def _check_finite(step: int, metrics: Metrics) -> None:
+    """Raises TrainingError for the first metric of a step that is not finite; metrics of all processes, so that all stop."""
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise TrainingError(step + 1, name, value)
+
+
+def _largest(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Largest absolute value of what this process has of the parameters; NaN if there is one."""
+    parts = [part for part in (_own(p.detach()) for p in parameters) if part.numel()]
+    return nn.utils.get_total_norm(parts, math.inf)
+
+
+def _own(value: Tensor) -> Tensor:
+    """What this process has of a tensor that may be spread over processes."""
+    return value.to_local() if hasattr(value, "to_local") else value  # a DTensor
 
 
 def _whole(value: Tensor) -> Tensor:
