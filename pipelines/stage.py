@@ -9,7 +9,6 @@ import csv
 import hashlib
 import os
 import resource
-import shutil
 import signal
 import sys
 import time
@@ -29,7 +28,7 @@ from pipelines.tracking import StageRun, stage_key, stage_run
 from pipelines.uploader import dismiss_early
 from vapi_core import distributed
 from vapi_core.errors import FileError, ParameterError, VapiError
-from vapi_core.files import atomic_path, read_json, write_json
+from vapi_core.files import atomic_path, read_json, remove_leftovers_below, remove_whole, write_json
 
 Metrics = dict[str, float]
 CODE = Path(distributed.__file__).parent
@@ -91,7 +90,7 @@ class Stage:
 
     @property
     def checkpoint(self) -> Path:
-        """Where a training stage keeps its resumable state; removed once the output is whole."""
+        """Where a training stage keeps its resumable states, and what else it will need; removed once the output is whole."""
         return WORK / "checkpoints" / f"{self.plan.name}-{self.key}"
 
     @property
@@ -200,6 +199,8 @@ def _check_launch(params: Params, parallel: bool) -> None:
 def _execute(plan: StagePlan, key: str, work: Any, params: Params, arguments: argparse.Namespace) -> None:
     started = time.monotonic()
     device = _prepare_torch(params)
+    if distributed.is_main():
+        remove_leftovers_below(WORK)  # of stages that were killed
     with _tracked_run(plan, key, params) as run:
         stage = Stage(plan, params, device, run, key)
         try:
@@ -222,7 +223,7 @@ def _execute(plan: StagePlan, key: str, work: Any, params: Params, arguments: ar
         write_json(plan.output / RUN_FILE, {"key": key, "stage": plan.name, "experiment": params.profile})
     metrics = {name: float(f"{v:.6g}") for name, v in stage.metrics.items()}
     write_json(plan.reports / "stages" / f"{plan.name}.json", metrics)
-    shutil.rmtree(stage.checkpoint, ignore_errors=True)
+    remove_whole(stage.checkpoint)
 
 
 def _tracked_run(plan: StagePlan, key: str, params: Params) -> Any:
