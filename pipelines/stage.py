@@ -6,13 +6,12 @@ here by the main one.
 
 import argparse
 import csv
-import hashlib
 import os
 import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,9 +28,9 @@ from pipelines.uploader import dismiss_early
 from vapi_core import distributed
 from vapi_core.errors import FileError, ParameterError, VapiError
 from vapi_core.files import atomic_path, read_json, remove_leftovers_below, remove_whole, write_json
+from vapi_core.fingerprint import fingerprint, training_code
 
 Metrics = dict[str, float]
-CODE = Path(distributed.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -97,13 +96,7 @@ class Stage:
     def fingerprint(self) -> str:
         """Of all that a training comes from. The key does not know what the inputs hold, nor the code: a checkpoint that
         other ones made would be gone on with to a result that no uninterrupted run has."""
-        digest = hashlib.sha256(self.key.encode())
-        inputs = [path for folder in self.plan.upstream for path in sorted(folder.glob("*.json"))]  # with hashes of all
-        code = [path for path in sorted(CODE.rglob("*.py")) if path.relative_to(CODE).parts[0] != "scoring"]
-        for path in (*inputs, *code):
-            if path.name != RUN_FILE:
-                digest.update(path.read_bytes())
-        return digest.hexdigest()
+        return fingerprint(self.key, code=training_code(), files=descriptions(self.plan.upstream))
 
     @contextmanager
     def training_log(self, steps: int, images_per_step: int):
@@ -141,6 +134,12 @@ class Stage:
     def skip_training(self) -> None:
         """Writes curves without a step, where a model is imported or not needed: DVC wants every output."""
         write_curves(self.plan.reports / "curves" / f"{self.plan.name}.csv", [])
+
+
+def descriptions(folders: Iterable[Path]) -> list[Path]:
+    """The JSON files in outputs of stages, which hold the hashes of all else there; not those that name a run."""
+    files = [path for folder in folders for path in sorted(folder.rglob("*"))]
+    return [path for path in files if path.suffix in (".json", ".jsonl") and path.name != RUN_FILE]
 
 
 def write_curves(path: Path, rows: list[Metrics]) -> None:

@@ -77,6 +77,7 @@ def remove_whole(path: Path) -> None:
     """Removes a directory, if it is there, in such a way that a kill leaves all of it or nothing under its name."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     if path.is_dir():
+        _remove(temporary)
         os.replace(path, temporary)
         shutil.rmtree(temporary)
 

@@ -28,7 +28,7 @@ FRAME = {
         "stage",
         "tracking",
     )
-} | {Path("vapi_core/errors.py"), Path("vapi_core/files.py")}
+} | {Path("vapi_core/errors.py"), Path("vapi_core/files.py"), Path("vapi_core/fingerprint.py")}
 
 
 class Module(NamedTuple):

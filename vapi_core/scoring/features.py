@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from vapi_core.errors import FileError, ParameterError
 from vapi_core.files import atomic_path, sha256_file
+from vapi_core.fingerprint import EXTRACTION, code_of, fingerprint
 from vapi_core.scoring.classifier import load_classifier
 
 EFFICIENTNET_SIZE = 224  # pixels, the resolution the weights were trained at
@@ -212,7 +213,7 @@ def cached_features(
     batch_size: int = 16,
     device: str | torch.device = "cpu",
 ) -> Features:
-    """`extract`, kept in `directory` in a file named by the hash of the images, the extractor and its weights.
+    """`extract`, kept in `directory` in a file named by the hash of the images, the extractor, its weights and the code.
 
     Raises:
         FileError: the file kept there is damaged.
@@ -230,7 +231,8 @@ def cached_features(
 
 
 def _key(images: np.ndarray, extractor: Extractor) -> str:
-    digest = hashlib.sha256(f"{extractor.name} {extractor.weights_sha256} {images.shape}".encode())
+    made_by = fingerprint(extractor.name, extractor.weights_sha256, str(images.shape), code=code_of(EXTRACTION))
+    digest = hashlib.sha256(made_by.encode())
     for start in range(0, len(images), 256):
         digest.update(images[start : start + 256].tobytes())
     return digest.hexdigest()
