@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, TypedDict
 from zipfile import BadZipFile
 
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from vapi_core.errors import FileError, ParameterError
 from vapi_core.files import atomic_path, sha256_file
 from vapi_core.fingerprint import EXTRACTION, code_of, fingerprint
+from vapi_core.models.weights import check_loaded, read_state_dict
 from vapi_core.scoring.classifier import load_classifier
 
 EFFICIENTNET_SIZE = 224  # pixels, the resolution the weights were trained at
@@ -158,9 +158,11 @@ def _inception(weights: Path | str | None) -> nn.Module:
     if not path.is_file():
         raise FileError(path, "the weights of InceptionV3 are missing.", remedy)
     try:
-        torch.load(path, weights_only=True)  # torch-fidelity would unpickle, and so run, whatever the file holds
-        return FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(path))
-    except (OSError, EOFError, RuntimeError, TypeError, AttributeError, UnpicklingError) as error:
+        read_state_dict(path)  # torch-fidelity would unpickle, and so run, whatever the file holds
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(path))
+        check_loaded(network, path)
+        return network
+    except (FileError, OSError, RuntimeError, TypeError, AttributeError) as error:
         raise FileError(path, f"these are not the weights of InceptionV3 ({error}).", remedy) from None
 
 
