@@ -201,6 +201,7 @@ def main() -> None:
         if arguments.source == "dvc":
             grid = from_dvc(names)
         else:
+            tracking.close_killed()
             grid = from_mlflow(arguments.profile or read_yaml("params.yaml")["profile"], names)
     except VapiError as error:
         sys.exit(f"error: {error}")

@@ -60,6 +60,9 @@ class UntrackedRun:
     def table(self, name: str, rows: list[dict[Any, Any]]) -> None:
         pass
 
+    def made(self, outputs: str) -> None:
+        pass
+
     def adopt(self, keys: list[str]) -> None:
         pass
 
@@ -98,11 +101,11 @@ class Stage:
         """Of all that a training comes from. The key does not know what the inputs hold, nor the code: a checkpoint that
         other ones made would be gone on with to a result that no uninterrupted run has."""
         digest = hashlib.sha256(self.key.encode())
-        inputs = [path for folder in self.plan.upstream for path in sorted(folder.glob("*.json"))]  # with hashes of all
+        for folder in self.plan.upstream:
+            digest.update(outputs_hash(folder).encode())
         code = [path for path in sorted(CODE.rglob("*.py")) if path.relative_to(CODE).parts[0] != "scoring"]
-        for path in (*inputs, *code):
-            if path.name != RUN_FILE:
-                digest.update(path.read_bytes())
+        for path in code:
+            digest.update(path.read_bytes())
         return digest.hexdigest()
 
     @contextmanager
@@ -150,6 +153,15 @@ def write_curves(path: Path, rows: list[Metrics]) -> None:
         writer = csv.DictWriter(file, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in rows)
+
+
+def outputs_hash(folder: Path) -> str:
+    """Of what a stage has made: of its manifests, which have the hashes of all. Which run made it makes no difference."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.json")):
+        if path.name != RUN_FILE:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def upstream_keys(plan: StagePlan) -> list[str]:
@@ -212,6 +224,8 @@ def _execute(plan: StagePlan, key: str, work: Any, params: Params, arguments: ar
         stage.metrics["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
             1024 if sys.platform == "linux" else 1024**2
         )
+        if plan.output is not None and distributed.is_main():
+            run.made(outputs_hash(plan.output))
         run.log({name if "/" in name else f"stage/{name}": value for name, value in stage.metrics.items()})
     if isinstance(run, UntrackedRun):
         return
