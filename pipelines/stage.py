@@ -21,6 +21,7 @@ from typing import Any
 
 from pipelines.assets import link_assets, require_assets
 from pipelines.launch import fail, live_with_launcher, relaunch
+from pipelines.memory_advice import memory_explained
 from pipelines.params import Params, load_params
 from pipelines.paths import REPORTS, RUN_FILE, WORK, remedy
 from pipelines.progress import progress
@@ -214,7 +215,8 @@ def _execute(plan: StagePlan, key: str, work: Any, params: Params, arguments: ar
     with _tracked_run(plan, key, params) as run:
         stage = Stage(plan, params, device, run, key)
         try:
-            work(stage, arguments)
+            with memory_explained(params, plan.name):
+                work(stage, arguments)
         except BaseException:
             if distributed.launched():  # torchrun ends all when one fails; the run is still to be closed
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -18,6 +18,7 @@ FRAME = {
         "geneval_command",
         "journal",
         "launch",
+        "memory_advice",
         "mlflow_runs",
         "params",
         "paths",
