@@ -33,6 +33,7 @@ ui: .venv/installed # sweeps in the browser: Prefect, MLflow and a worker, until
 	@python -m pipelines.flows.ui
 
 mlflow: .venv/installed # the MLflow UI over what was tracked
+	-python -m pipelines.tracking upload
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port 5000 --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}
 
 test: .venv/installed # the whole test suite

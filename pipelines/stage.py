@@ -21,7 +21,7 @@ from typing import Any
 
 from pipelines.assets import link_assets, require_assets
 from pipelines.launch import fail, live_with_launcher, relaunch
-from pipelines.memory_advice import memory_explained
+from pipelines.memory_advice import memory_advice, memory_explained
 from pipelines.params import Params, load_params
 from pipelines.paths import REPORTS, RUN_FILE, WORK, remedy
 from pipelines.progress import progress
@@ -250,6 +250,7 @@ def _tracked_run(plan: StagePlan, key: str, params: Params) -> Any:
         params=plan.params,
         tags={"stage": plan.name.partition("@")[0], "profile": params.profile},
         parent=plan.parent,
+        advice=memory_advice(params, plan.name),
     )
 
 

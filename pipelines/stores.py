@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from pipelines.masking import masked
 from pipelines.paths import REPOSITORY
 from vapi_core.errors import ParameterError
 
@@ -72,7 +73,7 @@ def check_database(uri: str) -> None:
             engine.connect().close()
     except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, OSError, ImportError, ValueError) as error:
         told = " ".join(str(getattr(error, "orig", error)).split())
-        raise ParameterError("MLFLOW_TRACKING_URI", f"the database {uri} cannot be used: {told}") from error
+        raise ParameterError("MLFLOW_TRACKING_URI", masked(f"the database {uri} cannot be used: {told}")) from None
 
 
 def _check_sqlite(path: Path) -> None:
