@@ -33,6 +33,7 @@ ui: .venv/installed # sweeps in the browser: Prefect, MLflow and a worker, until
 	@python -m pipelines.flows.ui
 
 mlflow: .venv/installed # the MLflow UI over what was tracked
+	-python -m pipelines.tracking upload
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_SERVER_ALLOWED_HOSTS=127.0.0.1:5000,localhost:5000 \
 	MLFLOW_BACKEND_STORE_URI=$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} mlflow server --host 127.0.0.1 --port 5000
 

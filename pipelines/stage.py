@@ -20,7 +20,7 @@ from typing import Any
 
 from pipelines.assets import link_assets, require_assets
 from pipelines.launch import live_with_launcher, one_message, relaunch
-from pipelines.memory_advice import memory_explained
+from pipelines.memory_advice import memory_advice, memory_explained
 from pipelines.params import Params, load_params
 from pipelines.paths import REPORTS, RUN_FILE, WORK, remedy
 from pipelines.processes import only_one
@@ -59,6 +59,9 @@ class UntrackedRun:
         pass
 
     def table(self, name: str, rows: list[dict[Any, Any]]) -> None:
+        pass
+
+    def made(self, outputs: str) -> None:
         pass
 
     def adopt(self, keys: list[str]) -> None:
@@ -153,6 +156,15 @@ def write_curves(path: Path, rows: list[Metrics]) -> None:
         writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in rows)
 
 
+def outputs_hash(folder: Path) -> str:
+    """Of what a stage has made: of its manifests, which have the hashes of all. Which run made it makes no difference."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.json")):
+        if path.name != RUN_FILE:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 def upstream_keys(plan: StagePlan) -> list[str]:
     """Keys of the runs that made this stage's inputs."""
     return [read_json(d / RUN_FILE, remedy(d))["key"] for d in plan.upstream]
@@ -239,6 +251,8 @@ def _execute(plan: StagePlan, key: str, work: Any, params: Params, arguments: ar
         stage.metrics["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
             1024 if sys.platform == "linux" else 1024**2
         )
+        if plan.output is not None and distributed.is_main():
+            run.made(outputs_hash(plan.output))
         run.log({name if "/" in name else f"stage/{name}": value for name, value in stage.metrics.items()})
     if isinstance(run, UntrackedRun):
         return
@@ -261,6 +275,7 @@ def _tracked_run(plan: StagePlan, key: str, params: Params) -> Any:
         params=plan.params,
         tags={"stage": plan.name.partition("@")[0], "profile": params.profile},
         parent=plan.parent,
+        advice=memory_advice(params, plan.name),
     )
 
 

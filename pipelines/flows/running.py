@@ -18,8 +18,8 @@ from prefect.states import State
 
 from pipelines import processes
 from pipelines.masking import masked
-from pipelines.mlflow_runs import DEFAULT_URI
 from pipelines.paths import WORK
+from pipelines.stores import DEFAULT_URI
 
 GPU = "gpu"  # tag of tasks that need one, and name of the limit on how many run at the same time
 TAIL = 8  # lines of a failed command's output that its task's message repeats
