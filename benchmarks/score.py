@@ -14,7 +14,7 @@ import torch
 from benchmarks.measure import Results, machine, pairs, peak
 from benchmarks.models import CLASSES, Setting, setting
 from vapi_core.models.classifier import PlainClassifier
-from vapi_core.models.state_dicts import weights_sha256
+from vapi_core.models.weights import weights_sha256
 from vapi_core.randomness import seed_torch, stream
 from vapi_core.scoring.features import Extractor, PixelScaling, cached_features, extract
 from vapi_core.scoring.fidelity import cached_statistics, feature_statistics, frechet_distance

@@ -23,11 +23,13 @@ from pipelines.config.params import Params
 from pipelines.config.paths import CAPTIONS, remedy
 from pipelines.geneval_command import choose_device, positive
 from pipelines.inputs import open_generator, open_prompts, open_tokenizer
+from pipelines.launch import one_message
 from pipelines.progress import progress
 from pipelines.variants.loading import load_params
 from pipelines.variants.variant import BASE, find_variant
-from vapi_core.errors import FileError, ParameterError, VapiError
+from vapi_core.errors import FileError, ParameterError
 from vapi_core.files import read_json, write_json
+from vapi_core.fingerprint import fingerprint, training_code
 from vapi_core.models.checkpoints import model_hash
 from vapi_core.models.families import FAMILIES
 from vapi_core.models.policy import Condition
@@ -105,6 +107,7 @@ def draw(arguments: argparse.Namespace, params: Params) -> int:
         **vars(made.config),
         "generator_sha256": model_hash(made.generator, "generator"),
         "tokenizer_sha256": model_hash(made.tokenizer, "tokenizer"),
+        "code_sha256": fingerprint(code=training_code()),
     }
     check_folder(arguments.folder, drawn)
     write_prompts(arguments.folder, prompts)
@@ -176,14 +179,11 @@ def run(arguments: argparse.Namespace) -> int:
     return draw(arguments, params)
 
 
+@one_message
 def main(arguments: list[str]) -> int:
     """Runs the command; 1 on an error of the user's."""
-    try:
-        given = parse(arguments)
-        print(f"{run(given)} images in {given.folder}")
-    except VapiError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    given = parse(arguments)
+    print(f"{run(given)} images in {given.folder}")
     return 0
 
 

@@ -9,30 +9,31 @@ import csv
 import hashlib
 import os
 import resource
-import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipelines.config.params import Params
-from pipelines.config.paths import REPORTS, RUN_FILE, WORK, remedy
-from pipelines.launch import fail, live_with_launcher, relaunch
-from pipelines.progress import progress
+from pipelines.config.paths import CURVES, RUN_FILE, STAGE_METRICS, WORK, remedy
+from pipelines.launch import live_with_launcher, one_message, relaunch
+from pipelines.memory_advice import memory_advice, memory_explained
+from pipelines.processes import only_one
+from pipelines.progress import Advance, progress
 from pipelines.tracking import StageRun, stage_key, stage_run
 from pipelines.uploader import dismiss_early
 from pipelines.variants.assets import link_assets, require_assets
 from pipelines.variants.loading import load_params
 from vapi_core import distributed
-from vapi_core.errors import FileError, ParameterError, VapiError
-from vapi_core.files import atomic_path, read_json, write_json
+from vapi_core.errors import FileError, ParameterError
+from vapi_core.files import atomic_path, read_json, remove_leftovers_below, remove_whole, write_json
+from vapi_core.fingerprint import fingerprint, training_code
 
 Metrics = dict[str, float]
-CODE = Path(distributed.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class StagePlan:
     parent: str | None = (
         "pipeline"  # MLflow run under which this one stands; None: at the top, beside what it competes with
     )
-    reports: Path = REPORTS  # its metrics go into stages/ of this folder, its curves into curves/
+    tracked: bool = True  # False: it has no run of its own; its work makes the runs
 
 
 class UntrackedRun:
@@ -59,6 +60,9 @@ class UntrackedRun:
         pass
 
     def table(self, name: str, rows: list[dict[Any, Any]]) -> None:
+        pass
+
+    def made(self, outputs: str) -> None:
         pass
 
     def adopt(self, keys: list[str]) -> None:
@@ -91,57 +95,88 @@ class Stage:
 
     @property
     def checkpoint(self) -> Path:
-        """Where a training stage keeps its resumable state; removed once the output is whole."""
+        """Where a training stage keeps its resumable states, and what else it will need; removed once the output is whole."""
         return WORK / "checkpoints" / f"{self.plan.name}-{self.key}"
 
     @property
     def fingerprint(self) -> str:
         """Of all that a training comes from. The key does not know what the inputs hold, nor the code: a checkpoint that
         other ones made would be gone on with to a result that no uninterrupted run has."""
-        digest = hashlib.sha256(self.key.encode())
-        inputs = [path for folder in self.plan.upstream for path in sorted(folder.glob("*.json"))]  # with hashes of all
-        code = [path for path in sorted(CODE.rglob("*.py")) if path.relative_to(CODE).parts[0] != "scoring"]
-        for path in (*inputs, *code):
-            if path.name != RUN_FILE:
-                digest.update(path.read_bytes())
-        return digest.hexdigest()
+        return fingerprint(self.key, code=training_code(), files=descriptions(self.plan.upstream))
+
+    @property
+    def curves(self) -> Path:
+        """File of the curves of a stage that trains one model."""
+        return CURVES / f"{self.plan.name}.csv"
 
     @contextmanager
-    def training_log(self, steps: int, images_per_step: int):
-        """Yields the log callback of a training: progress, MLflow curves, and at the end the curves as CSV.
-
-        The CSV holds what is the same on every run of the same machine; rates go to MLflow and the stage's metrics.
-        """
-        if not distributed.is_main():
-            yield lambda step, row: None
-            return
-        rows: list[Metrics] = []
-        started = time.monotonic()
-        resumed = 0
-        previous = started
-        with progress(self.plan.name, steps, "steps") as advance:
-
-            def log(step: int, row: Metrics) -> None:
-                nonlocal previous, resumed
-                now = time.monotonic()
-                rows.append({"step": step + 1, **row})
-                live = {f"train/{name}": value for name, value in row.items()}
-                if now - previous > 1e-3:  # steps before a resumed checkpoint are only told again
-                    live["train/images_per_second"] = images_per_step / (now - previous)
-                else:
-                    resumed = step + 1
-                previous = now
-                self.run.log(live, step=step + 1)
-                advance(note=f"loss {row['loss']:.4g}")
-
+    def training_log(self, steps: int, images_per_step: int) -> Iterator["TrainingLog"]:
+        """The log of a stage that trains one model; its rate becomes a metric of the stage."""
+        with training_log(self.plan.name, steps, images_per_step, self.run, self.curves) as log:
             yield log
-        trained = len(rows) - resumed
-        self.metrics["images_per_second"] = trained * images_per_step / max(time.monotonic() - started, 1e-9)
-        write_curves(self.plan.reports / "curves" / f"{self.plan.name}.csv", rows)
+        if distributed.is_main():
+            self.metrics["images_per_second"] = log.images_per_second
 
     def skip_training(self) -> None:
         """Writes curves without a step, where a model is imported or not needed: DVC wants every output."""
-        write_curves(self.plan.reports / "curves" / f"{self.plan.name}.csv", [])
+        write_curves(self.curves, [])
+
+    def own_run(self, name: str, key: str, params: dict[str, Any], tags: dict[str, str]) -> Any:
+        """A run of something in the stage's work, at the top of the profile's runs; for the main process."""
+        if not distributed.is_main():
+            return nullcontext(UntrackedRun())
+        tags = {"profile": self.params.profile, **tags}
+        advice = memory_advice(self.params, self.plan.name)
+        return stage_run(experiment=self.params.profile, name=name, key=key, params=params, tags=tags, advice=advice)
+
+
+class TrainingLog:
+    """What a training reports each step to: progress, curves of the run, and rows for a file.
+
+    The rows hold what is the same on every run of the same machine; the rate goes to the run alone.
+    """
+
+    def __init__(self, images_per_step: int, run: StageRun | UntrackedRun, advance: Advance):
+        self.rows: list[Metrics] = []
+        self._images_per_step, self._run, self._advance = images_per_step, run, advance
+        self._started = self._previous = time.monotonic()
+        self._resumed = 0
+
+    def __call__(self, step: int, row: Metrics) -> None:
+        now = time.monotonic()
+        self.rows.append({"step": step + 1, **row})
+        live = {f"train/{name}": value for name, value in row.items()}
+        if now - self._previous > 1e-3:  # steps before a resumed checkpoint are only told again
+            live["train/images_per_second"] = self._images_per_step / (now - self._previous)
+        else:
+            self._resumed = step + 1
+        self._previous = now
+        self._run.log(live, step=step + 1)
+        self._advance(note=f"loss {row['loss']:.4g}")
+
+    @property
+    def images_per_second(self) -> float:
+        """Mean rate over the steps that were made here, up to the last one."""
+        seconds = max(self._previous - self._started, 1e-9)
+        return (len(self.rows) - self._resumed) * self._images_per_step / seconds
+
+
+@contextmanager
+def training_log(
+    name: str, steps: int, images_per_step: int, run: StageRun | UntrackedRun, path: Path
+) -> Iterator[TrainingLog]:
+    """The log of a training; at its end the main process writes the curves to a file."""
+    with progress(name, steps, "steps") as advance:
+        log = TrainingLog(images_per_step, run, advance)
+        yield log
+    if distributed.is_main():
+        write_curves(path, log.rows)
+
+
+def descriptions(folders: Iterable[Path]) -> list[Path]:
+    """The JSON files in outputs of stages, which hold the hashes of all else there; not those that name a run."""
+    files = [path for folder in folders for path in sorted(folder.rglob("*"))]
+    return [path for path in files if path.suffix in (".json", ".jsonl") and path.name != RUN_FILE]
 
 
 def write_curves(path: Path, rows: list[Metrics]) -> None:
@@ -151,6 +186,15 @@ def write_curves(path: Path, rows: list[Metrics]) -> None:
         writer = csv.DictWriter(file, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in rows)
+
+
+def outputs_hash(folder: Path) -> str:
+    """Of what a stage has made: of its manifests, which have the hashes of all. Which run made it makes no difference."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.json")):
+        if path.name != RUN_FILE:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def upstream_keys(plan: StagePlan) -> list[str]:
@@ -165,29 +209,52 @@ def run_stage(
     *,
     parallel: bool = False,
 ) -> None:
-    """Runs one stage. On an error that is the user's to mend: one message on stderr and exit code 1.
+    """Runs one stage; ends the process with what `one_message` says if it does not end well.
 
     Args:
         parallel: whether `work` shares its work out to `launch.processes` processes, as `vapi_core.distributed` has
             them. The stage then starts itself again under torchrun, unless torchrun has started it.
     """
     arguments = (parser or argparse.ArgumentParser()).parse_args()
-    try:
-        params = load_params()
-        stage_plan = plan(params, arguments)
-        link_assets(params)
-        require_assets(params, stage_plan.name)
-        key = stage_key(stage_plan.name, stage_plan.params, upstream_keys(stage_plan))
-        if distributed.launched():
-            live_with_launcher()
-            _check_launch(params, parallel)
-        elif parallel and params.launch.processes > 1:
-            dismiss_early()  # the main one of the processes has its own
-            relaunch(params.launch.processes)
-            return
+    if code := _run_stage(plan, work, arguments, parallel):
+        sys.exit(code)
+
+
+@one_message
+def _run_stage(plan: Any, work: Any, arguments: argparse.Namespace, parallel: bool) -> int:
+    params = load_params()
+    stage_plan = plan(params, arguments)
+    link_assets(params)
+    require_assets(params, stage_plan.name)
+    key = stage_key(stage_plan.name, stage_plan.params, upstream_keys(stage_plan))
+    if distributed.launched():
+        live_with_launcher()
+        _check_launch(params, parallel)
         _execute(stage_plan, key, work, params, arguments)
-    except VapiError as error:
-        fail(error)
+        return 0
+    with _alone(stage_plan.name, key):
+        if parallel and params.launch.processes > 1:
+            dismiss_early()  # the main one of the processes has its own
+            return relaunch(params.launch.processes)
+        _execute(stage_plan, key, work, params, arguments)
+        return 0
+
+
+@contextmanager
+def _alone(name: str, key: str) -> Iterator[None]:
+    """Waits until no other process runs this stage in this folder, or one of its key in any: they share a checkpoint.
+
+    Such a one may have outlived its DVC for a moment, or be a cell of a sweep in another folder.
+    """
+
+    def waits(holder: str) -> None:
+        print(
+            f"{name} waits for process {holder or 'unknown'}, which runs the same stage.", file=sys.stderr, flush=True
+        )
+
+    folder = hashlib.sha256(str(Path.cwd()).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    with only_one(f"{name}-{folder}", waits), only_one(f"{name}-{key}", waits):
+        yield
 
 
 def _check_launch(params: Params, parallel: bool) -> None:
@@ -200,10 +267,13 @@ def _check_launch(params: Params, parallel: bool) -> None:
 def _execute(plan: StagePlan, key: str, work: Any, params: Params, arguments: argparse.Namespace) -> None:
     started = time.monotonic()
     device = _prepare_torch(params)
+    if distributed.is_main():
+        remove_leftovers_below(WORK)  # of stages that were killed
     with _tracked_run(plan, key, params) as run:
         stage = Stage(plan, params, device, run, key)
         try:
-            work(stage, arguments)
+            with memory_explained(params, plan.name):
+                work(stage, arguments)
         except BaseException:
             if distributed.launched():  # torchrun ends all when one fails; the run is still to be closed
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -213,20 +283,22 @@ def _execute(plan: StagePlan, key: str, work: Any, params: Params, arguments: ar
         stage.metrics["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
             1024 if sys.platform == "linux" else 1024**2
         )
+        if plan.output is not None and distributed.is_main():
+            run.made(outputs_hash(plan.output))
         run.log({name if "/" in name else f"stage/{name}": value for name, value in stage.metrics.items()})
-    if isinstance(run, UntrackedRun):
+    if not distributed.is_main():
         return
     if plan.output is not None:
         plan.output.mkdir(parents=True, exist_ok=True)
         write_json(plan.output / RUN_FILE, {"key": key, "stage": plan.name, "experiment": params.profile})
     metrics = {name: float(f"{v:.6g}") for name, v in stage.metrics.items()}
-    write_json(plan.reports / "stages" / f"{plan.name}.json", metrics)
-    shutil.rmtree(stage.checkpoint, ignore_errors=True)
+    write_json(STAGE_METRICS / f"{plan.name}.json", metrics)
+    remove_whole(stage.checkpoint)
 
 
 def _tracked_run(plan: StagePlan, key: str, params: Params) -> Any:
     """The stage's run, for the main process."""
-    if not distributed.is_main():
+    if not distributed.is_main() or not plan.tracked:
         return nullcontext(UntrackedRun())
     return stage_run(
         experiment=params.profile,
@@ -235,6 +307,7 @@ def _tracked_run(plan: StagePlan, key: str, params: Params) -> Any:
         params=plan.params,
         tags={"stage": plan.name.partition("@")[0], "profile": params.profile},
         parent=plan.parent,
+        advice=memory_advice(params, plan.name),
     )
 
 

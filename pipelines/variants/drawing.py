@@ -6,7 +6,6 @@ images of each prompt, one prompt's after the other's. Until all sets are whole 
 does not empty, so that a stage that was killed goes on from the images it has.
 """
 
-import hashlib
 import json
 import shutil
 from typing import Any
@@ -14,16 +13,17 @@ from typing import Any
 import numpy as np
 
 from pipelines.config.params import Params
-from pipelines.config.paths import RUN_FILE, WORK, remedy
+from pipelines.config.paths import OWN_WORK, RUN_FILE, SUBSET, TOKENS, remedy
 from pipelines.inputs import caption_conditions, open_generator, open_prompts, open_subset, open_tokenizer
 from pipelines.progress import Advance, progress
 from pipelines.reporting.figures import save_grid
-from pipelines.stage import Stage
+from pipelines.stage import Stage, descriptions
 from pipelines.variants.variant import ImageSet, Variant
 from vapi_core import distributed
 from vapi_core.data.batches import batch_conditions
 from vapi_core.data.partial import PartialArray
 from vapi_core.files import atomic_path, read_json, write_json
+from vapi_core.fingerprint import fingerprint, training_code
 from vapi_core.memory import free_bytes
 from vapi_core.models.checkpoints import model_hash
 from vapi_core.models.policy import Conditions
@@ -79,12 +79,14 @@ def batch_size(stage: Stage, sets: list[ImageSet]) -> int:
 
 
 def open_arrays(stage: Stage, sets: list[ImageSet]) -> list[PartialArray]:
-    """The arrays in which the sets grow, gone on with if they are of the same models and settings; others are removed."""
-    folder = WORK / "samples" / stage.plan.name
+    """The arrays in which the sets grow, gone on with if they are of the same models, settings, inputs and code; others are
+    removed."""
+    folder = OWN_WORK / "samples" / stage.plan.name
 
     def open_all() -> list[PartialArray]:
         manifests = [describe(image_set, stage.params) for image_set in sets]
-        names = [hashlib.sha256(json.dumps(manifest).encode()).hexdigest()[:16] for manifest in manifests]
+        code, inputs = training_code(), descriptions(path for path in (SUBSET, TOKENS) if path in stage.plan.upstream)
+        names = [fingerprint(json.dumps(manifest), code=code, files=inputs)[:16] for manifest in manifests]
         return [
             PartialArray(folder / name, tuple(manifest["shape"]), np.uint8)
             for name, manifest in zip(names, manifests, strict=True)

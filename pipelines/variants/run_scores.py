@@ -12,7 +12,7 @@ from pipelines.config.params import Params, decimal
 from pipelines.config.paths import RUN_FILE, remedy
 from pipelines.journal import Header
 from pipelines.reporting.statistics import SCORE_TITLES, overall_scores, whole_alignments
-from pipelines.stage import Stage
+from pipelines.stage import Stage, outputs_hash
 from pipelines.tracking import add_scores, flatten, now, stage_key
 from pipelines.variants.variant import Variant
 from vapi_core.files import read_json
@@ -27,7 +27,11 @@ def report_scores(stage: Stage, variant: Variant, table: pd.DataFrame, judged: p
         scores = pd.concat([scores, overall_scores(judged).assign(extractor="geneval", reference=main)])
     by_seed = {seed: metrics_of(scores[scores["seed"] == seed], variant) for seed in variant.seeds}
     headers = {seed: header_of(stage.params, variant, seed) for seed in variant.seeds}
-    add_scores({headers[seed].key: by_seed[seed] for seed in variant.seeds}, {h.key: h for h in headers.values()})
+    add_scores(
+        {headers[seed].key: by_seed[seed] for seed in variant.seeds},
+        {header.key: header for header in headers.values()},
+        {headers[seed].key: outputs_hash(variant.output(seed)) for seed in variant.seeds},
+    )
     for name in by_seed[variant.seeds[0]]:
         stage.metrics[name] = sum(by_seed[seed][name] for seed in variant.seeds) / len(variant.seeds)
 

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from pipelines.config.params import Params, ScoreParams
-from pipelines.config.paths import CLASSIFIERS, REFERENCES, WORK, remedy
+from pipelines.config.paths import CLASSIFIERS, OWN_WORK, REFERENCES, WORK, remedy
 from pipelines.inputs import open_prompts, open_samples, open_split, open_subset, open_tokenizer
 from pipelines.progress import progress
 from pipelines.reporting.protocol import facts_of_protocol
@@ -169,7 +169,7 @@ def reconstruct(split: str, device: torch.device, family: str) -> np.ndarray:
     """
     data, tokenizer = open_split(split, device, family), open_tokenizer(device)
     batch = images_of_a_pass(data.images.shape[1])
-    path = WORK / "reconstructions.npy"
+    path = OWN_WORK / "reconstructions.npy"
     with (
         atomic_path(path) as temporary,
         array_writer(temporary, data.images.shape, np.uint8) as append,

@@ -1,6 +1,5 @@
 """The alignments of a variant, one for each seed. What is finished is kept until all are, and a killed one goes on."""
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +9,13 @@ import torch
 
 from pipelines.config.paths import CLASSIFIERS, CURVES, GENERATOR, RUN_FILE, TOKENIZER, remedy
 from pipelines.inputs import item_prompts, open_generator, open_split, open_subset, open_tokenizer
-from pipelines.stage import Metrics, Stage, training_log, upstream_keys
+from pipelines.stage import Metrics, Stage, outputs_hash, training_log, upstream_keys
 from pipelines.tracking import stage_key
 from pipelines.variants.variant import STEPS, Alignment, Variant
 from vapi_core import distributed
 from vapi_core.alignment.method import Setting
 from vapi_core.errors import ParameterError
-from vapi_core.files import atomic_path, read_json, write_json
+from vapi_core.files import atomic_path, link_tree, read_json, write_json
 from vapi_core.models.checkpoints import model_hash, save_model
 from vapi_core.models.classifier import load_classifier
 from vapi_core.models.policy import Policy
@@ -78,21 +77,12 @@ def align_variant(stage: Stage, variant: Variant) -> None:
     with atomic_path(stage.output) as temporary:
         temporary.mkdir()
         for seed in variant.seeds:
-            shutil.copytree(kept / str(seed), temporary / str(seed), copy_function=link_or_copy)
+            link_tree(kept / str(seed), temporary / str(seed))
     with atomic_path(CURVES / variant.name) as temporary:
         temporary.mkdir()
         for seed in variant.seeds:
             shutil.move(stage.output / str(seed) / CURVE, temporary / f"{seed}.csv")
             (stage.output / str(seed) / FINISHED).unlink()
-
-
-def link_or_copy(source: str, target: str) -> str:
-    """A hard link, which takes no space, or a copy where the file system has none."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-    return target
 
 
 def align_seed(stage: Stage, variant: Variant, seed: int, folder: Path) -> None:
@@ -109,6 +99,7 @@ def align_seed(stage: Stage, variant: Variant, seed: int, folder: Path) -> None:
         metrics = train_seed(stage, alignment, seed, folder, run, f"{variant.name}@{seed}")
         if distributed.is_main():
             run.log({f"stage/{name}": value for name, value in metrics.items()})
+            run.made(outputs_hash(folder))
             write_json(
                 folder / RUN_FILE, {"key": key, "stage": variant.stage("align"), "experiment": stage.params.profile}
             )
@@ -161,4 +152,4 @@ def train_seed(stage: Stage, alignment: Alignment, seed: int, folder: Path, run:
             keep=keep,
         )
     save(folder)
-    return {"flops_per_image": flops, "images_per_second": log.images_per_second()}
+    return {"flops_per_image": flops, "images_per_second": log.images_per_second}

@@ -10,7 +10,7 @@ from tests.parity.generator import generator_config
 from tests.parity.tokenizer import tokenizer_config
 from vapi_core.models.llamagen.generator import OFFICIAL_GENERATORS, Generator
 from vapi_core.models.llamagen.tokenizer import OFFICIAL_TOKENIZERS, Tokenizer
-from vapi_core.models.state_dicts import WRAPPERS
+from vapi_core.models.weights import WRAPPERS
 
 
 def check_layout(fixture: Fixture) -> Iterator[Check]:

@@ -20,7 +20,7 @@ from vapi_core.models.janus.checkpoints import plain, rename_official, rename_vq
 from vapi_core.models.janus.policy import Janus, JanusConfig
 from vapi_core.models.llamagen.tokenizer import Tokenizer, TokenizerConfig
 from vapi_core.models.policy import Prompts
-from vapi_core.models.state_dicts import load_strictly
+from vapi_core.models.weights import load_strictly
 from vapi_core.sampling.sampler import SamplingConfig
 
 OFFICIAL_PATH = ("language_model.model.", "gen_embed.", "gen_head.", "gen_aligner.")

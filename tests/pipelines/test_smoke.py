@@ -13,7 +13,7 @@ from tests.checkout import ROOT, Checkout
 from tests.smoke_assets import PROFILE, write_smoke_assets
 from vapi_core.models.checkpoints import load_model
 from vapi_core.models.llamagen.checkpoints import import_official
-from vapi_core.models.state_dicts import read_state_dict
+from vapi_core.models.weights import read_state_dict
 from vapi_core.scoring.features import cached_features, load_extractor
 from vapi_core.scoring.fidelity import feature_statistics, frechet_distance, load_reference_batch
 

@@ -7,11 +7,11 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vapi_core.errors import FileError
+from vapi_core.errors import FileError, quoted
 from vapi_core.files import atomic_path, read_json, sha256_file, write_json
 from vapi_core.models.families import FAMILIES
 from vapi_core.models.llamagen.tokenizer import Tokenizer, TokenizerConfig
-from vapi_core.models.state_dicts import load_strictly, read_state_dict
+from vapi_core.models.weights import check_savable, load_strictly, read_state_dict
 
 POLICIES = {family.policy.__name__: (family.policy, family.config) for family in FAMILIES.values()}
 ARCHITECTURES: dict[str, tuple[type, type]] = {"Tokenizer": (Tokenizer, TokenizerConfig)} | POLICIES
@@ -26,11 +26,15 @@ def save_model(
         kind: "tokenizer" or "generator".
         state: its state dict, where the model itself has only a part of the weights.
         facts: what else the JSON should say, e.g. the sha256 of the tokens the model was trained on.
+
+    Raises:
+        FileError: a weight is not finite; nothing is written.
     """
     directory = Path(directory)
     weights = directory / f"{kind}.safetensors"
+    state = model.state_dict() if state is None else state
+    check_savable(state, weights)
     with atomic_path(weights) as temporary:
-        state = model.state_dict() if state is None else state
         save_file({name: t.detach().cpu().contiguous() for name, t in state.items()}, temporary)
     sha256 = sha256_file(weights)
     config = dataclasses.asdict(model.config)  # type: ignore[call-overload]
@@ -54,7 +58,7 @@ def load_model(directory: Path | str, kind: str, remedy: str = "") -> Any:
         raise FileError(weights, f"the weights are not those that {kind}.json describes.", remedy)
     name = description.get("architecture", kind.capitalize())  # files of the first version do not say
     if name not in ARCHITECTURES:
-        raise FileError(directory / f"{kind}.json", f"there is no architecture '{name}'.", remedy)
+        raise FileError(directory / f"{kind}.json", f"there is no architecture {quoted(name)}.", remedy)
     model_class, config_class = ARCHITECTURES[name]
     fields = {name: tuple(v) if isinstance(v, list) else v for name, v in description["config"].items()}
     try:
@@ -62,7 +66,7 @@ def load_model(directory: Path | str, kind: str, remedy: str = "") -> Any:
     except TypeError as error:  # written by another version of this class
         raise FileError(directory / f"{kind}.json", f"no configuration of a {kind} ({error}).", remedy) from None
     model = model_class(config)
-    load_strictly(model, read_state_dict(weights), weights)
+    load_strictly(model, read_state_dict(weights, remedy), weights, remedy)
     return model.eval()
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from vapi_core.data.images import to_tensor
 from vapi_core.errors import FileError
 from vapi_core.models.classifier import Classifier
-from vapi_core.models.state_dicts import weights_sha256
+from vapi_core.models.weights import weights_sha256
 from vapi_core.scenes.source import DIGITS, PALETTE
 from vapi_core.scoring.geneval.detectors import mask_box
 from vapi_core.scoring.geneval.folder import Prompt

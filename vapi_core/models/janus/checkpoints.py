@@ -18,7 +18,7 @@ from vapi_core.errors import FileError
 from vapi_core.models.janus.policy import Janus, JanusConfig
 from vapi_core.models.janus.prompts import JANUS_PRO_1B, REMEDY, first_line, load_prompt_tokenizer
 from vapi_core.models.llamagen.tokenizer import OFFICIAL_USAGE_BUFFER, Tokenizer, TokenizerConfig
-from vapi_core.models.state_dicts import load_strictly, read_state_dict
+from vapi_core.models.weights import load_strictly, read_state_dict
 
 OFFICIAL_TYPE = "multi_modality"  # "model_type" of the official config.json
 PARTS = ("language_model", "generation_embeddings", "generation_aligner", "generation_head")  # of the image path

@@ -13,7 +13,7 @@ from torch import nn
 from vapi_core.files import atomic_path
 from vapi_core.models.llamagen.generator import Generator
 from vapi_core.models.llamagen.tokenizer import Tokenizer
-from vapi_core.models.state_dicts import load_strictly, read_state_dict
+from vapi_core.models.weights import load_strictly, read_state_dict
 
 Model = TypeVar("Model", Tokenizer, Generator)
 
