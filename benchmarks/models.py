@@ -71,7 +71,7 @@ def count_parameters(config: GeneratorConfig) -> int:
 
 
 def read_profile(name: str) -> dict[str, Any]:
-    """A profile as it stands, unchecked: `pipelines.params` checks it, but needs more than a bare machine has.
+    """All of a profile, unchecked: `pipelines.config` checks it, but needs more than a bare machine has.
 
     Raises:
         FileError: there is no such profile.
@@ -80,7 +80,15 @@ def read_profile(name: str) -> dict[str, Any]:
     if not path.is_file():
         names = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
         raise FileError(path, "there is no such profile.", f"There are: {names}.")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    base, profile = (yaml.safe_load(file.read_text(encoding="utf-8")) for file in (PROFILES / "base.yaml", path))
+    return overlay(base, profile)
+
+
+def overlay(base: Any, profile: Any) -> Any:
+    """What a profile changes put over the base, mapping by mapping."""
+    if not isinstance(base, dict) or not isinstance(profile, dict):
+        return profile
+    return base | {key: overlay(base.get(key), value) for key, value in profile.items()}
 
 
 def setting(options: argparse.Namespace) -> Setting:

@@ -21,7 +21,8 @@ from vapi_core.alignment.va_pi import VaPi, VaPiConfig
 from vapi_core.data.batches import AlignmentData
 from vapi_core.data.cache import TokenCache, write_token_cache
 from vapi_core.data.images import to_uint8
-from vapi_core.training.loop import OptimizationConfig, autocast, budget, train
+from vapi_core.training import budget
+from vapi_core.training.loop import OptimizationConfig, autocast, train
 
 CPU = torch.device("cpu")
 COUNT = 12
