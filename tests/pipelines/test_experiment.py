@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from dvc.repo import Repo, lock_repo
 from dvc.repo.experiments import Experiments
@@ -150,6 +151,38 @@ def test_a_killed_experiment_leaves_no_process_and_can_be_run_again(toy, monkeyp
     assert killed.name not in experiments(toy.root)
     assert toy.start(killed).wait() == 0
     assert toy.result(killed) == '{"score/fid toy": 9.85}'
+
+
+def standalone(toy) -> list[Path]:
+    """Temporary directories of experiments."""
+    return list((toy.root / ".dvc/tmp/exps/standalone").glob("tmp*"))
+
+
+def test_the_directory_of_a_killed_experiment_goes_with_the_next_one_when_nobody_works_in_it_any_more(toy):
+    killed, hold = cell(0.16), toy.work / "hold-0.16"
+    hold.touch()
+    other, other_hold = cell(0.17), toy.work / "hold-0.17"
+    other_hold.touch()
+    alive = toy.start(other)
+    dvc = subprocess.Popen(command(killed), cwd=toy.root, env=toy.environment, stdout=subprocess.PIPE, text=True)
+    assert any("> python toy.py data/cell/1" in line for line in dvc.stdout)
+    dvc.kill()
+    dvc.wait()
+    orphaned = next(
+        p
+        for p in psutil.process_iter(["cmdline"])
+        if p.info["cmdline"][1:3] == ["toy.py", "data/cell/1"]
+        and Path(p.cwd()) in standalone(toy)
+        and p.ppid() != alive.pid
+    )
+    assert toy.start(cell(0.18)).wait() == 0
+    assert len(standalone(toy)) == 2  # the orphaned stage works in one, the other's DVC lives
+    hold.unlink()
+    orphaned.wait()
+    assert toy.start(cell(0.19)).wait() == 0
+    assert len(standalone(toy)) == 1
+    other_hold.unlink()
+    assert alive.wait() == 0 and standalone(toy) == []
 
 
 def test_dvc_still_has_what_is_overridden():
