@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.launch import one_message
+from pipelines.masking import masked
 from pipelines.mlflow_runs import register_view
 from vapi_core.files import read_yaml
 
@@ -166,7 +167,7 @@ def main() -> None:
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     server = uri if uri.startswith("http") else LOCAL_SERVER
     for dashboard in dashboards:
-        print(f"Dashboard {dashboard.key}: {url(server, experiment_id, dashboard)}")
+        print(masked(f"Dashboard {dashboard.key}: {url(server, experiment_id, dashboard)}"))
 
 
 if __name__ == "__main__":

@@ -316,7 +316,7 @@ class ScoreParams(Section):
 
 
 class Params(Section):
-    profile: str
+    profile: Annotated[str, Field(min_length=1, max_length=500)]  # MLflow's limits for the name of an experiment
     task: Literal["c2i", "t2i"]
     device: Literal["auto", "cpu", "cuda"]
     threads: Annotated[int, Field(ge=0)]

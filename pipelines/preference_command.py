@@ -8,6 +8,7 @@ anything could not be scored.
 """
 
 import argparse
+import math
 from pathlib import Path
 
 from pipelines.geneval_command import choose_device, counted, exit_code, positive
@@ -51,8 +52,9 @@ def run(arguments: argparse.Namespace) -> PreferenceScore:
     with counted(arguments.score) as log:
         score = score_folder(folder, clip, arguments.batch_size, log=log)
     write_json(folder / f"{arguments.score}.json", score.json_ready())
+    error = "" if math.isnan(score.standard_error) else f"standard error {score.standard_error:.4f}, "
     print(
-        f"{arguments.score} by {score.model}: {score.mean:.4f}, standard error {score.standard_error:.4f}, "
+        f"{arguments.score} by {score.model}: {score.mean:.4f}, {error}"
         f"95 % interval {score.low:.4f} - {score.high:.4f} ({score.images} images of {score.prompts} prompts)"
     )
     for category, mean in score.categories.items():

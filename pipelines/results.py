@@ -202,6 +202,7 @@ def main() -> None:
     if arguments.source == "dvc":
         grid = from_dvc(names)
     else:
+        tracking.close_killed()
         grid = from_mlflow(arguments.profile or read_yaml("params.yaml")["profile"], names)
     grid.to_csv(sys.stdout, index=False, lineterminator="\n")
 

@@ -40,6 +40,14 @@ Reward = Annotated[str, Field(pattern=rf"^({PRIOR_ONLY}|{_TERM}(\+{_TERM})*)$")]
 NONE_TWICE: dict[str, Any] = {"uniqueItems": True}
 
 
+def _opens_with(value: Any) -> dict[str, Any]:
+    """What Prefect's form shows in a field when it opens.
+
+    It is no default of the field, which would stand in for one that was emptied: the form leaves that out.
+    """
+    return {"default": value}
+
+
 def _keep_order(schema: dict[str, Any]) -> None:
     """Tells Prefect's form the order of the fields, which its database need not keep."""
     for position, field in enumerate(schema["properties"].values()):
@@ -53,29 +61,32 @@ def _offer_profiles(schema: dict[str, Any]) -> None:
 
 
 class SweepForm(BaseModel):
-    """What a researcher fills in. Every combination of the first four lists is a cell; each cell runs every seed."""
+    """What a researcher fills in. Every combination of the first four lists is a cell; each cell runs every seed.
+
+    Only `steps` and `profile` may be left out, which then are those of the params.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_keep_order)
 
     noise_ratios: list[Annotated[float, Field(ge=0, le=1)]] = Field(
-        [0.0, 0.25, 0.5, 0.75, 0.95],
         min_length=1,
         max_length=LONGEST_LIST,
-        json_schema_extra=NONE_TWICE,
+        json_schema_extra=NONE_TWICE | _opens_with([0.0, 0.25, 0.5, 0.75, 0.95]),
         description="ξ, share of prefix tokens replaced before the forward",
     )
     regularizer_weights: list[Annotated[float, Field(ge=0)]] = Field(
-        [0.1], min_length=1, max_length=LONGEST_LIST, json_schema_extra=NONE_TWICE, description="β"
+        min_length=1, max_length=LONGEST_LIST, json_schema_extra=NONE_TWICE | _opens_with([0.1]), description="β"
     )
-    regularizers: list[Regularizer] = Field(["ce"], min_length=1, json_schema_extra=NONE_TWICE)
+    regularizers: list[Regularizer] = Field(min_length=1, json_schema_extra=NONE_TWICE | _opens_with(["ce"]))
     reward_terms: list[Reward] = Field(
-        ["mse+perceptual"],
         min_length=1,
         max_length=LONGEST_LIST,
-        json_schema_extra=NONE_TWICE,
+        json_schema_extra=NONE_TWICE | _opens_with(["mse+perceptual"]),
         description=f"terms of the reward joined by +, of {', '.join(TERMS)}; or {PRIOR_ONLY}: no reward",
     )
-    seeds: list[int] = Field([4, 5, 6], min_length=1, max_length=LONGEST_LIST, json_schema_extra=NONE_TWICE)
+    seeds: list[int] = Field(
+        min_length=1, max_length=LONGEST_LIST, json_schema_extra=NONE_TWICE | _opens_with([4, 5, 6])
+    )
     steps: Annotated[int, Field(ge=1)] | None = Field(
         None, description="of each alignment; empty: those of the profile"
     )
@@ -84,8 +95,14 @@ class SweepForm(BaseModel):
         json_schema_extra=_offer_profiles,
         description="a file of profiles/, without .yaml; empty: params.yaml as it is",
     )
-    parallelism: int = Field(1, ge=1, le=64, description="cells that run at the same time")
-    threads: int = Field(1, ge=0, description="CPU threads of a cell, 0: all; another number rounds differently")
+    parallelism: int = Field(
+        ge=1, le=64, json_schema_extra=_opens_with(1), description="cells that run at the same time"
+    )
+    threads: int = Field(
+        ge=0,
+        json_schema_extra=_opens_with(1),
+        description="CPU threads of a cell, 0: all; another number rounds differently",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "SweepForm":
@@ -93,6 +110,12 @@ class SweepForm(BaseModel):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"{name}: an entry stands twice")
         return self
+
+
+def opening_form(**changes: Any) -> SweepForm:
+    """The form as it opens, the paper's table 5, with changes. Raises ValidationError."""
+    fields = SweepForm.model_json_schema()["properties"]
+    return SweepForm.model_validate({name: field["default"] for name, field in fields.items()} | changes)
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,14 @@ its last checkpoint. From plain Python: `python -m pipelines.flows.ablation_swee
 
 import argparse
 import base64
+import math
 import os
 import re
 import shlex
 import sys
 import time
-from typing import Any
+from typing import Any, get_origin
+from urllib.parse import urlsplit
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import (
@@ -35,6 +37,7 @@ from pipelines.sweep import (
     SweepForm,
     command,
     experiments,
+    opening_form,
     plan_cells,
     plan_upstream,
     read_baseline,
@@ -44,7 +47,7 @@ from pipelines.sweep import (
 from vapi_core.errors import FileError, VapiError
 from vapi_core.scoring.statistics import mean_and_standard_error
 
-PAPERS_NOISE = SweepForm.model_validate({})  # what the form holds when it opens: the paper's table 5
+PAPERS_NOISE = opening_form()  # table 5
 SKIPPED = "Skipped"  # name of the state of a cell that was finished before
 
 
@@ -132,6 +135,8 @@ class Progress:
         if not server.startswith("http"):
             get_run_logger().info("No links to MLflow, which is no server here: MLFLOW_TRACKING_URI names none.")
             return
+        address = urlsplit(server)  # without a password: Prefect keeps the links
+        server = address._replace(netloc=address.netloc.rpartition("@")[2]).geturl().rstrip("/")
         boards = dashboards.plan_dashboards(profile["score"]["extractors"], profile["score"]["geneval"] is not None)
         experiment = dashboards.register(profile["profile"], boards)
         create_link_artifact(
@@ -151,11 +156,11 @@ class Progress:
 
 
 def scores_row(scores: dict[str, list[float]]) -> dict[str, str]:
-    """Scores of a finished cell for the table: mean ± standard error over seeds."""
+    """Scores of a finished cell for the table: mean ± standard error over seeds; of one seed the score alone."""
     row = {}
     for name, values in scores.items():
         mean, error = mean_and_standard_error(values)
-        row[name.removeprefix("score/")] = f"{mean:.4g} ± {error:.2g}"
+        row[name.removeprefix("score/")] = f"{mean:.4g}" if math.isnan(error) else f"{mean:.4g} ± {error:.2g}"
     return row
 
 
@@ -179,11 +184,11 @@ def parse_form(arguments: list[str]) -> tuple[SweepForm, bool]:
     parser.add_argument("--dry-run", action="store_true", help="print the plan and its commands, run nothing")
     for name, field in SweepForm.model_fields.items():
         option = f"--{name.replace('_', '-')}"
-        is_list = isinstance(field.default, list)
+        is_list = get_origin(field.annotation) is list
         parser.add_argument(option, nargs="*" if is_list else None, default=argparse.SUPPRESS, help=field.description)
     options = vars(parser.parse_args(arguments))
     dry_run = options.pop("dry_run")
-    return SweepForm(**options), dry_run
+    return opening_form(**options), dry_run
 
 
 @one_message
