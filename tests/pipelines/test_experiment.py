@@ -159,29 +159,22 @@ def standalone(toy) -> list[Path]:
 
 
 def test_the_directory_of_a_killed_experiment_goes_with_the_next_one_when_nobody_works_in_it_any_more(toy):
-    killed, hold = cell(0.16), toy.work / "hold-0.16"
-    hold.touch()
-    other, other_hold = cell(0.17), toy.work / "hold-0.17"
-    other_hold.touch()
-    alive = toy.start(other)
-    dvc = subprocess.Popen(command(killed), cwd=toy.root, env=toy.environment, stdout=subprocess.PIPE, text=True)
-    assert any("> python toy.py data/cell/1" in line for line in dvc.stdout)
-    dvc.kill()
-    dvc.wait()
-    orphaned = next(
-        p
-        for p in psutil.process_iter(["cmdline"])
-        if p.info["cmdline"][1:3] == ["toy.py", "data/cell/1"]
-        and Path(p.cwd()) in standalone(toy)
-        and p.ppid() != alive.pid
-    )
+    holds = [toy.work / f"hold-{noise}" for noise in (0.16, 0.17)]
+    for hold in holds:
+        hold.touch()
+    killed, alive = toy.start(cell(0.16)), toy.start(cell(0.17))
+    while not (toy.runs(0.16) and toy.runs(0.17)):
+        assert killed.poll() is None and alive.poll() is None
+    stage = psutil.Process(killed.pid).children(recursive=True)[-1]
+    killed.kill()
+    killed.wait()
     assert toy.start(cell(0.18)).wait() == 0
     assert len(standalone(toy)) == 2  # the orphaned stage works in one, the other's DVC lives
-    hold.unlink()
-    orphaned.wait()
+    holds[0].unlink()
+    psutil.wait_procs([stage])
     assert toy.start(cell(0.19)).wait() == 0
     assert len(standalone(toy)) == 1
-    other_hold.unlink()
+    holds[1].unlink()
     assert alive.wait() == 0 and standalone(toy) == []
 
 
