@@ -45,7 +45,13 @@ def export_images(directory: Path, path: Path) -> None:
         raise FileError(
             directory, "this is not a set of samples.", "Name a folder such as data/samples/base/t1.0-g1.0-0."
         )
-    images = open_array(directory / "images.npy", tuple(manifest["shape"]), np.uint8, "Run `dvc repro` for it.")
+    match manifest.get("shape"):
+        case [int(), int(), int(), int()] as shape:
+            images = open_array(directory / "images.npy", tuple(shape), np.uint8, "Run `dvc repro` for it.")
+        case _:
+            raise FileError(
+                directory / "manifest.json", "the file is damaged: it has no shape.", "Run `dvc repro` for it."
+            )
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, arr_0=images)
 

@@ -188,3 +188,10 @@ def test_marks_of_a_conflict_are_named_with_their_line(tmp_path, mark):
     (tmp_path / "params.yaml").write_text(f"profile: mnist\n{mark}\nthreads: 2\n")
     with pytest.raises(FileError, match=r"params\.yaml: line 2 is git's mark of a conflict"):
         read_yaml(tmp_path / "params.yaml")
+
+
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileError, match="pipe: this is a device or a pipe"):
+        write_json(tmp_path / "pipe", 1)
+    assert (tmp_path / "pipe").is_fifo()

@@ -33,6 +33,8 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     remove_leftovers(path.parent.glob(f".{glob.escape(path.name)}.*.tmp"))
     _remove(temporary)  # an earlier process had this number
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise FileError(path, "this is a device or a pipe, which a file would replace.", "Name another place.")
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if path.is_dir() and temporary.is_dir():

@@ -1,6 +1,10 @@
 """What a stage goes on from, and what its messages tell a user to do."""
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -8,6 +12,7 @@ import numpy as np
 import pytest
 
 from pipelines.inputs import open_samples, read_scores
+from pipelines.journal import all_journals
 from pipelines.params import load_params
 from pipelines.paths import ABLATIONS, REPORTS, remedy
 from pipelines.stage import Stage, StagePlan, UntrackedRun
@@ -96,3 +101,36 @@ def test_a_table_of_scores_that_is_missing_or_empty_is_named_with_the_command_th
     path.write_text("")
     with pytest.raises(FileError, match=r"scores\.csv: the file is damaged.*`dvc repro score`"):
         read_scores(path)
+
+
+INTERRUPTED = """
+import argparse, signal, sys, time
+from pathlib import Path
+from pipelines.stage import StagePlan, run_stage
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.default_int_handler)  # whatever the test's caller has ignored
+def work(stage, arguments):
+    stage.run.log({"loss": 1.0}, step=1)
+    print("works", flush=True)
+    time.sleep(60)
+run_stage(lambda params, arguments: StagePlan("tokenizer", Path("out"), {}), work)
+"""
+
+
+@pytest.mark.parametrize(("number", "code", "name"), [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")])
+def test_a_stage_that_is_asked_to_end_closes_its_run_as_killed_and_says_one_line(tmp_path, number, code, name):
+    shutil.copy("params.yaml", tmp_path)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path.cwd()),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
+    }
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", INTERRUPTED]
+    stage = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True)
+    assert stage.stdout is not None and stage.stdout.readline() == "works\n"
+    stage.send_signal(number)
+    _, errors = stage.communicate()
+    assert stage.returncode == code and errors.splitlines()[-1] == f"stopped by {name}" and "Traceback" not in errors
+    (journal,) = all_journals(tmp_path / ".work/tracking")
+    assert journal.state()["status"] == "KILLED" and not (tmp_path / "out").exists()
