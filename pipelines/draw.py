@@ -31,6 +31,7 @@ from vapi_core.data.scenes import DIGITS
 from vapi_core.data.standardization import Standardization, standardize
 from vapi_core.errors import FileError, ParameterError
 from vapi_core.files import read_json, write_json
+from vapi_core.fingerprint import fingerprint, training_code
 from vapi_core.models.captions import LongCaptionError, count_tokens, encode_captions, find_long
 from vapi_core.models.checkpoints import model_hash
 from vapi_core.models.janus import PromptConditions, load_prompt_tokenizer
@@ -127,6 +128,7 @@ def draw(arguments: argparse.Namespace, params: Params) -> int:
         **vars(made.config),
         "generator_sha256": model_hash(made.generator, "generator"),
         "tokenizer_sha256": model_hash(made.tokenizer, "tokenizer"),
+        "code_sha256": fingerprint(code=training_code()),
     }
     check_folder(arguments.folder, drawn)
     write_prompts(arguments.folder, prompts)

@@ -9,11 +9,10 @@ import csv
 import hashlib
 import os
 import resource
-import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 
 from pipelines.assets import link_assets, require_assets
 from pipelines.launch import live_with_launcher, one_message, relaunch
+from pipelines.memory_advice import memory_explained
 from pipelines.params import Params, load_params
 from pipelines.paths import REPORTS, RUN_FILE, WORK, remedy
 from pipelines.processes import only_one
@@ -29,10 +29,10 @@ from pipelines.tracking import StageRun, stage_key, stage_run
 from pipelines.uploader import dismiss_early
 from vapi_core import distributed
 from vapi_core.errors import FileError, ParameterError
-from vapi_core.files import atomic_path, read_json, write_json
+from vapi_core.files import atomic_path, read_json, remove_leftovers_below, remove_whole, write_json
+from vapi_core.fingerprint import fingerprint, training_code
 
 Metrics = dict[str, float]
-CODE = Path(distributed.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -91,20 +91,14 @@ class Stage:
 
     @property
     def checkpoint(self) -> Path:
-        """Where a training stage keeps its resumable state; removed once the output is whole."""
+        """Where a training stage keeps its resumable states, and what else it will need; removed once the output is whole."""
         return WORK / "checkpoints" / f"{self.plan.name}-{self.key}"
 
     @property
     def fingerprint(self) -> str:
         """Of all that a training comes from. The key does not know what the inputs hold, nor the code: a checkpoint that
         other ones made would be gone on with to a result that no uninterrupted run has."""
-        digest = hashlib.sha256(self.key.encode())
-        inputs = [path for folder in self.plan.upstream for path in sorted(folder.glob("*.json"))]  # with hashes of all
-        code = [path for path in sorted(CODE.rglob("*.py")) if path.relative_to(CODE).parts[0] != "scoring"]
-        for path in (*inputs, *code):
-            if path.name != RUN_FILE:
-                digest.update(path.read_bytes())
-        return digest.hexdigest()
+        return fingerprint(self.key, code=training_code(), files=descriptions(self.plan.upstream))
 
     @contextmanager
     def training_log(self, steps: int, images_per_step: int):
@@ -142,6 +136,12 @@ class Stage:
     def skip_training(self) -> None:
         """Writes curves without a step, where a model is imported or not needed: DVC wants every output."""
         write_curves(self.plan.reports / "curves" / f"{self.plan.name}.csv", [])
+
+
+def descriptions(folders: Iterable[Path]) -> list[Path]:
+    """The JSON files in outputs of stages, which hold the hashes of all else there; not those that name a run."""
+    files = [path for folder in folders for path in sorted(folder.rglob("*"))]
+    return [path for path in files if path.suffix in (".json", ".jsonl") and path.name != RUN_FILE]
 
 
 def write_curves(path: Path, rows: list[Metrics]) -> None:
@@ -223,10 +223,13 @@ def _check_launch(params: Params, parallel: bool) -> None:
 def _execute(plan: StagePlan, key: str, work: Any, params: Params, arguments: argparse.Namespace) -> None:
     started = time.monotonic()
     device = _prepare_torch(params)
+    if distributed.is_main():
+        remove_leftovers_below(WORK)  # of stages that were killed
     with _tracked_run(plan, key, params) as run:
         stage = Stage(plan, params, device, run, key)
         try:
-            work(stage, arguments)
+            with memory_explained(params, plan.name):
+                work(stage, arguments)
         except BaseException:
             if distributed.launched():  # torchrun ends all when one fails; the run is still to be closed
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -244,7 +247,7 @@ def _execute(plan: StagePlan, key: str, work: Any, params: Params, arguments: ar
         write_json(plan.output / RUN_FILE, {"key": key, "stage": plan.name, "experiment": params.profile})
     metrics = {name: float(f"{v:.6g}") for name, v in stage.metrics.items()}
     write_json(plan.reports / "stages" / f"{plan.name}.json", metrics)
-    shutil.rmtree(stage.checkpoint, ignore_errors=True)
+    remove_whole(stage.checkpoint)
 
 
 def _tracked_run(plan: StagePlan, key: str, params: Params) -> Any:

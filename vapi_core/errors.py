@@ -26,6 +26,15 @@ class FileError(VapiError):
         self.path = Path(path)
 
 
+class TrainingError(VapiError):
+    """A training has left the range of numbers. `step` counts from 1, as curves do; `metric` is what is not finite."""
+
+    def __init__(self, step: int, metric: str, value: float):
+        remedy = "Lower the learning rate, lengthen the warm-up, or train in float32."
+        super().__init__(f"training stopped at step {step}: {metric} is {value}. {remedy}")
+        self.step, self.metric, self.value = step, metric, value
+
+
 LONGEST_QUOTE = 200  # characters of a value that a message repeats
 
 

@@ -1,11 +1,12 @@
 """Files that appear whole or not at all, and the hashes that tie one file to another."""
 
+import glob
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,23 @@ import yaml
 
 from vapi_core.errors import FileError, file_problem
 
+TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp", re.DOTALL)  # of a path, and the number of the process that writes it
+
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yields a temporary path beside `path` and renames it to `path` when the block ends without an error.
 
-    The block may create a file or a directory there. On an error the temporary is removed and `path` is as it was.
+    The block may create a file or a directory there. On an error the temporary is removed and `path` is as it was. What a
+    killed process left of the same path is removed first.
 
     Raises:
         FileError: the file cannot be written: permissions, a full disk, something that is in its place.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    remove_leftovers(path.parent.glob(f".{glob.escape(path.name)}.*.tmp"))
+    _remove(temporary)  # an earlier process had this number
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -38,10 +44,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         raise
     finally:
         with suppress(OSError):  # as far as it can be; the error above tells why it cannot
-            if temporary.is_dir():
-                shutil.rmtree(temporary)
-            else:
-                temporary.unlink(missing_ok=True)
+            _remove(temporary)
 
 
 def _place(error: BaseException, path: Path, temporary: Path) -> Path | None:
@@ -52,6 +55,61 @@ def _place(error: BaseException, path: Path, temporary: Path) -> Path | None:
     if named == temporary or named.is_relative_to(temporary):
         return path
     return named if path.is_relative_to(named) else None
+
+
+def remove_leftovers(paths: Iterable[Path]) -> None:
+    """Removes those of the paths that are temporaries of `atomic_path` whose process is dead.
+
+    A process of another machine counts as dead; one that has the number of a dead one protects what that one left. What
+    cannot be removed stays.
+    """
+    for path in paths:
+        if (found := TEMPORARY.fullmatch(path.name)) and not _alive(int(found[1])):
+            with suppress(OSError):  # another process does the same, or it is another user's
+                _remove(path)
+
+
+def remove_leftovers_below(folder: Path) -> None:
+    """`remove_leftovers` for all that is in a folder and in the folders in it."""
+    remove_leftovers(Path(top, name) for top, folders, files in os.walk(folder) for name in (*folders, *files))
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # somebody else's; no number that a process can have
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_whole(path: Path) -> None:
+    """Removes a directory, if it is there, in such a way that a kill leaves all of it or nothing under its name."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if path.is_dir():
+        _remove(temporary)
+        os.replace(path, temporary)
+        shutil.rmtree(temporary)
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Copies a directory; files are hard links where the file system has them, so that they take no space twice."""
+
+    def link(file: str, copy: str) -> None:
+        try:
+            os.link(file, copy)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(file, copy)
+
+    shutil.copytree(source, target, copy_function=link)
 
 
 def write_json(path: Path | str, value: Any) -> None:

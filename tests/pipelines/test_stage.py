@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import stage as frame
 from pipelines.inputs import open_samples, read_scores
 from pipelines.params import load_params
 from pipelines.paths import ABLATIONS, REPORTS, remedy
 from pipelines.stage import Stage, StagePlan, UntrackedRun
+from vapi_core import fingerprint
 from vapi_core.errors import FileError
 from vapi_core.files import write_json
 
@@ -20,8 +20,8 @@ from vapi_core.files import write_json
 def training(tmp_path, monkeypatch):
     """A stage that trains on what `generator` made, with code of its own."""
     code, generator = tmp_path / "vapi_core", tmp_path / "generator"
-    shutil.copytree(frame.CODE, code, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(frame, "CODE", code)
+    shutil.copytree(fingerprint.CODE, code, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(fingerprint, "CODE", code)
     generator.mkdir()
     write_json(generator / "generator.json", {"sha256": "a"})
     write_json(generator / "run.json", {"key": "k"})
