@@ -21,6 +21,7 @@ import torch
 
 from pipelines.geneval_command import choose_device, positive
 from pipelines.inputs import open_generator, open_prompts, open_tokenizer
+from pipelines.launch import one_message
 from pipelines.params import Params, load_params
 from pipelines.paths import BASE, CAPTIONS
 from pipelines.progress import progress
@@ -28,7 +29,7 @@ from pipelines.stages.sample import draw_images, sample_set
 from pipelines.stages.tokenize import open_encoder
 from vapi_core.data.scenes import DIGITS
 from vapi_core.data.standardization import Standardization, standardize
-from vapi_core.errors import FileError, ParameterError, VapiError
+from vapi_core.errors import FileError, ParameterError
 from vapi_core.files import read_json, write_json
 from vapi_core.fingerprint import fingerprint, training_code
 from vapi_core.models.captions import LongCaptionError, count_tokens, encode_captions, find_long
@@ -199,14 +200,11 @@ def run(arguments: argparse.Namespace) -> int:
     return draw(arguments, params)
 
 
+@one_message
 def main(arguments: list[str]) -> int:
     """Runs the command; 1 on an error of the user's."""
-    try:
-        given = parse(arguments)
-        print(f"{run(given)} images in {given.folder}")
-    except VapiError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    given = parse(arguments)
+    print(f"{run(given)} images in {given.folder}")
     return 0
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from vapi_core.errors import FileError
+from vapi_core.errors import FileError, file_problem
 
 TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp", re.DOTALL)  # of a path, and the number of the process that writes it
 
@@ -24,19 +24,38 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
     The block may create a file or a directory there. On an error the temporary is removed and `path` is as it was. What a
     killed process left of the same path is removed first.
+
+    Raises:
+        FileError: the file cannot be written: permissions, a full disk, something that is in its place.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    remove_leftovers(path.parent.glob(f".{glob.escape(path.name)}.*.tmp"))
-    _remove(temporary)  # an earlier process had this number
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):  # a folder that may be written and not listed
+            remove_leftovers(path.parent.glob(f".{glob.escape(path.name)}.*.tmp"))
+        _remove(temporary)  # an earlier process had this number
         yield temporary
         if path.is_dir() and temporary.is_dir():
             shutil.rmtree(path)  # a directory cannot be renamed over one that holds files
         os.replace(temporary, path)
+    except BaseException as error:
+        if (problem := file_problem(error)) and (place := _place(error, path, temporary)):
+            raise FileError(place, problem) from error
+        raise
     finally:
-        _remove(temporary)
+        with suppress(OSError):  # as far as it can be; the error above tells why it cannot
+            _remove(temporary)
+
+
+def _place(error: BaseException, path: Path, temporary: Path) -> Path | None:
+    """Where writing `path` failed: there, or at a folder above it; None where the error is about another file."""
+    if (name := getattr(error, "filename", None)) is None:
+        return path
+    named = Path(str(name))
+    if named == temporary or named.is_relative_to(temporary):
+        return path
+    return named if path.is_relative_to(named) else None
 
 
 def remove_leftovers(paths: Iterable[Path]) -> None:
@@ -135,7 +154,16 @@ def read_yaml(path: Path | str) -> Any:
     except FileNotFoundError:
         raise FileError(path, "the file is missing. Run from the top of the repository.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
+        check_merged(path)
         raise FileError(path, f"not valid YAML: {error}") from None
+
+
+def check_merged(path: Path | str) -> None:
+    """Raises FileError where git has left the marks of a conflict in a file."""
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if line.startswith(("<<<<<<< ", ">>>>>>> ")):
+            problem = f"line {number} is git's mark of a conflict."
+            raise FileError(path, problem, "Decide which of the two sides holds, and remove the marks.")
 
 
 def sha256_file(path: Path | str) -> str:

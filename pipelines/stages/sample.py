@@ -22,13 +22,13 @@ from pipelines.params import Params, decimal
 from pipelines.paths import (
     BASE,
     GENERATOR,
+    OWN_WORK,
     RIVAL_SAMPLES,
     RUN_FILE,
     SAMPLES,
     SUBSET,
     TOKENIZER,
     TOKENS,
-    WORK,
     after_steps,
     aligned,
     is_rival,
@@ -186,7 +186,7 @@ def batch_size(stage: Stage, sets: list[SampleSet]) -> int:
 def open_arrays(stage: Stage, sets: list[SampleSet]) -> list[PartialArray]:
     """The arrays in which the sets grow, gone on with if they are of the same models, settings, inputs and code; others are
     removed."""
-    folder = WORK / "samples" / stage.plan.name
+    folder = OWN_WORK / "samples" / stage.plan.name
 
     def open_all() -> list[PartialArray]:
         manifests = [describe(sample_set, stage.params) for sample_set in sets]

@@ -12,7 +12,7 @@ import numpy as np
 
 from vapi_core import distributed
 from vapi_core.data.subset import find_split, open_array, read_manifest, read_splits
-from vapi_core.errors import FileError
+from vapi_core.errors import FileError, quoted
 from vapi_core.files import sha256_file, write_json
 
 REMEDY = "To make it anew, run `dvc repro tokenize`."
@@ -108,7 +108,7 @@ class TokenCache:
             splits, dtype = read_splits(manifest), token_dtype(codebook_size)
             hashes = {directory / name: manifest["sha256"][name] for name in ("tokens.npy", "labels.npy")}
         except (KeyError, TypeError, ValueError) as error:
-            raise FileError(path, f"the manifest is damaged ({error!r}).", REMEDY) from None
+            raise FileError(path, f"the manifest is damaged ({quoted(error)}).", REMEDY) from None
         if made_with != tokenizer_sha256:
             difference = f"made with tokenizer {made_with[:12]}, but read with tokenizer {tokenizer_sha256[:12]}"
             raise FileError(directory, f"the token cache was {difference}.", REMEDY)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from vapi_core.data.subset import array_writer, open_array, read_manifest
-from vapi_core.errors import FileError
+from vapi_core.errors import FileError, quoted
 from vapi_core.files import atomic_path, sha256_file, write_json
 from vapi_core.models.captions import (
     LongCaption,
@@ -141,7 +141,7 @@ class CaptionCache:
             limit, encoder, made_with = manifest["limit"], manifest["encoder"], manifest["encoder_fingerprint"]
             hashes = {directory / name: manifest["sha256"][name] for name in FILES}
         except (KeyError, TypeError, ValueError) as error:
-            raise FileError(path, f"the manifest is damaged ({error!r}).", REMEDY) from None
+            raise FileError(path, f"the manifest is damaged ({quoted(error)}).", REMEDY) from None
         if encoder_fingerprint not in (None, made_with):
             difference = f"made with {encoder} {made_with[:12]}, but read with encoder {str(encoder_fingerprint)[:12]}"
             raise FileError(directory, f"the caption cache was {difference}.", REMEDY)

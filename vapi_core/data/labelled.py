@@ -13,7 +13,7 @@ import numpy as np
 from vapi_core.data.hub import load_row, open_dataset
 from vapi_core.data.shards import Files, Place, find_shards, place_of, read_samples
 from vapi_core.data.sources import IMAGE_SUFFIXES, ImageSource, read_image
-from vapi_core.errors import FileError, ParameterError
+from vapi_core.errors import FileError, ParameterError, quoted, shortened
 
 
 def labelled_dataset_source(
@@ -32,7 +32,7 @@ def labelled_dataset_source(
     feature = data.features[label_column]
     labels = np.array(data.select_columns([label_column]).with_format("numpy")[:][label_column])
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        problem = f"the column '{label_column}' of {path} holds no class numbers ({feature})."
+        problem = f"the column {quoted(label_column)} of {path} holds no class numbers ({shortened(str(feature))})."
         raise ParameterError("subset.dataset.target_column", problem)
     ids = [f"{split}/{row:07d}" for row in range(len(labels))]
     names = feature.names if isinstance(feature, datasets.ClassLabel) else None

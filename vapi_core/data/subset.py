@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from vapi_core.data.sources import ImageSource
-from vapi_core.errors import FileError, ParameterError
+from vapi_core.errors import FileError, ParameterError, quoted, shortened
 from vapi_core.files import atomic_path, read_json, sha256_file, write_json
 from vapi_core.randomness import stream
 
@@ -61,7 +61,7 @@ def plan_subset(labels: np.ndarray, classes: Sequence[str], splits: Mapping[str,
             label = short[0]
             raise ParameterError(
                 f"subset.splits.{name}",
-                f"{count} images are {share[label]} of class '{classes[label]}', but the source has {sizes[label]} of "
+                f"{count} images are {share[label]} of class {quoted(classes[label])}, but the source has {sizes[label]} of "
                 f"them and the splits before take {taken[label]}. Ask for fewer images.",
             )
         members = np.concatenate([queue[t : t + s] for queue, t, s in zip(queues, taken, share, strict=True)])
@@ -136,7 +136,7 @@ def _load_new(
             raise ParameterError(
                 f"subset.splits.{split}",
                 f"the image {source.ids[planned]} is also in split '{split_of[sha256]}' under another name, and class "
-                f"'{source.classes[source.labels[planned]]}' has no other image left. Remove it or ask for fewer.",
+                f"{quoted(source.classes[source.labels[planned]])} has no other image left. Remove it or ask for fewer.",
             )
         index = replacement
 
@@ -173,7 +173,7 @@ class Subset:
             annotated = any("annotation" in item for item in manifest["items"])
             annotations = tuple(item["annotation"] for item in manifest["items"]) if annotated else None
         except (KeyError, TypeError, ValueError) as error:
-            raise FileError(path, f"the manifest is damaged ({error!r}).", REMEDY) from None
+            raise FileError(path, f"the manifest is damaged ({quoted(error)}).", REMEDY) from None
         images = open_array(directory / "images.npy", (count, size, size, 3), np.uint8, REMEDY)
         labels = np.array(open_array(directory / "labels.npy", (count,), np.int64, REMEDY))
         if labels.tolist() != expected:
@@ -221,7 +221,7 @@ def read_splits(manifest: dict[str, Any]) -> dict[str, tuple[int, int]]:
 def find_split(directory: Path, splits: Mapping[str, tuple[int, int]], name: str) -> slice:
     """The range of a split. Raises FileError, naming the splits there are, where there is none of that name."""
     if name not in splits:
-        problem = f"there is no split '{name}' in it, only {', '.join(splits)}."
+        problem = f"there is no split {quoted(name)} in it, only {shortened(', '.join(splits))}."
         raise FileError(directory, problem, "See subset.splits in params.yaml.")
     return slice(*splits[name])
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vapi_core.errors import FileError
+from vapi_core.errors import FileError, quoted
 from vapi_core.files import atomic_path, read_json, sha256_file, write_json
 from vapi_core.models.generator import Generator, GeneratorConfig
 from vapi_core.models.janus import Janus, JanusConfig
@@ -70,7 +70,7 @@ def load_model(directory: Path | str, kind: str, remedy: str = "") -> Any:
         raise FileError(weights, f"the weights are not those that {kind}.json describes.", remedy)
     name = description.get("architecture", kind.capitalize())  # files of the first version do not say
     if name not in ARCHITECTURES:
-        raise FileError(directory / f"{kind}.json", f"there is no architecture '{name}'.", remedy)
+        raise FileError(directory / f"{kind}.json", f"there is no architecture {quoted(name)}.", remedy)
     model_class, config_class = ARCHITECTURES[name]
     fields = {name: tuple(v) if isinstance(v, list) else v for name, v in description["config"].items()}
     try:

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vapi_core.errors import FileError
+from vapi_core.errors import FileError, quoted
 from vapi_core.models.captions import LongCaption, LongCaptionError
 from vapi_core.models.policy import Policy, Prompts
 from vapi_core.models.tokenizer import OFFICIAL_USAGE_BUFFER, Tokenizer, TokenizerConfig
@@ -377,7 +377,7 @@ def _open_checkpoint(path: Path | str) -> tuple[Path, dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FileError(path, f"no checkpoint here ({_first_line(error)}).", REMEDY) from None
     if kind not in ("janus", OFFICIAL_TYPE):
-        raise FileError(path, f"this is a model of type '{kind}', not a Janus.", REMEDY)
+        raise FileError(path, f"this is a model of type {quoted(kind)}, not a Janus.", REMEDY)
     return Path(file).parent, description
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vapi_core.errors import FileError, ParameterError
+from vapi_core.errors import FileError, ParameterError, quoted, shortened
 from vapi_core.scoring.clip import Clip, hub_file, load_clip
 from vapi_core.scoring.geneval_folder import Prompt, read_folder, read_image
 from vapi_core.scoring.statistics import bootstrap_interval, mean_and_standard_error
@@ -48,7 +48,7 @@ def load_preference_model(
     if score == "clip":
         return load_clip(CLIP_ARCHITECTURE, weights, device)
     if score != "hpsv2":
-        raise ParameterError("score", f"there is no '{score}'; choose clip or hpsv2.")
+        raise ParameterError("score", f"there is no {quoted(score)}; choose clip or hpsv2.")
     if hps_version not in HPS_FILES:
         raise ParameterError("hps_version", f"there is no {hps_version}; choose {' or '.join(HPS_FILES)}.")
     if weights is None:
@@ -186,11 +186,11 @@ def _rows(suffix: str, text: str) -> list[dict[str, Any]]:
 
 def _row(item: Any) -> dict[str, Any]:
     if not isinstance(item, dict):
-        raise ValueError(f"{item!r} is neither a text nor an object")
+        raise ValueError(f"{quoted(item)} is neither a text nor an object")
     fields = {str(name).strip().lower(): value for name, value in item.items()}
     column = next((name for name in TEXT_COLUMNS if name in fields), None)
     if column is None:
-        raise ValueError(f"there is no column {', '.join(TEXT_COLUMNS)}, but {', '.join(fields)}")
+        raise ValueError(f"there is no column {', '.join(TEXT_COLUMNS)}, but {shortened(', '.join(fields))}")
     row = {"prompt": (fields[column] or "").strip()}
     category = next((fields[name] for name in CATEGORY_COLUMNS if fields.get(name)), None)
     return row | ({"tag": category.strip()} if category else {})
