@@ -117,6 +117,15 @@ def test_entries_that_share_their_bytes_are_counted_each(tmp_path, state):
     refused(path, "would expand")
 
 
+@pytest.mark.parametrize("allocate", [lambda: torch.empty(2**50), lambda: [0] * 2**55], ids=["torch", "python"])
+def test_a_file_for_which_memory_does_not_suffice_is_not_called_damaged_for_certain(
+    tmp_path, state, monkeypatch, allocate
+):
+    path = written(tmp_path / "w.pt", state)
+    monkeypatch.setattr(torch, "load", lambda *arguments, **options: allocate())
+    refused(path, "asks for more memory than there is")
+
+
 def test_looking_at_an_archive_takes_no_memory(tmp_path):
     path = bomb(tmp_path / "w.pt", 2**26)
     tracemalloc.start()
