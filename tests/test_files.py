@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,16 @@ import pytest
 import torch
 
 from vapi_core.errors import FileError
-from vapi_core.files import atomic_path, read_json, read_yaml, sha256_file, write_json
+from vapi_core.files import (
+    atomic_path,
+    link_tree,
+    read_json,
+    read_yaml,
+    remove_leftovers_below,
+    remove_whole,
+    sha256_file,
+    write_json,
+)
 
 
 def test_a_file_appears_only_when_the_block_has_ended(tmp_path):
@@ -124,6 +134,86 @@ def test_the_hash_is_that_of_sha256sum(tmp_path):
 def test_yaml_numbers_are_read_as_dvc_writes_them(tmp_path, text):
     (tmp_path / "params.yaml").write_text(f"rate: {text}")
     assert read_yaml(tmp_path / "params.yaml") == {"rate": 1e-5}
+
+
+# What killed processes leave
+
+
+def dead_process() -> int:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    return ended.pid
+
+
+def test_what_a_dead_process_left_of_a_path_goes_when_the_path_is_written_again(tmp_path):
+    dead, alive = dead_process(), os.getppid()
+    for name in (f".out.txt.{dead}.tmp", f".out.txt.{alive}.tmp", f".other.txt.{dead}.tmp", f"out.txt.{dead}.tmp"):
+        (tmp_path / name).write_text("left")
+    with atomic_path(tmp_path / "out.txt") as temporary:
+        temporary.write_text("whole")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "out.txt",
+        f".out.txt.{alive}.tmp",  # its process may be at it
+        f".other.txt.{dead}.tmp",  # of another path
+        f"out.txt.{dead}.tmp",  # no temporary of ours
+    }
+
+
+def test_what_a_process_of_the_same_number_left_is_not_taken_for_our_own(tmp_path):
+    left = tmp_path / f".out.{os.getpid()}.tmp"
+    left.mkdir()
+    (left / "stale").write_text("left")
+    with atomic_path(tmp_path / "out") as temporary:
+        temporary.mkdir()
+        (temporary / "fresh").write_text("new")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["fresh"]
+
+
+def test_leftovers_are_removed_wherever_they_lie_below_a_folder_and_nothing_else(tmp_path):
+    dead, alive = dead_process(), os.getppid()
+    deep = tmp_path / "checkpoints" / "align-k"
+    (deep / f".50.{dead}.tmp" / "folder").mkdir(parents=True)
+    (deep / f".75.{alive}.tmp").mkdir()
+    (deep / "50").mkdir()
+    for name in (f".reconstructions.npy.{dead}.tmp", ".name.tmp", ".x.99999999999999999999.tmp", "kept.npy"):
+        (tmp_path / name).write_text("")
+    remove_leftovers_below(tmp_path)
+    assert {path.name for path in deep.iterdir()} == {f".75.{alive}.tmp", "50"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "checkpoints",
+        ".name.tmp",
+        ".x.99999999999999999999.tmp",
+        "kept.npy",
+    }
+    remove_leftovers_below(tmp_path / "nowhere")
+
+
+def test_a_folder_is_copied_by_links_and_whole_where_there_are_none(tmp_path, monkeypatch):
+    (tmp_path / "source" / "deep").mkdir(parents=True)
+    (tmp_path / "source" / "deep" / "file").write_text("content")
+    link_tree(tmp_path / "source", tmp_path / "linked")
+
+    def no_links(*paths):
+        raise OSError("Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", no_links)
+    link_tree(tmp_path / "source", tmp_path / "copied")
+    source = (tmp_path / "source" / "deep" / "file").stat()
+    for name, same in (("linked", True), ("copied", False)):
+        copy = tmp_path / name / "deep" / "file"
+        assert copy.read_text() == "content" and (copy.stat().st_ino == source.st_ino) == same
+    shutil.rmtree(tmp_path / "source")
+    assert (tmp_path / "linked" / "deep" / "file").read_text() == "content"
+
+
+def test_a_folder_that_is_removed_is_gone_at_once_under_its_name(tmp_path, monkeypatch):
+    folder = tmp_path / "checkpoint"
+    (folder / "6").mkdir(parents=True)
+    left = []
+    monkeypatch.setattr(shutil, "rmtree", lambda path: left.append((folder.exists(), path.name)))
+    remove_whole(folder)
+    remove_whole(folder)  # there is none any more
+    assert left == [(False, f".checkpoint.{os.getpid()}.tmp")]
 
 
 FULL_DISK = Path("/dev/full")  # Linux: every write to it finds the disk full

@@ -14,6 +14,7 @@ from pipelines.stage import Stage
 from pipelines.stages import sample
 from pipelines.stages.sample import choose_classes, draw_images, plan, plan_sets, work
 from tests.tiny import tiny_generator, tiny_tokenizer
+from vapi_core import fingerprint
 from vapi_core.data.sources import ImageSource
 from vapi_core.data.subset import plan_subset, write_subset
 from vapi_core.files import read_json, write_json
@@ -129,6 +130,28 @@ def test_images_of_other_settings_are_not_gone_on_with(workspace, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             run(workspace, **change)
     assert len(list((WORK / "samples" / "sample-base").iterdir())) == 2  # of the last change alone
+
+
+def test_images_that_other_code_has_drawn_are_not_gone_on_with(workspace, monkeypatch, tmp_path):
+    code = shutil.copytree(fingerprint.CODE, tmp_path / "code", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(fingerprint, "CODE", code)
+    drawn = []
+
+    def draw_and_die(sampler, tokenizer, class_ids, indices, *rest):
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        drawn.append(indices)
+        return draw_images(sampler, tokenizer, class_ids, indices, *rest)
+
+    monkeypatch.setattr(sample, "draw_images", draw_and_die)
+    for change in ("", "scoring/geneval.py", "sampling.py", "models/generator.py"):
+        if change:
+            (code / change).write_text("# other code\n")
+        first = 2 if change == "scoring/geneval.py" else 0  # which has no part in images
+        drawn.clear()
+        with pytest.raises(KeyboardInterrupt):
+            run(workspace)
+        assert drawn[0].start == 4 * first, change
 
 
 def test_the_manifest_tells_what_the_images_are(workspace):

@@ -44,8 +44,13 @@ def test_a_checkpoint_is_that_of_the_same_parameters_inputs_and_code(training, t
     other_inputs = training.fingerprint
     (tmp_path / "vapi_core/alignment/objective.py").write_text("# another objective\n")
     other_code = training.fingerprint
+    (tmp_path / "vapi_core/scoring/classifier.py").write_text("# another network that rewards\n")
+    other_reward = training.fingerprint
+    (tmp_path / "generator/captions").mkdir()
+    write_json(tmp_path / "generator/captions/manifest.json", {"sha256": "c"})
+    other_captions = training.fingerprint
     training.key = "another"
-    assert len({first, other_inputs, other_code, training.fingerprint}) == 4
+    assert len({first, other_inputs, other_code, other_reward, other_captions, training.fingerprint}) == 6
 
 
 def test_the_command_that_makes_an_output_anew_names_the_stage_of_dvc_yaml():
