@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vapi_core.data.image_files import read_rgb
 from vapi_core.errors import FileError
 from vapi_core.scoring.geneval import FoundObject
 from vapi_core.scoring.geneval_folder import (
@@ -13,7 +14,6 @@ from vapi_core.scoring.geneval_folder import (
     Prompt,
     append_results,
     read_folder,
-    read_image,
     read_prompts,
     read_results,
     write_prompts,
@@ -78,7 +78,7 @@ def test_a_folder_comes_back_as_it_was_written(tmp_path):
     samples = read_folder(tmp_path, DIGITS)
     assert [s.path for s in samples.samples] == paths and samples.missing == []
     assert [s.prompt for s in samples.samples] == [prompts[0], prompts[0], prompts[1], prompts[1]]
-    assert np.array_equal(np.asarray(read_image(paths[0])), GREY)
+    assert np.array_equal(np.asarray(read_rgb(paths[0])), GREY)
 
 
 def test_prompts_are_not_written_over_others_whose_images_may_be_there(tmp_path):
@@ -131,8 +131,8 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path, content):
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
         content = path.read_bytes()[:6000]
     path.write_bytes(content)
-    with pytest.raises(FileError, match="0000.png: the image cannot be read") as error:
-        read_image(path)
+    with pytest.raises(FileError, match="0000.png: the file cannot be read as an image") as error:
+        read_rgb(path)
     assert error.value.path == path
 
 

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from tests.tiny_vision import save_tiny_clip
+from vapi_core.data.image_files import read_rgb
 from vapi_core.errors import FileError, ParameterError
 from vapi_core.scoring.clip import load_clip
-from vapi_core.scoring.geneval_folder import Prompt, read_image, write_prompts, write_sample
+from vapi_core.scoring.geneval_folder import Prompt, write_prompts, write_sample
 from vapi_core.scoring.preference import (
     load_preference_model,
     preference_scores,
@@ -42,7 +43,7 @@ def folder(tmp_path):
 
 
 def test_the_score_is_the_cosine_of_each_image_with_its_own_text(clip, folder):
-    images = [read_image(folder / f"0000{i}" / "samples" / "0000.png") for i in range(3)]
+    images = [read_rgb(folder / f"0000{i}" / "samples" / "0000.png") for i in range(3)]
     texts = ["a cat", "two dogs", "three birds"]
     with torch.no_grad():
         image_features = clip.model.encode_image(torch.stack([clip.preprocess(image) for image in images]))
