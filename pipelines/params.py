@@ -72,6 +72,7 @@ class SubsetParams(Section):
     dataset: DatasetParams | None
     prompts: PositiveInt | str | None
     image_size: PositiveInt
+    exif_orientation: bool
     splits: dict[str, PositiveInt]
     seed: int
 

@@ -1,4 +1,3 @@
-import json
 import shutil
 import tracemalloc
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ import pytest
 
 from vapi_core.data.cache import TokenCache, write_token_cache
 from vapi_core.errors import FileError
-from vapi_core.files import read_json, sha256_file
+from vapi_core.files import read_checked_json, sha256_file, write_checked_json
 
 TOKENIZER = "a1b2c3d4e5f6" + "0" * 52
 SUBSET = "123456789abc" + "0" * 52
@@ -53,7 +52,7 @@ def test_a_split_is_a_view_of_its_tokens_and_labels(directory):
 
 
 def test_the_manifest_says_what_the_tokens_are_and_what_they_were_made_from(directory):
-    assert read_json(directory / "manifest.json") == {
+    assert read_checked_json(directory / "manifest.json") == {
         "kind": "tokens",
         "count": 10,
         "shape": [10, 16],
@@ -121,9 +120,9 @@ def test_a_single_changed_byte_is_noticed(directory, name):
 
 
 def test_a_manifest_that_lacks_an_entry_is_refused(directory):
-    manifest = read_json(directory / "manifest.json")
+    manifest = read_checked_json(directory / "manifest.json")
     del manifest["tokenizer_sha256"]
-    (directory / "manifest.json").write_text(json.dumps(manifest))
+    write_checked_json(directory / "manifest.json", manifest)
     with pytest.raises(FileError, match="manifest.json.*tokenizer_sha256.*run `dvc repro tokenize`"):
         TokenCache.open(directory, tokenizer_sha256=TOKENIZER)
 

@@ -1,6 +1,5 @@
 import dataclasses
 import hashlib
-import json
 import shutil
 import tracemalloc
 from collections.abc import Iterable
@@ -12,7 +11,7 @@ import pytest
 from vapi_core.data.sources import ImageSource, mnist_source
 from vapi_core.data.subset import Subset, array_writer, plan_subset, subset_hash, write_subset
 from vapi_core.errors import FileError, ParameterError
-from vapi_core.files import read_json, sha256_file
+from vapi_core.files import read_checked_json, read_json, sha256_file, write_checked_json
 
 CLASSES = ("ant", "bee", "cow")
 LABELS = np.array([0, 1, 2] * 10)  # 10 images of each class
@@ -111,7 +110,7 @@ def test_the_arrays_hold_the_planned_images_in_the_planned_order(written):
 
 
 def test_the_manifest_tells_where_every_image_comes_from(written):
-    manifest = read_json(written / "manifest.json")
+    manifest = read_checked_json(written / "manifest.json")
     assert {key: value for key, value in manifest.items() if key != "items"} == {
         "kind": "subset",
         "source": "made-up",
@@ -120,6 +119,7 @@ def test_the_manifest_tells_where_every_image_comes_from(written):
         "classes": list(CLASSES),
         "splits": {"train": [0, 18], "heldout": [18, 24]},
         "count": 24,
+        "sha256": {name: sha256_file(written / name) for name in ("images.npy", "labels.npy")},
     }
     source = make_source()
     for item in manifest["items"]:
@@ -260,8 +260,7 @@ def test_labels_that_are_not_those_of_the_manifest_are_refused(copied):
     "change", [{"kind": "tokens"}, {"splits": {"train": [0, 25]}}, {"splits": {"train": 18}}, {"items": [{}]}]
 )
 def test_a_manifest_that_cannot_be_right_is_refused(copied, change):
-    manifest = read_json(copied / "manifest.json") | change
-    (copied / "manifest.json").write_text(json.dumps(manifest))
+    write_checked_json(copied / "manifest.json", read_checked_json(copied / "manifest.json") | change)
     with pytest.raises(FileError, match="manifest.json.*run `dvc repro subset`"):
         Subset.open(copied)
 

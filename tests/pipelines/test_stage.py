@@ -12,6 +12,7 @@ from pipelines.inputs import open_samples, read_scores
 from pipelines.params import load_params
 from pipelines.paths import ABLATIONS, REPORTS, remedy
 from pipelines.stage import Stage, StagePlan, UntrackedRun
+from vapi_core.data.subset import write_manifest
 from vapi_core.errors import FileError
 from vapi_core.files import write_json
 
@@ -65,7 +66,7 @@ def samples(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     np.save(folder / "images.npy", np.zeros((3, 4, 4, 3), np.uint8))
     np.save(folder / "labels.npy", np.arange(3))
-    write_json(folder / "manifest.json", {"kind": "samples", "shape": [3, 4, 4, 3]})
+    write_manifest(folder, {"kind": "samples", "shape": [3, 4, 4, 3]}, ("images.npy", "labels.npy"))
     return folder
 
 
