@@ -1,6 +1,7 @@
 """What several stages read: tokens with their images, the generators, and the network that rewards."""
 
 import json
+import operator
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,7 +101,7 @@ def open_samples(directory: Path, advice: str | None = None) -> tuple[np.ndarray
     path = directory / MANIFEST
     manifest = read_manifest(path, "samples", advice)
     with entries_of(path, advice):
-        (count, height, width, channels), sha256 = manifest["shape"], manifest["sha256"]
+        (count, height, width, channels), sha256 = map(operator.index, manifest["shape"]), manifest["sha256"]
         images_sha256, labels_sha256 = sha256[IMAGES], sha256[LABELS]
     images = open_array(directory / IMAGES, (count, height, width, channels), np.uint8, advice, images_sha256)
     return images, np.array(open_array(directory / LABELS, (count,), np.int64, advice, labels_sha256))

@@ -12,9 +12,10 @@ from pipelines.inputs import open_samples, read_scores
 from pipelines.params import load_params
 from pipelines.paths import ABLATIONS, REPORTS, remedy
 from pipelines.stage import Stage, StagePlan, UntrackedRun
+from tests.damage import check_every_flip_is_named
 from vapi_core.data.subset import write_manifest
 from vapi_core.errors import FileError
-from vapi_core.files import write_json
+from vapi_core.files import read_checked_json, write_checked_json, write_json
 
 
 @pytest.fixture
@@ -85,6 +86,27 @@ def test_a_set_that_lacks_something_is_named_with_the_command_that_draws_it(samp
     with pytest.raises(
         FileError, match=rf"{name}: .*{damage if damage == 'missing' else 'damaged'}.*repro sample@va-pi`"
     ):
+        open_samples(samples)
+
+
+@pytest.mark.parametrize("name", ["images.npy", "labels.npy", "manifest.json"])
+def test_whatever_byte_of_a_set_flips_the_file_is_named(samples, name):
+    check_every_flip_is_named(samples / name, lambda: open_samples(samples))
+
+
+@pytest.mark.parametrize("key", ["shape", "sha256"])
+@pytest.mark.parametrize("value", [None, 5, "five", [], {}])
+def test_a_manifest_of_samples_without_an_entry_is_named_with_the_command_that_draws_them(samples, key, value):
+    manifest = read_checked_json(samples / "manifest.json")
+    changed = {name: entry for name, entry in manifest.items() if name != key} | ({} if value is None else {key: value})
+    write_checked_json(samples / "manifest.json", changed)
+    with pytest.raises(FileError, match=r"manifest\.json: the manifest is damaged.*repro sample@va-pi`"):
+        open_samples(samples)
+
+
+def test_a_set_of_an_older_version_is_told_so(samples):
+    write_json(samples / "manifest.json", {"kind": "samples", "shape": [3, 4, 4, 3]})
+    with pytest.raises(FileError, match=r"manifest\.json: .*written by an older version.*repro sample@va-pi`"):
         open_samples(samples)
 
 

@@ -4,6 +4,7 @@ A cache is a directory of `tokens.npy` (uint16 or uint32 [N, T], T = grid * grid
 and `manifest.json`. Its rows and splits are those of the subset. LlamaGen's own cache is a file per image.
 """
 
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,8 +109,8 @@ class TokenCache:
         path = directory / MANIFEST
         manifest = read_manifest(path, "tokens", REMEDY)
         with entries_of(path, REMEDY):
-            grid, codebook_size = manifest["grid"], manifest["codebook_size"]
-            count, shape = manifest["count"], tuple(manifest["shape"])
+            grid, codebook_size, count = (operator.index(manifest[name]) for name in ("grid", "codebook_size", "count"))
+            shape = tuple(map(operator.index, manifest["shape"]))
             made_with, made_from = str(manifest["tokenizer_sha256"]), str(manifest["subset_sha256"])
             splits, dtype = read_splits(manifest), token_dtype(codebook_size)
             tokens_sha256, labels_sha256 = (manifest["sha256"][name] for name in ("tokens.npy", "labels.npy"))

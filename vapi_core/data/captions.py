@@ -7,6 +7,7 @@ per image, 120 tokens or fewer.
 """
 
 import hashlib
+import operator
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -136,8 +137,16 @@ class CaptionCache:
         path = directory / MANIFEST
         manifest = read_manifest(path, "captions", REMEDY)
         with entries_of(path, REMEDY):
-            count, (rows, dim), dtype = manifest["count"], manifest["shape"], DTYPES[manifest["dtype"]]
-            limit, encoder, made_with = manifest["limit"], manifest["encoder"], str(manifest["encoder_fingerprint"])
+            count, limit, dtype = (
+                operator.index(manifest["count"]),
+                operator.index(manifest["limit"]),
+                DTYPES[manifest["dtype"]],
+            )
+            (rows, dim), encoder, made_with = (
+                map(operator.index, manifest["shape"]),
+                manifest["encoder"],
+                str(manifest["encoder_fingerprint"]),
+            )
             sha256 = [manifest["sha256"][name] for name in FILES]
         if encoder_fingerprint not in (None, made_with):
             difference = f"made with {encoder} {made_with[:12]}, but read with encoder {str(encoder_fingerprint)[:12]}"

@@ -7,6 +7,7 @@ every reader compares them, so that a byte that flipped on a disk is told with t
 """
 
 import hashlib
+import operator
 import tokenize
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -183,7 +184,11 @@ class Subset:
         path = directory / MANIFEST
         manifest = read_manifest(path, "subset", REMEDY)
         with entries_of(path, REMEDY):
-            count, size, classes = manifest["count"], manifest["image_size"], tuple(manifest["classes"])
+            count, size, classes = (
+                operator.index(manifest["count"]),
+                operator.index(manifest["image_size"]),
+                tuple(manifest["classes"]),
+            )
             splits = read_splits(manifest)
             expected = [classes.index(item["class"]) for item in manifest["items"]]
             captioned = any("caption" in item for item in manifest["items"])
@@ -260,8 +265,8 @@ def entries_of(path: Path, remedy: str) -> Iterator[None]:
 
 def read_splits(manifest: dict[str, Any]) -> dict[str, tuple[int, int]]:
     """The table of splits of a manifest. Raises KeyError, TypeError or ValueError where it is damaged."""
-    splits = {name: (start, stop) for name, (start, stop) in manifest["splits"].items()}
-    if not all(0 <= start < stop <= manifest["count"] for start, stop in splits.values()):
+    splits = {name: (operator.index(start), operator.index(stop)) for name, (start, stop) in manifest["splits"].items()}
+    if not splits or not all(0 <= start < stop <= manifest["count"] for start, stop in splits.values()):
         raise ValueError("a split lies outside the array")
     return splits
 
