@@ -121,6 +121,15 @@ def test_prompts_with_categories_are_read_from_tables_and_json(tmp_path, name, c
     ]
 
 
+@pytest.mark.parametrize("inside", ["\u2028", "\u2029", "\x85"])
+@pytest.mark.parametrize("name", ["p.txt", "p.csv", "p.json"])
+def test_a_line_separator_inside_of_a_prompt_parts_nothing(tmp_path, inside, name):
+    prompts = [f"a photo of{inside}a bench", "second"]
+    text = {"p.csv": "\ufeffPrompts\r\n" + "\r\n".join(prompts), "p.json": json.dumps(prompts, ensure_ascii=False)}
+    (tmp_path / name).write_text(text.get(name, "\n".join(prompts)), encoding="utf-8", newline="")
+    assert [p.text for p in read_prompt_list(tmp_path / name)] == prompts
+
+
 def test_plain_texts_need_no_category(tmp_path):
     (tmp_path / "p.txt").write_text("A cat\n\nTwo, or three, dogs\n")
     (tmp_path / "p.json").write_text('["A cat", "Two, or three, dogs"]')
@@ -140,6 +149,10 @@ def test_plain_texts_need_no_category(tmp_path):
         ("p.json", "{}", "it is not a list"),
         ("p.json", "[3]", "3 is neither a text nor an object"),
         ("p.txt", "\n", "there is no prompt in it"),
+        ("p.json", '[{"prompt": 3}]', "holds something else than text"),
+        ("p.json", '[{"prompt": "a", "tag": [1]}]', "holds something else than text"),
+        ("p.json", "[" * 100_000, "it is nested too deeply"),
+        ("p.json", r'["a \ud83d cat"]', "half of a character"),
     ],
 )
 def test_a_file_without_prompts_is_refused_with_the_reason(tmp_path, name, content, problem):
