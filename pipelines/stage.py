@@ -28,7 +28,7 @@ from pipelines.tracking import StageRun, stage_key, stage_run
 from pipelines.uploader import dismiss_early
 from vapi_core import distributed
 from vapi_core.errors import FileError, ParameterError, VapiError
-from vapi_core.files import atomic_path, read_json, write_json
+from vapi_core.files import atomic_path, read_texts, write_json
 
 Metrics = dict[str, float]
 CODE = Path(distributed.__file__).parent
@@ -154,7 +154,7 @@ def write_curves(path: Path, rows: list[Metrics]) -> None:
 
 def upstream_keys(plan: StagePlan) -> list[str]:
     """Keys of the runs that made this stage's inputs."""
-    return [read_json(d / RUN_FILE, remedy(d))["key"] for d in plan.upstream]
+    return [read_texts(d / RUN_FILE, ["key"], remedy(d))["key"] for d in plan.upstream]
 
 
 def run_stage(

@@ -13,6 +13,7 @@ from vapi_core.files import (
     read_checked_json,
     read_json,
     read_text,
+    read_texts,
     read_yaml,
     require_sha256,
     require_utf8_name,
@@ -190,6 +191,15 @@ def test_whatever_byte_of_a_checked_file_flips_it_is_noticed(tmp_path):
         write_json(path, other)
         with pytest.raises(FileError, match=r"x\.json: .*its checksum is not that of its content"):
             read_checked_json(path)
+
+
+@pytest.mark.parametrize("content", ["[]", "5", "{}", '{"key": null}', '{"key": ["a"]}'])
+def test_an_entry_that_is_missing_or_no_text_is_named(tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(FileError, match=r"run\.json: the file is damaged: the entry 'key' .*Run: dvc repro"):
+        read_texts(tmp_path / "run.json", ["key"], "Run: dvc repro")
+    (tmp_path / "run.json").write_text('{"key": "a"}')
+    assert read_texts(tmp_path / "run.json", ["key"]) == {"key": "a"}
 
 
 def test_a_file_is_hashed_once_and_again_when_it_has_changed(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -64,6 +64,15 @@ def read_json(path: Path | str, remedy: str = "") -> Any:
         return parse_json(read_text(path, remedy))
     except ValueError as error:
         raise FileError(path, f"the file is damaged ({error}).", remedy) from None
+
+
+def read_texts(path: Path | str, names: Iterable[str], remedy: str = "") -> dict[str, str]:
+    """A JSON file in which these entries are texts. Raises FileError where it is missing or damaged, or an entry is."""
+    value = read_json(path, remedy)
+    wrong = [name for name in names if not isinstance(value, dict) or not isinstance(value.get(name), str)]
+    if wrong:
+        raise FileError(path, f"the file is damaged: the entry '{wrong[0]}' is missing or is no text.", remedy)
+    return value
 
 
 def parse_json(content: str | bytes) -> Any:

@@ -42,7 +42,7 @@ from vapi_core import distributed
 from vapi_core.alignment.data import Conditions, batch_conditions
 from vapi_core.data.partial import PartialArray
 from vapi_core.data.subset import Subset, write_manifest
-from vapi_core.files import atomic_path, read_json
+from vapi_core.files import atomic_path, read_texts
 from vapi_core.images import images_of_a_pass, resize_bicubic, to_uint8
 from vapi_core.memory import free_bytes
 from vapi_core.models.checkpoints import model_hash
@@ -274,7 +274,7 @@ def draw_images(
 def write_set(sample_set: SampleSet, images: PartialArray, stage: Stage) -> None:
     """Writes the directory of a set: images.npy, labels.npy, grid.png, manifest.json."""
     labels = choose_labels(stage.params, stage.params.sample.seed + sample_set.seed)
-    run = read_json(sample_set.trained / RUN_FILE)["key"]
+    run = read_texts(sample_set.trained / RUN_FILE, ["key"], remedy(sample_set.trained))["key"]
     with atomic_path(sample_set.directory) as temporary:
         temporary.mkdir()
         images.finish(temporary / IMAGES)

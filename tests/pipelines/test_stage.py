@@ -10,7 +10,7 @@ import pytest
 from pipelines import stage as frame
 from pipelines.inputs import open_samples, read_scores
 from pipelines.params import load_params
-from pipelines.paths import ABLATIONS, REPORTS, remedy
+from pipelines.paths import ABLATIONS, REPORTS, TOKENS, remedy
 from pipelines.stage import Stage, StagePlan, UntrackedRun
 from tests.damage import check_every_flip_is_named
 from vapi_core.data.subset import write_manifest
@@ -43,6 +43,15 @@ def test_a_checkpoint_is_that_of_the_same_parameters_inputs_and_code(training, t
     other_code = training.fingerprint
     training.key = "another"
     assert len({first, other_inputs, other_code, training.fingerprint}) == 4
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[1]", '{"key": 5}'])
+def test_an_input_whose_run_cannot_be_told_is_named_with_the_command_that_makes_it(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    (TOKENS / "run.json").parent.mkdir(parents=True)
+    (TOKENS / "run.json").write_text(content)
+    with pytest.raises(FileError, match=r"tokens/run\.json: the file is damaged.*`dvc repro tokenize`"):
+        frame.upstream_keys(StagePlan("generator", tmp_path, {}, (TOKENS,)))
 
 
 def test_the_command_that_makes_an_output_anew_names_the_stage_of_dvc_yaml():
