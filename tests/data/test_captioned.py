@@ -313,6 +313,17 @@ def test_a_name_in_a_shard_that_is_not_utf8_is_refused(tmp_path):
         webdataset_source(tmp_path, 8)
 
 
+def test_shards_that_are_compressed_are_not_passed_over_in_silence(tmp_path):
+    write_shard(tmp_path / "0.tar", *sample("a", "red"))
+    for name in ("0.tar.json", "0_stats.json", "0.parquet"):  # what img2dataset leaves beside a shard
+        (tmp_path / name).write_text("{}")
+    assert webdataset_source(tmp_path, 8).ids == ("0/a",)
+    for name in ("1.tar.gz", "2.TGZ"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(FileError, match="2 shards are compressed, 1.tar.gz first"):
+        webdataset_source(tmp_path, 8)
+
+
 def test_a_shard_that_is_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "0.tar")
     with pytest.raises(FileError, match="0.tar: this is no file"):

@@ -1,6 +1,7 @@
 """Webdataset tar shards, indexed by their headers and read where they lie; the `datasets` library would copy all of them
 first, and of ImageNet's 1.3 million images a subset needs one in a hundred."""
 
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import BinaryIO
 from vapi_core.errors import FileError
 from vapi_core.files import readable, require_regular, require_utf8_name
 
+PACKED = re.compile(r"\.(tgz|tar\.(gz|bz2|xz|zst|lz4))$", re.IGNORECASE)
 CHUNK = 2**20  # bytes that are looked through at once for the next archive
 LONGEST_TEXT = 2**24  # bytes of a caption or a description; the tars of LAION hold some thousand
 Files = dict[str, tarfile.TarInfo]  # suffix -> file of a sample
@@ -40,12 +42,15 @@ def place_of(shard: Path, member: tarfile.TarInfo) -> Place:
 
 
 def find_shards(root: Path) -> list[Path]:
-    """The .tar files of a folder, sorted. Raises FileError if there are none."""
+    """The .tar files of a folder, sorted. Raises FileError if there are none, or compressed ones."""
     shards = sorted(root.glob("*.tar"))
     if not shards:
         raise FileError(root, "there are no .tar files in this folder.", "Give the folder that holds the shards.")
     for shard in shards:
         require_utf8_name(shard.name, root)
+    if packed := sorted(path.name for path in root.iterdir() if PACKED.search(path.name)):
+        problem = f"{len(packed)} shards are compressed, {readable(packed[0])} first; samples are read where they lie."
+        raise FileError(root, problem, "Unpack them, or move them away.")
     return shards
 
 
