@@ -19,13 +19,13 @@ help:
 	touch $@
 
 repro: .venv/installed # the experiment, then where the report and the tracked runs are
-	dvc repro report
+	dvc repro report || { python -m pipelines.lockfile; exit 1; }
 	@echo
 	@echo "The report:      reports/report.md"
 	@echo "The tracked runs: make mlflow, then open http://127.0.0.1:5000"
 
 rivals: .venv/installed # the table of VA-π's rivals; takes from the experiment whatever is done
-	dvc repro rivals
+	dvc repro rivals || { python -m pipelines.lockfile; exit 1; }
 	@echo
 	@echo "The report: reports/rivals.md"
 
@@ -33,7 +33,9 @@ ui: .venv/installed # sweeps in the browser: Prefect, MLflow and a worker, until
 	@python -m pipelines.flows.ui
 
 mlflow: .venv/installed # the MLflow UI over what was tracked
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port 5000 --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}
+	-python -m pipelines.tracking upload
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_SERVER_ALLOWED_HOSTS=127.0.0.1:5000,localhost:5000 \
+	MLFLOW_BACKEND_STORE_URI=$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} mlflow server --host 127.0.0.1 --port 5000
 
 test: .venv/installed # the whole test suite
 	pytest -n 2 --dist loadfile --no-loadscope-reorder

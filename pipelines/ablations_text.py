@@ -9,7 +9,7 @@ from pipelines.cells import terms_of
 from pipelines.comparison import SUBJECT
 from pipelines.params import Params
 from pipelines.paths import BASE
-from pipelines.report_text import markdown_table
+from pipelines.report_text import difference, markdown_table
 from vapi_core.files import atomic_path
 
 HEADINGS = {
@@ -132,9 +132,9 @@ def comparison_table(findings: pd.DataFrame) -> str:
             row["extractor"],
             TITLES[row["score"]],
             row["text"],
-            f"{row['mean']:+.3g} [{row['low']:+.3g}, {row['high']:+.3g}]",
+            difference(row),
             row["verdict"],
-            f"{row['adjusted_p']:.2g}",
+            f"{row['adjusted_p']:.2g}" if row["pairs"] > 1 else "",
         ]
         for _, row in findings.iterrows()
     ]

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.launch import one_message
 from pipelines.params import Params, load_params
 from pipelines.paths import REPOSITORY
 from vapi_core.data.hub import is_hub_id
@@ -213,19 +214,16 @@ def summary(profile: str, missing: list[Asset]) -> str:
     )
 
 
+@one_message
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pipelines.assets", description="Files that a profile needs.")
     parser.add_argument("profile", nargs="?", help="name of a file in profiles/; without one, params.yaml")
     options = parser.parse_args(arguments)
     path = Path("params.yaml") if options.profile is None else Path("profiles", f"{options.profile}.yaml")
-    try:
-        if not path.is_file():
-            known = ", ".join(sorted(p.stem for p in Path("profiles").glob("*.yaml")))
-            raise FileError(path, f"there is no such profile; there are {known}.")
-        params = load_params(path)
-    except VapiError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in Path("profiles").glob("*.yaml")))
+        raise FileError(path, f"there is no such profile; there are {known}.")
+    params = load_params(path)
     assets = assets_of(params)
     missing = [asset for asset in assets if asset.state == "missing"]
     if assets:

@@ -12,7 +12,7 @@ from typing import Any
 from pipelines.comparison import SUBJECT
 from pipelines.params import Params, RewardParams, check_params, decimal
 from pipelines.paths import ABLATIONS, BASE
-from vapi_core.errors import ParameterError
+from vapi_core.errors import ParameterError, quoted
 
 TABLES = ("noise", "regularizer", "reward")
 PRIOR = "prior"  # no term of the reward: the regularizer alone
@@ -79,7 +79,9 @@ def keep_terms(reward: RewardParams, terms: str) -> dict[str, float]:
     kept = [] if terms == PRIOR else terms.split("+")
     for term in kept:
         if term not in weights:
-            raise ParameterError("reward", f"there is no term '{term}'; there are {', '.join(weights)}, or {PRIOR}.")
+            raise ParameterError(
+                "reward", f"there is no term {quoted(term)}; there are {', '.join(weights)}, or {PRIOR}."
+            )
     return {name: (weight or 1.0) if name in kept else 0.0 for name, weight in weights.items()}
 
 

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.launch import one_message
+from pipelines.masking import masked
 from pipelines.mlflow_runs import register_view
-from vapi_core.errors import VapiError
 from vapi_core.files import read_yaml
 
 LOCAL_SERVER = "http://127.0.0.1:5000"
@@ -157,19 +158,17 @@ def register(experiment: str, dashboards: Sequence[Dashboard]) -> str:
     return experiment_id
 
 
+@one_message
 def main() -> None:
     argparse.ArgumentParser(description="Registers the dashboards in MLflow and prints their URLs.").parse_args()
     params = read_yaml("params.yaml")
     dashboards = plan_dashboards(params["score"]["extractors"], params["score"]["geneval"] is not None)
-    try:
-        experiment_id = register(params["profile"], dashboards)
-    except VapiError as error:
-        sys.exit(f"error: {error}")
+    experiment_id = register(params["profile"], dashboards)
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     server = uri if uri.startswith("http") else LOCAL_SERVER
     for dashboard in dashboards:
-        print(f"Dashboard {dashboard.key}: {url(server, experiment_id, dashboard)}")
+        print(masked(f"Dashboard {dashboard.key}: {url(server, experiment_id, dashboard)}"))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

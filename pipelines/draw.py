@@ -21,6 +21,7 @@ import torch
 
 from pipelines.geneval_command import choose_device, positive
 from pipelines.inputs import open_generator, open_prompts, open_samples, open_tokenizer
+from pipelines.launch import one_message
 from pipelines.params import Params, load_params
 from pipelines.paths import BASE, CAPTIONS
 from pipelines.progress import progress
@@ -29,8 +30,9 @@ from pipelines.stages.tokenize import open_encoder
 from vapi_core.data.scenes import DIGITS
 from vapi_core.data.standardization import Standardization, standardize
 from vapi_core.data.subset import MANIFEST, read_manifest
-from vapi_core.errors import FileError, ParameterError, VapiError
+from vapi_core.errors import FileError, ParameterError
 from vapi_core.files import read_json, write_json
+from vapi_core.fingerprint import fingerprint, training_code
 from vapi_core.models.captions import LongCaptionError, count_tokens, encode_captions, find_long
 from vapi_core.models.checkpoints import model_hash
 from vapi_core.models.janus import PromptConditions, load_prompt_tokenizer
@@ -127,6 +129,7 @@ def draw(arguments: argparse.Namespace, params: Params) -> int:
         **vars(made.config),
         "generator_sha256": model_hash(made.generator, "generator"),
         "tokenizer_sha256": model_hash(made.tokenizer, "tokenizer"),
+        "code_sha256": fingerprint(code=training_code()),
     }
     check_folder(arguments.folder, drawn)
     write_prompts(arguments.folder, prompts)
@@ -199,14 +202,11 @@ def run(arguments: argparse.Namespace) -> int:
     return draw(arguments, params)
 
 
+@one_message
 def main(arguments: list[str]) -> int:
     """Runs the command; 1 on an error of the user's."""
-    try:
-        given = parse(arguments)
-        print(f"{run(given)} images in {given.folder}")
-    except VapiError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    given = parse(arguments)
+    print(f"{run(given)} images in {given.folder}")
     return 0
 
 

@@ -6,23 +6,34 @@ workspace.py). DVC puts the experiments of all its processes in one git stash, f
 repository's lock, until the stash is empty: of two that run at the same time one may take the other's. Here every name has a
 stash of its own, so that there is nothing of others to take, and the lock is held while an entry is taken too.
 
+What a killed one leaves, DVC keeps for ever; here the next experiment removes it.
+
 Only one process of a name may run at a time, as `processes` sees to in a sweep.
 """
 
 import argparse
+import fcntl
+import os
+import shutil
+import signal
 import sys
+from pathlib import Path
 
 from dvc.cli import main as run_dvc
 from dvc.repo.experiments import Experiments
+from dvc.repo.experiments.executor.base import BaseExecutor
 from dvc.repo.experiments.queue.base import QueueEntry, QueueGetResult
 from dvc.repo.experiments.queue.tempdir import TempDirQueue
 from dvc.utils.objects import cached_property
+
+from pipelines.launch import one_message
+from pipelines.processes import working_directories
 
 STASHES = "refs/vapi"  # not below refs/exps, where DVC takes what it does not know for an experiment
 
 
 class OwnQueue(TempDirQueue):
-    """The queue of one experiment."""
+    """The queue of one experiment, whose temporary directory is locked as long as this process lives."""
 
     def put(self, *args, **kwargs) -> QueueEntry:
         self.stash.clear()  # of what a killed process of this name left
@@ -31,7 +42,41 @@ class OwnQueue(TempDirQueue):
     def get(self) -> QueueGetResult:
         """Under the lock that `put` has too: the last stash takes its folder along, where another may be about to begin."""
         with self.repo.lock:
+            remove_leftovers(Path(self._standalone_tmp_dir))
             return super().get()
+
+    @classmethod
+    def init_executor(cls, *arguments, **options) -> BaseExecutor:
+        executor = super().init_executor(*arguments, **options)
+        _lock(Path(executor.root_dir))
+        return executor
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Removes the temporary directories of experiments whose process was killed and in which no stage of theirs works on.
+
+    Call it under the repository's lock, under which they are made and locked.
+    """
+    left = []
+    for path in directory.glob("tmp*"):
+        if (lock := _lock(path)) is not None:
+            os.close(lock)
+            left.append(path)
+    places = working_directories() if left else []
+    for path in left:
+        if not any(place.is_relative_to(path.resolve()) for place in places):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _lock(directory: Path) -> int | None:
+    """Locks a directory until what comes back is closed, or this process ends; None where another has locked it."""
+    opened = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(opened)
+        return None
+    return opened
 
 
 def stash_of(name: str) -> str:
@@ -48,7 +93,9 @@ def use_own_queue(name: str) -> None:
     Experiments.tempdir_queue = cached_property(tempdir_queue)
 
 
+@one_message
 def main() -> int:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # at once: the stage ends with it, and the next experiment tidies up
     parser = argparse.ArgumentParser(
         usage="python -m pipelines.experiment --name NAME [any option of `dvc exp run`] TARGET ...",
         description="Runs one DVC experiment in a temporary directory.",

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.inputs import open_samples
-from vapi_core.errors import FileError, VapiError
+from pipelines.launch import one_message
+from vapi_core.errors import FileError
 from vapi_core.files import atomic_path
 from vapi_core.models.checkpoints import export_official, load_model
 from vapi_core.models.generator import Generator
@@ -54,6 +55,7 @@ def _refuse_place(path: Path) -> None:
         raise FileError(path, "this is a folder.", "Name the file to write.")
 
 
+@one_message
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pipelines.export", description=__doc__.partition("\n")[0])
     commands = parser.add_subparsers(dest="what", required=True)
@@ -65,12 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("directory", type=Path, help=f"e.g. {example}")
         command.add_argument("file", type=Path, help=f"what to write, e.g. {written}")
     options = parser.parse_args(arguments)
-    try:
-        _refuse_place(options.file)
-        {"weights": export_weights, "images": export_images}[options.what](options.directory, options.file)
-    except VapiError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    _refuse_place(options.file)
+    {"weights": export_weights, "images": export_images}[options.what](options.directory, options.file)
     print(f"{options.file}: {options.file.stat().st_size / 1e6:.1f} MB")
     return 0
 

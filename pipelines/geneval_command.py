@@ -18,10 +18,11 @@ from typing import Any
 
 from PIL import Image
 
+from pipelines.launch import one_message
 from pipelines.progress import Advance, progress
 from pipelines.uploader import dismiss_early
 from vapi_core.data.image_files import read_rgb
-from vapi_core.errors import FileError, ParameterError, VapiError
+from vapi_core.errors import FileError, ParameterError, quoted, shortened
 from vapi_core.files import write_json
 from vapi_core.scoring.clip import load_clip
 from vapi_core.scoring.detectors import CHECKED_IMAGES, COCO_CLASSES, HUB_DETECTOR, ClipColors, Mask2Former
@@ -62,12 +63,12 @@ def parse_options(given: list[str]) -> GenEvalOptions:
     for item in given:
         name, _, text = item.partition("=")
         if name not in official:
-            raise ParameterError("--options", f"there is no option '{name}'; there are {', '.join(official)}.")
+            raise ParameterError("--options", f"there is no option {quoted(name)}; there are {', '.join(official)}.")
         kind = type(official[name])
         try:
             values[name] = text == "1" if kind is bool else kind(text)
         except ValueError:
-            raise ParameterError("--options", f"{name}={text} is not a number.") from None
+            raise ParameterError("--options", f"{name}={shortened(text)} is not a number.") from None
     return GenEvalOptions(**values)
 
 
@@ -119,14 +120,11 @@ def write_scores(results_path: Path, results: list[GenEvalResult]) -> None:
     print(score_table(scores))
 
 
+@one_message
 def main(arguments: list[str]) -> int:
     """Runs the command; 1 on an error of the user's or where images could not be scored."""
     dismiss_early()  # of the stage `score`, which this is not
-    try:
-        evaluation = run(parse(arguments))
-    except VapiError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    evaluation = run(parse(arguments))
     return exit_code(len(evaluation.results), evaluation.missing, evaluation.unreadable)
 
 
@@ -141,7 +139,7 @@ def choose_device(name: str) -> str:
     try:
         return str(torch.device(name))
     except RuntimeError:
-        raise ParameterError("--device", f"torch knows no device '{name}'.") from None
+        raise ParameterError("--device", f"torch knows no device {quoted(name)}.") from None
 
 
 def positive(text: str) -> int:

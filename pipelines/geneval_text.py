@@ -23,18 +23,18 @@ def geneval_findings(differences: pd.DataFrame, params: Params) -> list[str]:
 
 def verdict(row: pd.Series) -> str:
     """A difference is one where both intervals leave 0 out."""
-    if min(row["low"], row["seeds_low"]) > 0:
+    if row["low"] > 0 and row["seeds_low"] > 0:  # neither with one seed, whose interval is NaN
         return "is better"
-    if max(row["high"], row["seeds_high"]) < 0:
+    if row["high"] < 0 and row["seeds_high"] < 0:
         return "is worse"
     return "cannot be told apart"
 
 
 def difference(row: pd.Series) -> str:
-    return (
-        f"{row['mean']:+.3f}, 95 % over prompts {row['low']:+.3f} to {row['high']:+.3f}, over seeds "
-        f"{row['seeds_low']:+.3f} to {row['seeds_high']:+.3f}"
-    )
+    over_seeds = f"over seeds {row['seeds_low']:+.3f} to {row['seeds_high']:+.3f}"
+    if pd.isna(row["seeds_low"]):
+        over_seeds = "one seed and so no interval over seeds"
+    return f"{row['mean']:+.3f}, 95 % over prompts {row['low']:+.3f} to {row['high']:+.3f}, {over_seeds}"
 
 
 def geneval_sections(
@@ -87,4 +87,5 @@ def cell(row: pd.Series) -> str:
 def signed(row: pd.Series) -> str:
     mean = f"{row['mean']:+.3f}"
     mean = mean if verdict(row) == "cannot be told apart" else f"**{mean}**"
-    return f"{mean} [{row['low']:+.2f}, {row['high']:+.2f}] [{row['seeds_low']:+.2f}, {row['seeds_high']:+.2f}]"
+    over_seeds = "" if pd.isna(row["seeds_low"]) else f" [{row['seeds_low']:+.2f}, {row['seeds_high']:+.2f}]"
+    return f"{mean} [{row['low']:+.2f}, {row['high']:+.2f}]{over_seeds}"

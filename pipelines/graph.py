@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from vapi_core.errors import FileError, ParameterError
+from pipelines.lockfile import check_dvc_files
+from vapi_core.errors import FileError, ParameterError, quoted
 
 
 def stage_graph(target: str, root: Path = Path()) -> dict[str, list[str]]:
@@ -13,7 +14,7 @@ def stage_graph(target: str, root: Path = Path()) -> dict[str, list[str]]:
 
     Raises:
         ParameterError: there is no such stage.
-        FileError: DVC cannot read dvc.yaml or params.yaml; says why.
+        FileError: DVC cannot read dvc.yaml, dvc.lock or params.yaml; says why.
     """
     import networkx
     from dvc.exceptions import DvcException
@@ -24,9 +25,12 @@ def stage_graph(target: str, root: Path = Path()) -> dict[str, list[str]]:
         graph = repo.index.graph  # edges go from a stage to what it builds on
         targets = repo.stage.collect(target, graph=graph)
     except DvcException as error:
+        check_dvc_files(root)
         known = sorted({name.partition("@")[0] for name in stage_names(root)})
         if target not in known and known:
-            raise ParameterError("target", f"there is no stage '{target}'; there are: {', '.join(known)}.") from error
+            raise ParameterError(
+                "target", f"there is no stage {quoted(target)}; there are: {', '.join(known)}."
+            ) from error
         raise FileError(root / "dvc.yaml", str(error)) from error
     needed = set(targets).union(*(networkx.descendants(graph, stage) for stage in targets))
     order = networkx.lexicographical_topological_sort(graph.subgraph(needed).reverse(), key=lambda s: s.addressing)

@@ -1,31 +1,49 @@
 """The only module that talks to MLflow: its client, the live run of a key, and searches.
 
 Of all runs with one key one is live: making a run deletes those that were before. What is sent, and when, is decided in
-`tracking.py`.
-
-Default store: `sqlite:///mlflow.db` in the working directory; MLFLOW_TRACKING_URI is honoured.
+`tracking.py`; where it goes, in `stores.py`.
 """
 
 import fcntl
+import hashlib
 import os
+import posixpath
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipelines.journal import JOURNALS, Entry, Header
-from vapi_core.errors import ParameterError
+from pipelines.journal import JOURNALS, Entry, Header, Scores
+from pipelines.masking import masked
+from pipelines.stores import artifacts_of, bypass_proxies, check_database, keep_beside, sqlite_path, tracking_uri
+from vapi_core.errors import ParameterError, VapiError
 
-DEFAULT_URI = "sqlite:///mlflow.db"
 KEY_TAG = "dvc.key"
 EXPERIMENT_TAG = "dvc.experiment"  # name of the DVC experiment in which a stage ran
+SCORED_TAG = "dvc.scored"  # hash of the outputs that the scores of a run are of
+SCORE = "score/"  # what the metrics begin with that other stages give to a run
 PARENT_TAGS = ("mlflow.parentRunId", "parent_run_id")
 MEMBER_TAG = "member."  # member.NAME: the run of a table or sweep of that name, of which there may be several
 BATCH_METRICS, BATCH_PARAMS, LONGEST_PARAM = 1000, 100, 6000  # MLflow's limits of one log_batch
+LONGEST_NAME = 250  # MLflow's limit
 
 
-def tracking_uri() -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_URI)
+def valid_name(name: str) -> str:
+    """A name of a metric, parameter or tag that MLflow takes: `name` itself if it does.
+
+    MLflow (3.17, mlflow/utils/validation.py) wants letters, digits, _ - . : / and spaces, 250 at most, in what is a
+    normalized relative path. In another name what it refuses is replaced by -, and a hash at the end keeps it apart
+    from all others.
+    """
+    parts = [re.sub(r"[^\w.\- :]", "-", part) for part in name.split("/")]
+    parts = [re.sub(r"\.", "-", part) or "-" if part in ("", ".", "..") else part for part in parts]
+    valid = "/".join(parts)
+    assert posixpath.normpath(valid) == valid
+    if valid == name and len(name) <= LONGEST_NAME:
+        return name
+    mark = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{valid[: LONGEST_NAME - len(mark) - 1]} {mark}"
 
 
 def import_client() -> Any:
@@ -34,27 +52,35 @@ def import_client() -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default stalls for minutes
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    bypass_proxies(os.environ)
     import logging
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     from mlflow.tracking import MlflowClient
 
-    if tracking_uri().startswith("sqlite:"):
+    if sqlite_path(tracking_uri()) is not None:
         import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 (what a client of a database imports when made)
     return MlflowClient
 
 
 def connect() -> Any:
-    """A client of the tracking server; a local database is initialised by one process at a time."""
+    """A client of the tracking server; a local database is initialised by one process at a time.
+
+    Raises:
+        ParameterError: MLFLOW_TRACKING_URI names a database that cannot be used.
+    """
     MlflowClient, uri = import_client(), tracking_uri()
-    if not uri.startswith("sqlite:"):
+    database = sqlite_path(uri)
+    check_database(uri)
+    if database is None:
         return MlflowClient(uri)
     JOURNALS.mkdir(parents=True, exist_ok=True)
     with (JOURNALS / "database.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # processes that create the tables at the same time fail
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
+        keep_beside(database)
     return client
 
 
@@ -65,7 +91,8 @@ def find_or_create_experiment(client: Any, name: str) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return client.create_experiment(name)
+            database = sqlite_path(tracking_uri())
+            return client.create_experiment(name, database and artifacts_of(database, name))
         except MlflowException:  # another process was faster
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
@@ -83,13 +110,13 @@ def live_runs(client: Any, experiment_id: str, key: str) -> list[Any]:
 @contextmanager
 def _needing_server() -> Iterator[None]:
     """For what makes no sense without the server. Raises ParameterError where it is away."""
-    from mlflow.exceptions import MlflowException
-
     try:
         yield
-    except MlflowException as error:
-        answer = f"{tracking_uri()} does not answer as MLflow does: {summary(error)}"
-        raise ParameterError("MLFLOW_TRACKING_URI", answer) from error
+    except VapiError:
+        raise
+    except Exception as error:  # whatever the client raises
+        answer = f"{masked(tracking_uri())} does not answer as MLflow does: {summary(error)}"
+        raise ParameterError("MLFLOW_TRACKING_URI", answer) from None
 
 
 @_needing_server()
@@ -145,42 +172,83 @@ class RemoteRun:
 
     Args:
         parent_key: of the run below which it stands, if `header` names one.
+        replace: False: a live run is added to, if there is one.
     """
 
-    def __init__(self, client: Any, header: Header, parent_key: str):
+    def __init__(self, client: Any, header: Header, parent_key: str, *, replace: bool = True):
         self._client, self._header = client, header
         experiment_id = self._experiment_id = find_or_create_experiment(client, header.experiment)
+        self._scored: tuple[str, dict[str, float]] = "", {}  # hash of outputs, scores of these, of the run before
+        live = live_runs(client, experiment_id, header.key)
+        self._added_to = bool(live) and not replace
+        if self._added_to:
+            self._run_id = self._only(live)
+            return
         tags = {**header.tags, KEY_TAG: header.key}
-        for old in live_runs(client, experiment_id, header.key):
+        for old in live:
             kept = {
                 name: tag for name, tag in old.data.tags.items() if name in PARENT_TAGS or name.startswith(MEMBER_TAG)
             }
             tags = kept | tags
-            client.delete_run(old.info.run_id)
+            if outputs := old.data.tags.get(SCORED_TAG):
+                self._scored = outputs, {n: v for n, v in old.data.metrics.items() if n.startswith(SCORE)}
+            self._delete(old)
         if header.parent is not None:
             parent_id = self._parent(experiment_id, header.parent, parent_key)
             tags |= dict.fromkeys(PARENT_TAGS, parent_id)
-        self._run_id = client.create_run(
-            experiment_id, start_time=header.start_time, tags=tags, run_name=header.name
-        ).info.run_id
+        self._run_id = self._create(header.key, header.name, tags, header.start_time)
         from mlflow.entities import Param
 
-        params = [Param(name, value) for name, value in header.params.items()]
-        for start in range(0, len(params), BATCH_PARAMS):
-            client.log_batch(self._run_id, params=params[start : start + BATCH_PARAMS])
+        params = [Param(valid_name(name), value) for name, value in header.params.items()]
+        with self._closed_if_refused():
+            for start in range(0, len(params), BATCH_PARAMS):
+                client.log_batch(self._run_id, params=params[start : start + BATCH_PARAMS])
+
+    def _create(self, key: str, name: str, tags: dict[str, str], start_time: int | None = None) -> str:
+        """Makes the run of a key that has no live one. The server may make it and its reply be lost, whereupon the client
+        asks for it once more: all but one of those made are deleted."""
+        from mlflow.exceptions import MlflowException
+
+        tags = {valid_name(name): value for name, value in tags.items()}
+        made = None
+        try:
+            made = self._client.create_run(self._experiment_id, start_time=start_time, tags=tags, run_name=name)
+        except MlflowException:
+            live = live_runs(self._client, self._experiment_id, key)
+            if not live:
+                raise
+        else:
+            live = live_runs(self._client, self._experiment_id, key)
+        return self._only(live or [made])
+
+    def _only(self, live: list[Any]) -> str:
+        """Deletes all but the first one; its id. The first one is the same for all who ask."""
+        first, *others = sorted(live, key=lambda run: (run.info.start_time, run.info.run_id))
+        for run in others:
+            self._delete(run)
+        return first.info.run_id
+
+    def _delete(self, run: Any) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.delete_run(run.info.run_id)
+        except MlflowException:  # it is deleted, and the reply was lost
+            if is_live(self._client, run.info.run_id):
+                raise
 
     def _parent(self, experiment_id: str, name: str, key: str) -> str:
         live = live_runs(self._client, experiment_id, key)
         if live:
-            return live[0].info.run_id
-        run = self._client.create_run(experiment_id, tags={KEY_TAG: key}, run_name=name)
-        self._client.set_terminated(run.info.run_id, "FINISHED")
-        return run.info.run_id
+            return self._only(live)
+        run_id = self._create(key, name, {KEY_TAG: key})
+        self._client.set_terminated(run_id, "FINISHED")
+        return run_id
 
     def _adopt(self, key: str) -> None:
         for child in live_runs(self._client, self._experiment_id, key):
             child_id, tags = child.info.run_id, child.data.tags
-            self._client.set_tag(child_id, f"{MEMBER_TAG}{self._header.name}", self._run_id)
+            self._client.set_tag(child_id, valid_name(f"{MEMBER_TAG}{self._header.name}"), self._run_id)
             parent = tags.get("mlflow.parentRunId")
             if parent is None or not is_live(self._client, parent):
                 for tag in PARENT_TAGS:
@@ -189,23 +257,60 @@ class RemoteRun:
     def send(self, entries: list[Entry]) -> None:
         from mlflow.entities import Metric
 
-        metrics = [Metric(name, value, e.time, e.step) for e in entries for name, value in e.metrics.items()]
-        for start in range(0, len(metrics), BATCH_METRICS):
-            self._client.log_batch(self._run_id, metrics=metrics[start : start + BATCH_METRICS])
+        metrics = [
+            Metric(valid_name(name), value, e.time, e.step) for e in entries for name, value in e.metrics.items()
+        ]
+        with self._closed_if_refused():
+            for start in range(0, len(metrics), BATCH_METRICS):
+                self._client.log_batch(self._run_id, metrics=metrics[start : start + BATCH_METRICS])
 
-    def close(self, state: dict[str, Any]) -> None:
-        for path in state["artifacts"]:
-            if Path(path).is_file():
-                self._client.log_artifact(self._run_id, path)
-        for name, rows in state.get("tables", {}).items():
-            columns = {column: [row.get(column) for row in rows] for column in rows[0]} if rows else {}
-            self._client.log_table(self._run_id, columns, f"{name}.json")
-        for key in state.get("children", []):
-            self._adopt(key)
-        if state["status"] != "RUNNING":
+    def close(self, state: dict[str, Any], scores: Iterable[Scores] = ()) -> None:
+        """Sends what belongs to a run at its end: artifacts, tables, scores of its outputs; then closes it."""
+        with self._closed_if_refused():
+            for path in state["artifacts"]:
+                if Path(path).is_file():
+                    self._client.log_artifact(self._run_id, path)
+            for name, rows in state.get("tables", {}).items():
+                columns = {column: [row.get(column) for row in rows] for column in rows[0]} if rows else {}
+                self._client.log_table(self._run_id, columns, f"{name}.json")
+            self._send_scores(state, list(scores))
+            for key in state.get("children", []):
+                self._adopt(key)
+        if state["status"] != "RUNNING" and not self._added_to:
             self._client.set_terminated(self._run_id, state["status"], state["end_time"])
+
+    def _send_scores(self, state: dict[str, Any], scores: list[Scores]) -> None:
+        """Scores are of outputs: those that the journal lacks are taken from the run before if it had the same ones."""
+        outputs = state.get("outputs")
+        if outputs is None or state["status"] != "FINISHED":
+            return
+        found = [s for s in scores if s.outputs == outputs]
+        if not found and self._scored[0] == outputs:
+            found = [Scores(state["end_time"], *self._scored)]
+        known = self._client.get_run(self._run_id).data.metrics if self._added_to else {}
+        metrics = {name: (s.time, value) for s in found for name, value in s.metrics.items()}
+        new = {n: tv for n, tv in metrics.items() if known.get(valid_name(n)) != tv[1]}
+        self.send([Entry(time, 0, {name: value}) for name, (time, value) in new.items()])
+        if found:
+            self._client.set_tag(self._run_id, SCORED_TAG, outputs)
+
+    @contextmanager
+    def _closed_if_refused(self) -> Iterator[None]:
+        """What MLflow does not take is no reason for a run that stays open for ever."""
+        try:
+            yield
+        except Exception as error:
+            if is_refused(error):
+                self._client.set_terminated(self._run_id, "FAILED")
+            raise
+
+
+def is_refused(error: Exception) -> bool:
+    """Whether MLflow is there and does not take what it was given, by its own account."""
+    return getattr(error, "error_code", None) in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 
 
 def summary(error: Exception) -> str:
-    """An error of MLflow's client, which may be pages long, in one line."""
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    """An error of MLflow's client, which may be pages long, in one line without passwords."""
+    name = "" if isinstance(error, VapiError) else f"{type(error).__name__}: "
+    return masked(f"{name}{error}".splitlines()[0])[:200]

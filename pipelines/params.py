@@ -17,7 +17,7 @@ from vapi_core.alignment.ar_grpo import ArGrpoConfig
 from vapi_core.alignment.reward import RewardWeights
 from vapi_core.alignment.straight_through import StraightThroughConfig
 from vapi_core.alignment.va_pi import VaPiConfig
-from vapi_core.errors import ParameterError
+from vapi_core.errors import ParameterError, quoted, shortened
 from vapi_core.files import read_yaml
 from vapi_core.models.generator import GeneratorConfig
 from vapi_core.models.tokenizer import TokenizerConfig
@@ -25,6 +25,7 @@ from vapi_core.sampling import SamplingConfig
 from vapi_core.training import OptimizationConfig
 
 PARAMS_FILE = Path("params.yaml")
+MOST_PROBLEMS = 20  # that one message tells
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -316,7 +317,7 @@ class ScoreParams(Section):
 
 
 class Params(Section):
-    profile: str
+    profile: Annotated[str, Field(min_length=1, max_length=500)]  # MLflow's limits for the name of an experiment
     task: Literal["c2i", "t2i"]
     device: Literal["auto", "cpu", "cuda"]
     threads: Annotated[int, Field(ge=0)]
@@ -349,7 +350,9 @@ def check_params(content: Any) -> Params:
         params = Params.model_validate(content)
     except ValidationError as error:
         problems = [_explain(e) for e in error.errors()]
-        more = "".join(f"\n{key}: {problem}" for key, problem in problems[1:])
+        more = "".join(f"\n{key}: {problem}" for key, problem in problems[1:MOST_PROBLEMS])
+        if len(problems) > MOST_PROBLEMS:
+            more += f"\nand {len(problems) - MOST_PROBLEMS} more."
         raise ParameterError(problems[0][0], problems[0][1] + more) from None
     for name, problem in broken_rules(params):
         raise ParameterError(name, problem)
@@ -357,13 +360,12 @@ def check_params(content: Any) -> Params:
 
 
 def _explain(error: Any) -> tuple[str, str]:
-    key = ".".join(str(part) for part in error["loc"]) or "params.yaml"
+    key = shortened(".".join(map(str, error["loc"]))) or "params.yaml"
     if error["type"] == "extra_forbidden":
         return key, "there is no such parameter."
     if error["type"] == "missing":
         return key, "the parameter is missing."
-    given = repr(error["input"])
-    return key, f"{error['msg'].lower()}, not {given}."
+    return key, f"{error['msg'].lower()}, not {quoted(error['input'])}."
 
 
 def grid_side(params: Params) -> int:

@@ -22,12 +22,22 @@ ABLATION_REPORTS = REPORTS / "ablations"
 STAGE_METRICS = REPORTS / "stages"
 CURVES = REPORTS / "curves"
 SCORES = REPORTS / "scores"
-# what may be lost: checkpoints to resume from, the metrics journal, cached features; VAPI_WORK lets the cells of a sweep,
-# each in a temporary directory, share one
-WORK = Path(os.environ.get("VAPI_WORK", ".work"))
-REPOSITORY = Path(
-    os.environ.get("VAPI_REPOSITORY", ".")
-)  # of which a cell's temporary directory is a copy without assets
+
+
+def _repository() -> Path:
+    """The repository that work belongs to. An experiment of `dvc exp run --temp` or `--queue` runs in a temporary copy without
+    assets, which goes with all that is in it; DVC tells its stages of which repository, and sweeps do so too."""
+    if named := os.environ.get("VAPI_REPOSITORY"):
+        return Path(named)
+    root = Path(os.environ.get("DVC_ROOT", "")).resolve()
+    return root if Path.cwd().resolve().is_relative_to(root / ".dvc/tmp/exps") else Path()
+
+
+REPOSITORY = _repository()
+# what may be lost: checkpoints to resume from, the metrics journal, cached features; all experiments share it
+WORK = Path(os.environ.get("VAPI_WORK", REPOSITORY / ".work"))
+# of WORK, what only one experiment at a time can use: files named by their stage, not by what is in them
+OWN_WORK = WORK if Path() == REPOSITORY else WORK / "experiments" / os.environ.get("DVC_EXP_NAME", "")
 
 RUN_FILE = "run.json"
 PROMPTS = SUBSET / "prompts.jsonl"  # t2i: what is sampled and scored

@@ -8,12 +8,13 @@ anything could not be scored.
 """
 
 import argparse
-import sys
+import math
 from pathlib import Path
 
 from pipelines.geneval_command import choose_device, counted, exit_code, positive
+from pipelines.launch import one_message
 from pipelines.uploader import dismiss_early
-from vapi_core.errors import FileError, VapiError
+from vapi_core.errors import FileError
 from vapi_core.files import write_json
 from vapi_core.scoring.geneval_folder import read_folder, write_prompts
 from vapi_core.scoring.preference import (
@@ -51,8 +52,9 @@ def run(arguments: argparse.Namespace) -> PreferenceScore:
     with counted(arguments.score) as log:
         score = score_folder(folder, clip, arguments.batch_size, log=log)
     write_json(folder / f"{arguments.score}.json", score.json_ready())
+    error = "" if math.isnan(score.standard_error) else f"standard error {score.standard_error:.4f}, "
     print(
-        f"{arguments.score} by {score.model}: {score.mean:.4f}, standard error {score.standard_error:.4f}, "
+        f"{arguments.score} by {score.model}: {score.mean:.4f}, {error}"
         f"95 % interval {score.low:.4f} - {score.high:.4f} ({score.images} images of {score.prompts} prompts)"
     )
     for category, mean in score.categories.items():
@@ -60,12 +62,9 @@ def run(arguments: argparse.Namespace) -> PreferenceScore:
     return score
 
 
+@one_message
 def main(arguments: list[str]) -> int:
     """Runs the command; 1 on an error of the user's or where images could not be scored."""
     dismiss_early()  # of the stage `score`, which this is not
-    try:
-        score = run(parse(arguments))
-    except VapiError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    score = run(parse(arguments))
     return exit_code(score.images, score.missing, score.unreadable)

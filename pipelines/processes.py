@@ -12,8 +12,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import psutil
 
@@ -21,6 +23,8 @@ from pipelines.paths import WORK
 
 MARK = "VAPI_PROCESS"  # environment variable: the name of the command a process belongs to
 GRACE_SECONDS = 10.0  # between asking a process to end and ending it
+WATCH_SECONDS = 1.0  # between two looks at whether DVC is still there
+SHELLS = ("sh", "ash", "bash", "busybox", "dash", "fish", "ksh", "zsh")
 ENDED = 128 + int(
     signal.SIGTERM
 )  # exit code of a command that was ended, as a shell tells it, whatever ended its processes
@@ -105,6 +109,15 @@ def marked(name: str) -> list[psutil.Process]:
     return found
 
 
+def working_directories() -> list[Path]:
+    """Of all live processes, as far as the system tells."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            found.append(Path(process.cwd()))
+    return found
+
+
 def end_marked(name: str) -> None:
     """Ends every process of a name: interrupt, so that it can tidy up; then kill."""
     processes = marked(name)
@@ -124,13 +137,71 @@ def _signal(process: psutil.Process, number: signal.Signals) -> None:
 
 
 @contextmanager
-def _only_one(name: str) -> Iterator[None]:
-    """Waits until no other guard has a command of this name."""
+def only_one(name: str, waits: Callable[[str], object] = lambda holder: None) -> Iterator[None]:
+    """Waits until no other process has this name.
+
+    Args:
+        waits: told the number of the process that has it, if it has one; "" if that is not known.
+    """
     directory = WORK / "running"
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with (directory / f"{name}.lock").open("a+") as lock:  # its holder's death gives it back, however it came
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            waits(lock.read())
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
         yield
+
+
+def end_with_dvc() -> None:
+    """Makes this process end when the DVC that runs it as a stage is gone, even by kill -9; without DVC, nothing.
+
+    As Ctrl-C would, then by kill: an orphan would race the next attempt. DVC runs a stage by a shell, which may be in between.
+    """
+    if "DVC_STAGE" in os.environ:
+        threading.Thread(target=_end_after, args=(_callers(),), daemon=True).start()
+
+
+def _callers() -> list[psutil.Process]:
+    """The processes above this one, up to the first that is no shell."""
+    callers, process = list[psutil.Process](), psutil.Process()
+    while (parent := process.parent()) is not None:
+        callers.append(parent)
+        if parent.name() not in SHELLS:
+            break
+        process = parent
+    return callers
+
+
+def _end_after(callers: list[psutil.Process]) -> None:
+    while callers and not any(map(_gone, callers)) and not _adopts(callers[-1]):
+        time.sleep(WATCH_SECONDS)
+    with suppress(OSError):  # nobody may be left to read it
+        os.write(2, b"DVC, which ran this stage, is gone: the stage ends too. Run the same command again to go on.\n")
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE_SECONDS)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _adopts(process: psutil.Process) -> bool:
+    """Whether a process is the one that the system gives orphans to: DVC was gone before anybody could look."""
+    with suppress(psutil.Error):
+        if process.pid == 1:
+            return not any("dvc" in part or "pipelines" in part for part in process.cmdline())
+        return process.name() == "systemd"
+    return False
+
+
+def _gone(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 class _Guard:
@@ -146,7 +217,7 @@ class _Guard:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: threading.Thread(target=self._end).start())
         threading.Thread(target=self._end_with_caller, daemon=True).start()
-        with _only_one(self._name):
+        with only_one(self._name):
             with self._starting:
                 end_marked(self._name)
                 process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env={**os.environ, MARK: self._name})

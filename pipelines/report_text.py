@@ -189,6 +189,11 @@ def with_interval(row: pd.Series, name: str) -> str:
     return f"{row[name]:.4g} ± {row[f'{name}_se']:.2g} [{row[f'{name}_low']:.4g}, {row[f'{name}_high']:.4g}]"
 
 
+def difference(row: pd.Series) -> str:
+    """A mean difference with its interval, where there is more than one pair."""
+    return f"{row['mean']:+.3g}" + (f" [{row['low']:+.3g}, {row['high']:+.3g}]" if row["pairs"] > 1 else "")
+
+
 def comparison_table(comparisons: pd.DataFrame) -> str:
     rows = [
         [
@@ -196,7 +201,7 @@ def comparison_table(comparisons: pd.DataFrame) -> str:
             f"{row['against']}, T {row['temperature']}",
             f"{row['other']:.4g}",
             f"{row['value']:.4g}",
-            f"{row['mean']:+.3g}" + (f" [{row['low']:+.3g}, {row['high']:+.3g}]" if row["pairs"] > 1 else ""),
+            difference(row),
             f"{row['adjusted_p']:.2g}" if row["pairs"] > 1 else "",
             WORDS[row["verdict"]],
         ]

@@ -7,8 +7,6 @@ are the same as pandas DataFrames. Scores have six digits, as in the metrics fil
 import argparse
 import itertools
 import json
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -19,10 +17,13 @@ import numpy as np
 import pandas as pd
 
 from pipelines import mlflow_runs, tracking
+from pipelines.git import git
 from pipelines.grid_figures import draw_heatmap, draw_lines, panels
+from pipelines.launch import one_message
+from pipelines.lockfile import check_dvc_files
 from pipelines.paths import WORK
 from pipelines.sweep import METRICS, experiments, is_cell, read_key
-from vapi_core.errors import FileError, VapiError
+from vapi_core.errors import FileError
 from vapi_core.files import atomic_path, read_yaml
 from vapi_core.scoring.statistics import mean_and_standard_error
 
@@ -43,6 +44,7 @@ def from_dvc(names: Iterable[str] | None = None) -> pd.DataFrame:
     command += [*itertools.chain(*(["--rev", rev] for rev in _baselines(names)))]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
+        check_dvc_files()
         raise FileError(".", f"`dvc exp show` fails: {result.stderr.strip()}")
     experiments = [e["revs"][0] for baseline in json.loads(result.stdout) for e in baseline["experiments"] or []]
     wanted = None if names is None else set(names)
@@ -54,8 +56,7 @@ def _baselines(names: Iterable[str] | None) -> list[str]:
     """The commits on which experiments of these names build."""
     if names is None:
         return []
-    command = ["git", "for-each-ref", "--format=%(refname)", *(f"refs/exps/*/*/{name}" for name in names)]
-    refs = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    refs = git(Path(), "for-each-ref", "--format=%(refname)", *(f"refs/exps/*/*/{name}" for name in names)).split()
     return list(dict.fromkeys("".join(ref.split("/")[2:4]) for ref in refs))
 
 
@@ -190,6 +191,7 @@ def claim_runs(grid: pd.DataFrame, profile: str) -> None:
             mlflow_runs.name_experiment(profile, key, name)
 
 
+@one_message
 def main() -> None:
     parser = argparse.ArgumentParser(description="Prints the grid of all cells that were run, as CSV.")
     parser.add_argument("--from", dest="source", choices=["dvc", "mlflow"], default="dvc")
@@ -197,20 +199,13 @@ def main() -> None:
     parser.add_argument("experiments", nargs="*", help="only these cells, by the names of their DVC experiments")
     arguments = parser.parse_args()
     names = arguments.experiments or None
-    try:
-        if arguments.source == "dvc":
-            grid = from_dvc(names)
-        else:
-            grid = from_mlflow(arguments.profile or read_yaml("params.yaml")["profile"], names)
-    except VapiError as error:
-        sys.exit(f"error: {error}")
-    try:
-        grid.to_csv(sys.stdout, index=False, lineterminator="\n")
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads, `head` say, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
-        sys.exit(128 + signal.SIGPIPE)
+    if arguments.source == "dvc":
+        grid = from_dvc(names)
+    else:
+        tracking.close_killed()
+        grid = from_mlflow(arguments.profile or read_yaml("params.yaml")["profile"], names)
+    grid.to_csv(sys.stdout, index=False, lineterminator="\n")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

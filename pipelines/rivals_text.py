@@ -8,7 +8,7 @@ import pandas as pd
 from pipelines.comparison import SCORE_TITLES, TEST
 from pipelines.params import Params
 from pipelines.paths import BASE
-from pipelines.report_text import markdown_table, same_precision, shown_scores, with_interval
+from pipelines.report_text import difference, markdown_table, same_precision, shown_scores, with_interval
 from vapi_core.files import atomic_path
 
 
@@ -133,9 +133,9 @@ def comparison_table(part: pd.DataFrame) -> str:
             row["guidance_scale"],
             SCORE_TITLES[row["score"]],
             setting(row),
-            f"{row['mean']:+.3g} [{row['low']:+.3g}, {row['high']:+.3g}]",
-            f"{row['p_value']:.2g}",
-            f"{row['adjusted_p']:.2g}",
+            difference(row),
+            f"{row['p_value']:.2g}" if row["pairs"] > 1 else "",
+            f"{row['adjusted_p']:.2g}" if row["pairs"] > 1 else "",
             row["verdict"],
         ]
         for _, row in part.iterrows()

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vapi_core.errors import quoted
+
 if TYPE_CHECKING:
     from pipelines.params import Params
 
@@ -50,7 +52,7 @@ def _subset(p: Params) -> Iterator[Problem]:
     classifiers = [c for c in (p.classifiers.reward, p.classifiers.scorer) if c is not None]
     for split in {"train", *p.score.reference_splits, *(c.split for c in classifiers)}:
         if split not in p.subset.splits:
-            yield "subset.splits", f"the split '{split}' is used but not defined."
+            yield "subset.splits", f"the split {quoted(split)} is used but not defined."
 
 
 def _task(p: Params) -> Iterator[Problem]:
@@ -238,7 +240,7 @@ def _scoring(p: Params) -> Iterator[Problem]:
     if p.score.reference_batch is None:
         for split in p.score.reference_splits:
             if p.subset.splits.get(split, FEWEST_IMAGES) < FEWEST_IMAGES:
-                yield "subset.splits", f"scores need {FEWEST_IMAGES} images of '{split}' at least."
+                yield "subset.splits", f"scores need {FEWEST_IMAGES} images of {quoted(split)} at least."
 
 
 def _ablations(p: Params) -> Iterator[Problem]:
@@ -250,5 +252,5 @@ def _ablations(p: Params) -> Iterator[Problem]:
         if objective != "prior" and not set(objective.split("+")) <= set(terms):
             yield (
                 "ablations.objectives",
-                f"'{objective}' is neither prior nor made of {', '.join(terms)}, joined by +.",
+                f"{quoted(objective)} is neither prior nor made of {', '.join(terms)}, joined by +.",
             )

@@ -9,29 +9,30 @@ import csv
 import hashlib
 import os
 import resource
-import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipelines.assets import link_assets, require_assets
-from pipelines.launch import fail, live_with_launcher, relaunch
+from pipelines.launch import live_with_launcher, one_message, relaunch
+from pipelines.memory_advice import memory_advice, memory_explained
 from pipelines.params import Params, load_params
 from pipelines.paths import REPORTS, RUN_FILE, WORK, remedy
+from pipelines.processes import only_one
 from pipelines.progress import progress
 from pipelines.tracking import StageRun, stage_key, stage_run
 from pipelines.uploader import dismiss_early
 from vapi_core import distributed
-from vapi_core.errors import FileError, ParameterError, VapiError
-from vapi_core.files import atomic_path, read_texts, write_json
+from vapi_core.errors import FileError, ParameterError
+from vapi_core.files import atomic_path, read_texts, remove_leftovers_below, remove_whole, write_json
+from vapi_core.fingerprint import fingerprint, training_code
 
 Metrics = dict[str, float]
-CODE = Path(distributed.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,9 @@ class UntrackedRun:
         pass
 
     def table(self, name: str, rows: list[dict[Any, Any]]) -> None:
+        pass
+
+    def made(self, outputs: str) -> None:
         pass
 
     def adopt(self, keys: list[str]) -> None:
@@ -90,20 +94,14 @@ class Stage:
 
     @property
     def checkpoint(self) -> Path:
-        """Where a training stage keeps its resumable state; removed once the output is whole."""
+        """Where a training stage keeps its resumable states, and what else it will need; removed once the output is whole."""
         return WORK / "checkpoints" / f"{self.plan.name}-{self.key}"
 
     @property
     def fingerprint(self) -> str:
         """Of all that a training comes from. The key does not know what the inputs hold, nor the code: a checkpoint that
         other ones made would be gone on with to a result that no uninterrupted run has."""
-        digest = hashlib.sha256(self.key.encode())
-        inputs = [path for folder in self.plan.upstream for path in sorted(folder.glob("*.json"))]  # with hashes of all
-        code = [path for path in sorted(CODE.rglob("*.py")) if path.relative_to(CODE).parts[0] != "scoring"]
-        for path in (*inputs, *code):
-            if path.name != RUN_FILE:
-                digest.update(path.read_bytes())
-        return digest.hexdigest()
+        return fingerprint(self.key, code=training_code(), files=descriptions(self.plan.upstream))
 
     @contextmanager
     def training_log(self, steps: int, images_per_step: int):
@@ -143,6 +141,12 @@ class Stage:
         write_curves(self.plan.reports / "curves" / f"{self.plan.name}.csv", [])
 
 
+def descriptions(folders: Iterable[Path]) -> list[Path]:
+    """The JSON files in outputs of stages, which hold the hashes of all else there; not those that name a run."""
+    files = [path for folder in folders for path in sorted(folder.rglob("*"))]
+    return [path for path in files if path.suffix in (".json", ".jsonl") and path.name != RUN_FILE]
+
+
 def write_curves(path: Path, rows: list[Metrics]) -> None:
     """One line per step; a metric that some steps lack is empty there."""
     names = list(dict.fromkeys(name for row in rows for name in row)) or ["step", "loss", "mse"]
@@ -150,6 +154,15 @@ def write_curves(path: Path, rows: list[Metrics]) -> None:
         writer = csv.DictWriter(file, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in rows)
+
+
+def outputs_hash(folder: Path) -> str:
+    """Of what a stage has made: of its manifests, which have the hashes of all. Which run made it makes no difference."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.json")):
+        if path.name != RUN_FILE:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def upstream_keys(plan: StagePlan) -> list[str]:
@@ -164,29 +177,52 @@ def run_stage(
     *,
     parallel: bool = False,
 ) -> None:
-    """Runs one stage. On an error that is the user's to mend: one message on stderr and exit code 1.
+    """Runs one stage; ends the process with what `one_message` says if it does not end well.
 
     Args:
         parallel: whether `work` shares its work out to `launch.processes` processes, as `vapi_core.distributed` has
             them. The stage then starts itself again under torchrun, unless torchrun has started it.
     """
     arguments = (parser or argparse.ArgumentParser()).parse_args()
-    try:
-        params = load_params()
-        stage_plan = plan(params, arguments)
-        link_assets(params)
-        require_assets(params, stage_plan.name)
-        key = stage_key(stage_plan.name, stage_plan.params, upstream_keys(stage_plan))
-        if distributed.launched():
-            live_with_launcher()
-            _check_launch(params, parallel)
-        elif parallel and params.launch.processes > 1:
-            dismiss_early()  # the main one of the processes has its own
-            relaunch(params.launch.processes)
-            return
+    if code := _run_stage(plan, work, arguments, parallel):
+        sys.exit(code)
+
+
+@one_message
+def _run_stage(plan: Any, work: Any, arguments: argparse.Namespace, parallel: bool) -> int:
+    params = load_params()
+    stage_plan = plan(params, arguments)
+    link_assets(params)
+    require_assets(params, stage_plan.name)
+    key = stage_key(stage_plan.name, stage_plan.params, upstream_keys(stage_plan))
+    if distributed.launched():
+        live_with_launcher()
+        _check_launch(params, parallel)
         _execute(stage_plan, key, work, params, arguments)
-    except VapiError as error:
-        fail(error)
+        return 0
+    with _alone(stage_plan.name, key):
+        if parallel and params.launch.processes > 1:
+            dismiss_early()  # the main one of the processes has its own
+            return relaunch(params.launch.processes)
+        _execute(stage_plan, key, work, params, arguments)
+        return 0
+
+
+@contextmanager
+def _alone(name: str, key: str) -> Iterator[None]:
+    """Waits until no other process runs this stage in this folder, or one of its key in any: they share a checkpoint.
+
+    Such a one may have outlived its DVC for a moment, or be a cell of a sweep in another folder.
+    """
+
+    def waits(holder: str) -> None:
+        print(
+            f"{name} waits for process {holder or 'unknown'}, which runs the same stage.", file=sys.stderr, flush=True
+        )
+
+    folder = hashlib.sha256(str(Path.cwd()).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    with only_one(f"{name}-{folder}", waits), only_one(f"{name}-{key}", waits):
+        yield
 
 
 def _check_launch(params: Params, parallel: bool) -> None:
@@ -199,10 +235,13 @@ def _check_launch(params: Params, parallel: bool) -> None:
 def _execute(plan: StagePlan, key: str, work: Any, params: Params, arguments: argparse.Namespace) -> None:
     started = time.monotonic()
     device = _prepare_torch(params)
+    if distributed.is_main():
+        remove_leftovers_below(WORK)  # of stages that were killed
     with _tracked_run(plan, key, params) as run:
         stage = Stage(plan, params, device, run, key)
         try:
-            work(stage, arguments)
+            with memory_explained(params, plan.name):
+                work(stage, arguments)
         except BaseException:
             if distributed.launched():  # torchrun ends all when one fails; the run is still to be closed
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -212,6 +251,8 @@ def _execute(plan: StagePlan, key: str, work: Any, params: Params, arguments: ar
         stage.metrics["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
             1024 if sys.platform == "linux" else 1024**2
         )
+        if plan.output is not None and distributed.is_main():
+            run.made(outputs_hash(plan.output))
         run.log({name if "/" in name else f"stage/{name}": value for name, value in stage.metrics.items()})
     if isinstance(run, UntrackedRun):
         return
@@ -220,7 +261,7 @@ def _execute(plan: StagePlan, key: str, work: Any, params: Params, arguments: ar
         write_json(plan.output / RUN_FILE, {"key": key, "stage": plan.name, "experiment": params.profile})
     metrics = {name: float(f"{v:.6g}") for name, v in stage.metrics.items()}
     write_json(plan.reports / "stages" / f"{plan.name}.json", metrics)
-    shutil.rmtree(stage.checkpoint, ignore_errors=True)
+    remove_whole(stage.checkpoint)
 
 
 def _tracked_run(plan: StagePlan, key: str, params: Params) -> Any:
@@ -234,6 +275,7 @@ def _tracked_run(plan: StagePlan, key: str, params: Params) -> Any:
         params=plan.params,
         tags={"stage": plan.name.partition("@")[0], "profile": params.profile},
         parent=plan.parent,
+        advice=memory_advice(params, plan.name),
     )
 
 

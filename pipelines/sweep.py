@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import json
 import re
-import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from vapi_core.errors import FileError, ParameterError
+from pipelines.git import git
+from pipelines.lockfile import check_dvc_files
+from vapi_core.errors import FileError, ParameterError, quoted
 from vapi_core.files import read_yaml
 
 LONGEST_LIST = 10  # which Prefect checks when a form is submitted, so that no sweep has more than 3,000 cells
@@ -39,6 +40,14 @@ Reward = Annotated[str, Field(pattern=rf"^({PRIOR_ONLY}|{_TERM}(\+{_TERM})*)$")]
 NONE_TWICE: dict[str, Any] = {"uniqueItems": True}
 
 
+def _opens_with(value: Any) -> dict[str, Any]:
+    """What Prefect's form shows in a field when it opens.
+
+    It is no default of the field, which would stand in for one that was emptied: the form leaves that out.
+    """
+    return {"default": value}
+
+
 def _keep_order(schema: dict[str, Any]) -> None:
     """Tells Prefect's form the order of the fields, which its database need not keep."""
     for position, field in enumerate(schema["properties"].values()):
@@ -52,29 +61,32 @@ def _offer_profiles(schema: dict[str, Any]) -> None:
 
 
 class SweepForm(BaseModel):
-    """What a researcher fills in. Every combination of the first four lists is a cell; each cell runs every seed."""
+    """What a researcher fills in. Every combination of the first four lists is a cell; each cell runs every seed.
+
+    Only `steps` and `profile` may be left out, which then are those of the params.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_keep_order)
 
     noise_ratios: list[Annotated[float, Field(ge=0, le=1)]] = Field(
-        [0.0, 0.25, 0.5, 0.75, 0.95],
         min_length=1,
         max_length=LONGEST_LIST,
-        json_schema_extra=NONE_TWICE,
+        json_schema_extra=NONE_TWICE | _opens_with([0.0, 0.25, 0.5, 0.75, 0.95]),
         description="ξ, share of prefix tokens replaced before the forward",
     )
     regularizer_weights: list[Annotated[float, Field(ge=0)]] = Field(
-        [0.1], min_length=1, max_length=LONGEST_LIST, json_schema_extra=NONE_TWICE, description="β"
+        min_length=1, max_length=LONGEST_LIST, json_schema_extra=NONE_TWICE | _opens_with([0.1]), description="β"
     )
-    regularizers: list[Regularizer] = Field(["ce"], min_length=1, json_schema_extra=NONE_TWICE)
+    regularizers: list[Regularizer] = Field(min_length=1, json_schema_extra=NONE_TWICE | _opens_with(["ce"]))
     reward_terms: list[Reward] = Field(
-        ["mse+perceptual"],
         min_length=1,
         max_length=LONGEST_LIST,
-        json_schema_extra=NONE_TWICE,
+        json_schema_extra=NONE_TWICE | _opens_with(["mse+perceptual"]),
         description=f"terms of the reward joined by +, of {', '.join(TERMS)}; or {PRIOR_ONLY}: no reward",
     )
-    seeds: list[int] = Field([4, 5, 6], min_length=1, max_length=LONGEST_LIST, json_schema_extra=NONE_TWICE)
+    seeds: list[int] = Field(
+        min_length=1, max_length=LONGEST_LIST, json_schema_extra=NONE_TWICE | _opens_with([4, 5, 6])
+    )
     steps: Annotated[int, Field(ge=1)] | None = Field(
         None, description="of each alignment; empty: those of the profile"
     )
@@ -83,8 +95,14 @@ class SweepForm(BaseModel):
         json_schema_extra=_offer_profiles,
         description="a file of profiles/, without .yaml; empty: params.yaml as it is",
     )
-    parallelism: int = Field(1, ge=1, le=64, description="cells that run at the same time")
-    threads: int = Field(1, ge=0, description="CPU threads of a cell, 0: all; another number rounds differently")
+    parallelism: int = Field(
+        ge=1, le=64, json_schema_extra=_opens_with(1), description="cells that run at the same time"
+    )
+    threads: int = Field(
+        ge=0,
+        json_schema_extra=_opens_with(1),
+        description="CPU threads of a cell, 0: all; another number rounds differently",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "SweepForm":
@@ -92,6 +110,12 @@ class SweepForm(BaseModel):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"{name}: an entry stands twice")
         return self
+
+
+def opening_form(**changes: Any) -> SweepForm:
+    """The form as it opens, the paper's table 5, with changes. Raises ValidationError."""
+    fields = SweepForm.model_json_schema()["properties"]
+    return SweepForm.model_validate({name: field["default"] for name, field in fields.items()} | changes)
 
 
 @dataclass(frozen=True)
@@ -242,16 +266,17 @@ def read_baseline(profile: str | None, root: Path = Path()) -> Baseline:
 
     Raises:
         ParameterError: there is no such profile.
-        FileError: the folder has no git commit.
+        FileError: the folder has no git commit, or git cannot be asked; DVC cannot read its files.
     """
+    check_dvc_files(root)
     params = read_yaml(root / "params.yaml")
     path = root / ("params.yaml" if profile is None else f"profiles/{profile}.yaml")
     if not path.is_file():
         known = ", ".join(_profiles(root))
-        raise ParameterError("profile", f"there is no profile '{profile}'; there are: {known}.")
-    if not (head := _git(root, "rev-parse", "--verify", "--quiet", "HEAD").strip()):
+        raise ParameterError("profile", f"there is no profile {quoted(profile)}; there are: {known}.")
+    if not (head := git(root, "rev-parse", "--verify", "--quiet", "HEAD").strip()):
         raise FileError(root, "git has no commit here, which `dvc exp run` needs.", "Run `git add -A; git commit`.")
-    revision = _digest([head, _git(root, "diff", "HEAD", "--", *CODE)])
+    revision = _digest([head, git(root, "diff", "HEAD", "--", *CODE)])
     return Baseline(revision, params, read_yaml(path))
 
 
@@ -261,7 +286,7 @@ def _profiles(root: Path) -> list[str]:
 
 def experiments(root: Path = Path()) -> dict[str, str]:
     """Name -> commit of every DVC experiment here: git references refs/exps/BASELINE/NAME."""
-    lines = _git(root, "for-each-ref", "--format=%(refname:lstrip=4) %(objectname)", "refs/exps/*/*/*").splitlines()
+    lines = git(root, "for-each-ref", "--format=%(refname:lstrip=4) %(objectname)", "refs/exps/*/*/*").splitlines()
     return {name: commit for name, _, commit in (line.rpartition(" ") for line in lines)}
 
 
@@ -279,9 +304,9 @@ def read_scores(cell: str, seeds: Iterable[int], root: Path = Path()) -> dict[st
     for seed in seeds:
         path = METRICS.format(seed=seed)
         try:
-            metrics = json.loads(_git(root, "show", f"{commit}:{path}"))
+            metrics = json.loads(git(root, "show", f"{commit}:{path}"))
             scores = {name: float(value) for name, value in metrics.items() if name.startswith("score/")}
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, FileError):
             raise FileError(path, f"experiment {cell} has no scores there that can be read.", remedy) from None
         if not scores or (values and scores.keys() != values[0].keys()):
             raise FileError(path, f"experiment {cell} lacks scores of this seed.", remedy)
@@ -302,8 +327,3 @@ def read_key(commit: str, seed: int, root: Path = Path()) -> str | None:
         return json.loads(read(RUN.format(seed=seed), str(root), commit))["key"]
     except (DvcException, OSError):
         return None
-
-
-def _git(root: Path, *arguments: str) -> str:
-    """Output of a git command; empty if it fails."""
-    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False).stdout

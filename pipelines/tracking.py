@@ -5,27 +5,37 @@ of the same key, and a stage that DVC takes from its cache leaves the run that m
 (see `journal.py`) and from there, in batches, to MLflow, beside the stage's own work (see `uploader.py`). Where the
 server is away the stage goes on; `python -m pipelines.tracking upload` sends the journals later. MLflow itself is the
 business of `mlflow_runs.py`.
+
+Scores, which other stages give to a run, are kept beside its journal, and are those of its outputs: a run made anew has
+them too if it ended with the same outputs. The run of a killed stage ends as KILLED: its own process that sends closes
+it, or whoever talks to MLflow next.
 """
 
 import argparse
 import hashlib
 import json
 import os
-import subprocess
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipelines import uploader
-from pipelines.journal import JOURNALS, Entry, Header, Journal, Status, all_journals
-from pipelines.mlflow_runs import EXPERIMENT_TAG, LONGEST_PARAM, RemoteRun, connect, import_client, summary
+from pipelines.git import git
+from pipelines.journal import JOURNALS, Entry, Header, Journal, Scores, Status, all_journals
+from pipelines.launch import one_message
+from pipelines.mlflow_runs import EXPERIMENT_TAG, LONGEST_PARAM, RemoteRun, connect, import_client, is_refused, summary
+from vapi_core.errors import FileError
 
 FLUSH_SECONDS = 5.0
+KILLED = "the stage was killed"
 UPLOAD_COMMAND = "python -m pipelines.tracking upload"
+LATER, SCORES_LATER = f"To send it later: {UPLOAD_COMMAND}", f"To send the scores later: {UPLOAD_COMMAND}"
 
 
 def stage_key(stage: str, params: dict[str, Any], upstream: Iterable[str]) -> str:
@@ -53,12 +63,13 @@ def flatten(params: dict[str, Any], prefix: str = "") -> dict[str, str]:
 class StageRun:
     """What a stage reports to, from the process of rank 0."""
 
-    def __init__(self, journal: Journal, header: Header):
+    def __init__(self, journal: Journal, header: Header, advice: str = ""):
         self._journal = journal
         self._artifacts: list[str] = []
         self._tables: dict[str, list[dict[str, Any]]] = {}
         self._children: list[str] = []
-        journal.begin(header)
+        journal.live()
+        journal.begin(header, advice=advice)
         self._uploader = uploader.start(follow, journal.directory)
 
     def log(self, metrics: dict[str, float], step: int = 0) -> None:
@@ -75,6 +86,10 @@ class StageRun:
         self._tables[name] = rows
         self._journal.update(tables=self._tables)
 
+    def made(self, outputs: str) -> None:
+        """Tells the hash of what the stage has made, by which it is known whether earlier scores are of the same."""
+        self._journal.update(outputs=outputs)
+
     def adopt(self, keys: list[str]) -> None:
         """Makes this run the parent of the runs of these keys when it ends; one that has a parent gets a link only."""
         self._children += keys
@@ -87,17 +102,15 @@ class StageRun:
         if problem is None:
             self._journal.update(uploaded=True)
         else:
-            print(
-                f"warning: the tracking server is away ({problem}). The metrics are kept in {self._journal.directory}; "
-                f"to send them later: {UPLOAD_COMMAND}",
-                file=sys.stderr,
-            )
+            kept = f"The metrics are kept in {self._journal.directory}; to send them later: {UPLOAD_COMMAND}"
+            print(f"warning: {problem}. {kept}", file=sys.stderr)
+        self._journal.rest()
 
 
 def follow(directory: Path, over: Callable[[float], bool]) -> str | None:
     """Creates the run of a journal, sends what comes, and closes it; returns what went wrong, None if nothing did.
 
-    One failure ends it: no stall at each flush.
+    One failure ends it: no stall at each flush. The runs of other stages that were killed are closed too.
 
     Args:
         over: waits so many seconds, or until nothing more will come, and says whether it is so.
@@ -105,30 +118,59 @@ def follow(directory: Path, over: Callable[[float], bool]) -> str | None:
     journal = Journal(directory.parent, directory.name)
     try:
         client = connect()
-        if over(0.0) and journal.state()["status"] == "RUNNING":
-            return "the stage was killed"  # its next attempt may have begun: a run made now would be a second one
-        run, sent = remote_run(client, journal), 0
-        while True:
-            last = over(FLUSH_SECONDS)
-            entries, sent = journal.entries(sent)
-            run.send(entries)
-            if last:
-                run.close(journal.state())
+        with journal.sending(wait=True):  # of an attempt that was killed, the run is closed first
+            if over(0.0) and journal.state()["status"] == "RUNNING":
+                return KILLED  # its next attempt may have begun: a run made now would be a second one
+            run, sent = remote_run(client, journal), 0
+            report(send_all(client, killed_journals()))
+            while True:
+                last = over(FLUSH_SECONDS)
+                entries, sent = journal.entries(sent)
+                run.send(entries)
+                if not last:
+                    continue
+                state = journal.state()
+                if state["status"] == "RUNNING":  # nobody else makes a run of this key before `sending` is over
+                    run.close(state | {"status": "KILLED", "end_time": journal.last_sign()})
+                    with journal.unattended() as unattended:  # else the next attempt has begun: the journal is its own
+                        if unattended:
+                            journal.update(status="KILLED", end_time=journal.last_sign(), uploaded=True)
+                    return KILLED
+                run.close(state, journal.scores().values())
                 return None
     except Exception as error:  # whatever the client raises, the stage's result is not its business
-        return summary(error)
+        return what_failed(error)
+
+
+def what_failed(error: Exception) -> str:
+    if isinstance(error, FileError):
+        return str(error)
+    if is_refused(error):
+        return f"MLflow refuses what the run reports ({summary(error)})"
+    return f"the tracking server is away ({summary(error)})"
 
 
 @contextmanager
 def stage_run(
-    *, experiment: str, name: str, key: str, params: dict[str, Any], tags: dict[str, str], parent: str | None = None
+    *,
+    experiment: str,
+    name: str,
+    key: str,
+    params: dict[str, Any],
+    tags: dict[str, str],
+    parent: str | None = None,
+    advice: str = "",
 ) -> Iterator[StageRun]:
-    """A run for the duration of a block: FINISHED at its end, FAILED on an error, KILLED on an interrupt."""
+    """A run for the duration of a block: FINISHED at its end, FAILED on an error, KILLED on an interrupt.
+
+    Args:
+        advice: what to tell of a process that is killed without a word, which may be for want of memory.
+    """
     start = now()
     if experiment_name := os.environ.get("DVC_EXP_NAME"):
         tags = {**tags, EXPERIMENT_TAG: experiment_name}
     tags = {**tags, **_git_commit()}
-    run = StageRun(Journal(JOURNALS, key), Header(experiment, name, key, start, flatten(params), tags, parent))
+    run = StageRun(Journal(JOURNALS, key), Header(experiment, name, key, start, flatten(params), tags, parent), advice)
     try:
         yield run
     except KeyboardInterrupt:
@@ -140,54 +182,120 @@ def stage_run(
     run.end("FINISHED")
 
 
-def add_scores(scores: dict[str, dict[str, float]], headers: dict[str, Header]) -> None:
-    """Adds final scores to the runs of other stages.
+def add_scores(
+    scores: dict[str, dict[str, float]],
+    headers: dict[str, Header],
+    outputs: dict[str, str] | None = None,
+    source: str = "score",
+) -> None:
+    """Gives final scores to the runs of other stages, instead of earlier ones of the same source.
 
     Args:
         scores: key of a run -> its scores.
         headers: key -> what to make the run of where neither a live run nor a journal of it is left.
+        outputs: key -> hash of the stage's outputs that the scores are of.
+        source: the stage, or the part of one, that has found them out.
     """
     waiting: list[Journal] = []
     for key, metrics in scores.items():
         journal = Journal(JOURNALS, key)
-        if not journal.exists:
-            journal.begin(headers[key])
-            journal.update(status="FINISHED", end_time=now())
-        journal.append(Entry(now(), 0, metrics))
-        journal.update(uploaded=False)
-        waiting.append(journal)
-    if uploader.send_beside([journal.directory for journal in waiting]):
-        return
-    warn_of_scores(upload(waiting))
+        found = Scores(now(), (outputs or {}).get(key, ""), metrics)
+        try:
+            if not journal.exists:  # a run that is still there keeps all it has
+                journal.begin(headers[key], status="FINISHED", end_time=now(), only_scores=True)
+            journal.keep_scores(source, found)
+            journal.update(uploaded=False, outputs=found.outputs)
+            waiting.append(journal)
+        except FileError as error:
+            report(Report(problems=[str(error)]), SCORES_LATER)
+    if not uploader.send_beside([journal.directory for journal in waiting]):
+        report(upload(waiting), SCORES_LATER)
 
 
-def warn_of_scores(problem: str | None) -> None:
-    if problem is not None:
-        print(
-            f"warning: the tracking server is away ({problem}). To send the scores later: {UPLOAD_COMMAND}",
-            file=sys.stderr,
-        )
+@dataclass
+class Report:
+    """What came of sending journals: the server may be away, and some may be refused or damaged."""
+
+    away: str | None = None
+    problems: list[str] = field(default_factory=list)
+
+
+def report(result: Report, later: str = LATER) -> None:
+    """Tells on stderr what was not sent."""
+    for problem in (*([result.away] if result.away else []), *result.problems):
+        print(f"warning: {problem}{'' if problem.endswith('.') else '.'} {later}", file=sys.stderr)
 
 
 def remote_run(client: Any, journal: Journal) -> RemoteRun:
-    """The run of a journal, made anew."""
-    header = journal.header()
-    return RemoteRun(client, header, parent_key(header.experiment, header.parent or ""))
+    """The run of a journal, made anew; or, of one that has scores only, the one that is there."""
+    header, replace = journal.header(), not journal.state().get("only_scores")
+    return RemoteRun(client, header, parent_key(header.experiment, header.parent or ""), replace=replace)
 
 
-def upload(journals: list[Journal]) -> str | None:
-    """Sends whole journals, each replacing the live run of its key; returns what went wrong, None if nothing did."""
+def upload(journals: list[Journal]) -> Report:
+    """Sends whole journals, each replacing the live run of its key."""
     try:
         client = connect()
-        for journal in journals:
-            run = remote_run(client, journal)
-            run.send(journal.entries()[0])
-            run.close(journal.state())
-            journal.update(uploaded=True)
-            print(f"sent {journal.header().name}", file=sys.stderr)
     except Exception as error:  # as above
-        return summary(error)
-    return None
+        return Report(away=what_failed(error))
+    return send_all(client, journals)
+
+
+def send_all(client: Any, journals: list[Journal]) -> Report:
+    """As `upload`. One that is refused or damaged is told and passed over; a server that is away ends it."""
+    result = Report()
+    for journal in journals:
+        try:
+            with journal.sending() as ours:
+                if ours and send_whole(client, journal):
+                    print(f"sent {journal.header().name}", file=sys.stderr)
+        except FileError as error:
+            result.problems.append(str(error))
+        except Exception as error:  # as above
+            problem = what_failed(error)
+            if not is_refused(error):
+                result.away = problem
+                break
+            result.problems.append(f"{journal.header().name}: {problem}. {journal.remedy}")
+    return result
+
+
+def send_whole(client: Any, journal: Journal) -> bool:
+    """Sends a journal unless a stage reports there; says whether it did. That of a killed stage ends as KILLED."""
+    with journal.unattended() as unattended:
+        state = journal.state()
+        if state["status"] == "RUNNING":
+            if not unattended:
+                return False
+            state |= {"status": "KILLED", "end_time": journal.last_sign()}
+            journal.update(**state)
+    run, entries, scores = remote_run(client, journal), journal.entries()[0], journal.scores()
+    own = {
+        name for found in scores.values() for name in found.metrics
+    }  # which earlier versions wrote among the metrics
+    run.send([Entry(e.time, e.step, {n: v for n, v in e.metrics.items() if n not in own}) for e in entries])
+    run.close(state, scores.values())
+    with journal.unattended() as unattended:
+        if unattended and journal.state() == state:  # else there is more to send
+            journal.update(uploaded=True)
+    return True
+
+
+def killed_journals() -> list[Journal]:
+    """Those whose stage is gone without a word."""
+    killed = []
+    for journal in all_journals(JOURNALS)[0]:
+        if journal.state()["status"] == "RUNNING":
+            with journal.unattended() as unattended:
+                if unattended:
+                    killed.append(journal)
+    return killed
+
+
+def close_killed() -> None:
+    """Ends the runs of killed stages, for commands that show runs; talks to MLflow only if there are any."""
+    if killed := killed_journals():
+        report(upload(killed))
 
 
 def now() -> int:
@@ -196,12 +304,18 @@ def now() -> int:
 
 
 def _git_commit() -> dict[str, str]:
-    result = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return {"git.commit": result.stdout.strip()} if result.returncode == 0 else {}
+    with suppress(FileError):  # a run need not have one
+        return (
+            {"git.commit": commit}
+            if (commit := git(Path(), "rev-parse", "--verify", "--quiet", "HEAD").strip())
+            else {}
+        )
+    return {}
 
 
 def serve() -> None:
     """The other side of `uploader.UploadProcess`: follows the first journal, sends the others, and prints what went wrong."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ends when its input does; until then there may be a run to close
     import_client()
     first = sys.stdin.readline().strip()
     if not first:  # the stage has ended without a run
@@ -214,12 +328,24 @@ def serve() -> None:
         over.set()
 
     threading.Thread(target=listen, daemon=True).start()
-    problem = follow(Path(first), over.wait)
-    warn_of_scores(upload([Journal(path.parent, path.name) for path in map(Path, others)]) if others else None)
+    journal = Journal(Path(first).parent, Path(first).name)
+    state, name = journal.state(), journal.header().name
+    problem = follow(journal.directory, over.wait)
+    if others:
+        report(upload([Journal(path.parent, path.name) for path in map(Path, others)]), SCORES_LATER)
+    if problem == KILLED:
+        print(words_for_killed(name, state.get("advice", "")), file=sys.stderr)
     with suppress(BrokenPipeError):  # the stage was killed
         print(json.dumps(problem), flush=True)
 
 
+def words_for_killed(name: str, advice: str) -> str:
+    """What is told of a stage whose process has ended without a word, by the process beside it, which is not told why."""
+    told = f"error: stage {name} ended without a word: it was killed."
+    return f"{told} If that was for want of memory (the kernel's log says so): {advice}" if advice else told
+
+
+@one_message
 def main() -> None:
     parser = argparse.ArgumentParser(description="Sends metrics that were kept while the tracking server was away.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="upload")
@@ -228,12 +354,16 @@ def main() -> None:
     if parser.parse_args().command == "follow":
         serve()
         return
-    states = [(journal, journal.state()) for journal in all_journals(JOURNALS)]
-    # one that is RUNNING belongs to a stage at work, or was killed and is replaced by the next attempt
-    problem = upload([journal for journal, s in states if not s["uploaded"] and s["status"] != "RUNNING"])
-    if problem is not None:
-        sys.exit(f"error: the tracking server is still away: {problem}")
+    journals, damaged = all_journals(JOURNALS)
+    result = upload([journal for journal in journals if not journal.state()["uploaded"]])
+    problems = damaged + result.problems
+    for problem in problems:
+        print(f"error: not sent: {problem}", file=sys.stderr)
+    if result.away is not None:
+        sys.exit(f"error: {result.away.replace('server is', 'server is still', 1)}")
+    if problems:
+        sys.exit(1)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

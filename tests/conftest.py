@@ -3,7 +3,14 @@ import torch
 torch.set_num_threads(1)  # models this small only lose by more threads, and the more so the busier the machine
 
 # these start many processes and take minutes; they go first, so that no worker has one left when the others have ended
-LONGEST = ("test_dag.py", "test_smoke.py", "test_distributed.py", "test_benchmarks.py", "test_dashboards.py")
+LONGEST = (
+    "test_flows.py",
+    "test_dag.py",
+    "test_smoke.py",
+    "test_distributed.py",
+    "test_benchmarks.py",
+    "test_dashboards.py",
+)
 
 
 def pytest_collection_modifyitems(items):

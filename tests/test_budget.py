@@ -5,8 +5,9 @@ import pytest
 from tests.test_training import Killed, config, run
 from tests.tiny import NO_DROPOUT, tiny_generator
 from vapi_core.budget import Clock, steps_of_budget
-from vapi_core.files import read_json, write_json
-from vapi_core.training import TRAINING_FILE, learning_rate
+from vapi_core.files import read_json
+from vapi_core.training import learning_rate
+from vapi_core.training_state import HISTORY_FILE
 
 
 class Stopwatch(Clock):
@@ -43,11 +44,10 @@ def test_seconds_before_an_interruption_count(tmp_path):
     settings = config(seconds=1000.0, checkpoint_every=1)
     with pytest.raises(Killed):
         run(tiny_generator(**NO_DROPOUT), settings, kill_after=2, checkpoint=path, fingerprint="a")
-    state = read_json(path / TRAINING_FILE)
-    assert 0 < state["history"][-1]["seconds"] < 1000
-    state["history"][-1]["seconds"] = 1000.0
-    write_json(path / TRAINING_FILE, state)
-    rows = run(tiny_generator(**NO_DROPOUT), settings, checkpoint=path, fingerprint="a")
+    spent = read_json(path / "2" / HISTORY_FILE)[-1]["seconds"]
+    assert 0 < spent < 1000
+    over = config(seconds=spent, checkpoint_every=1)  # the time before the interruption is all there is
+    rows = run(tiny_generator(**NO_DROPOUT), over, checkpoint=path, fingerprint="a")
     assert len(rows) == 2  # the steps before the checkpoint, told again
 
 

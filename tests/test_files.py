@@ -2,8 +2,12 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from tests.damage import check_every_flip_is_named
 from vapi_core.errors import FileError
@@ -221,3 +225,67 @@ def test_a_name_that_is_not_utf8_is_shown_with_its_bytes(tmp_path):
     require_utf8_name("café", tmp_path)
     with pytest.raises(FileError, match=r"the name caf\\xe9 in it is not UTF-8"):
         require_utf8_name(os.fsdecode(b"caf\xe9"), tmp_path)
+
+
+FULL_DISK = Path("/dev/full")  # Linux: every write to it finds the disk full
+
+
+@pytest.mark.skipif(not FULL_DISK.exists(), reason="this system has no disk that is always full")
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: path.write_text("x" * 100_000),
+        lambda path: np.save(path.open("wb"), np.zeros(100_000)),
+        lambda path: np.savez(path.open("wb"), zeros=np.zeros(100_000)),
+        lambda path: torch.save(torch.zeros(100_000), path),
+    ],
+)
+def test_a_full_disk_is_told_with_the_name_of_the_file_that_was_to_be_written(tmp_path, write):
+    path = tmp_path / "out"
+    with (
+        pytest.raises(FileError, match=r"out: the disk is full\. Free some space") as told,
+        atomic_path(path) as temporary,
+    ):
+        temporary.symlink_to(FULL_DISK)
+        write(temporary)
+    assert told.value.path == path and list(tmp_path.iterdir()) == []
+
+
+@contextmanager
+def unprivileged():
+    """Of root, who may write anywhere, makes nobody."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_a_folder_that_may_not_be_written_is_told_with_the_name_of_the_file(tmp_path):
+    tmp_path.chmod(0o555)
+    with unprivileged(), pytest.raises(FileError, match=rf"{tmp_path.name}.*: permission denied\. Change the perm"):
+        write_json(tmp_path / "out.json", 1)
+    tmp_path.chmod(0o755)
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
+    (tmp_path / "reports").write_text("")
+    with pytest.raises(FileError, match=r"reports: a file is in the place of this folder"):
+        write_json(tmp_path / "reports" / "out.json", 1)
+    with pytest.raises(FileError, match=r"stages: a part of this path is a file"):
+        write_json(tmp_path / "reports" / "stages" / "out.json", 1)
+
+
+def test_trouble_with_another_file_is_not_told_as_trouble_with_the_one_that_is_written(tmp_path):
+    (tmp_path / "other").mkdir()
+    with pytest.raises(IsADirectoryError), atomic_path(tmp_path / "out") as temporary:
+        temporary.write_bytes((tmp_path / "other").read_bytes())
+
+
+@pytest.mark.parametrize("mark", ["<<<<<<< HEAD", ">>>>>>> other"])
+def test_marks_of_a_conflict_are_named_with_their_line(tmp_path, mark):
+    (tmp_path / "params.yaml").write_text(f"profile: mnist\n{mark}\nthreads: 2\n")
+    with pytest.raises(FileError, match=r"params\.yaml: line 2 is git's mark of a conflict"):
+        read_yaml(tmp_path / "params.yaml")

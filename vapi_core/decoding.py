@@ -79,6 +79,9 @@ class StaticDecoder:
 
     def _step(self, stop: int) -> None:
         previous = self.tokens.index_select(1, self.position - 1)[:, 0]
+        previous = previous.clamp(
+            max=self.policy.config.codebook_size - 1
+        )  # of logits that are not finite comes no token
         previous = previous.repeat(2) if self.guided else previous
         self._draw(self.policy.decode_step_at(previous, self.position, stop, self.cache))
 

@@ -8,13 +8,15 @@ without quantization, not at random: a short training otherwise leaves most of i
 all images has one of the centres. The generator minimises next-token cross-entropy with LlamaGen's dropouts.
 """
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from vapi_core.alignment.data import AlignmentData
 from vapi_core.alignment.objective import prior_loss
-from vapi_core.errors import ParameterError
+from vapi_core.errors import ParameterError, TrainingError
 from vapi_core.images import to_tensor
 from vapi_core.models.policy import Policy
 from vapi_core.models.tokenizer import Tokenizer
@@ -53,7 +55,10 @@ class TokenizerObjective:
             reconstruction = self.tokenizer.reconstruct_unquantized(images)
         else:
             if slots.step == self.unquantized_steps and self._codebook_pending:
-                start_codebook(self.tokenizer, self.images, self.device, self.seed)
+                try:
+                    start_codebook(self.tokenizer, self.images, self.device, self.seed)
+                except FloatingPointError:
+                    raise TrainingError(slots.step + 1, "an encoder output", math.nan) from None
                 self._codebook_pending = False
             reconstruction, quantized = self.tokenizer(images)
         difference = reconstruction - images
@@ -84,6 +89,7 @@ def start_codebook(tokenizer: Tokenizer, images: np.ndarray, device: torch.devic
 
     Raises:
         ParameterError: there are fewer encoder outputs than codebook entries; those of equal frequent patches count as one.
+        FloatingPointError: an encoder output is not finite.
     """
     draws = stream(seed, "codebook start", 0)
     rows_per_image = (images.shape[1] // tokenizer.config.downsample) * (images.shape[2] // tokenizer.config.downsample)
@@ -91,6 +97,8 @@ def start_codebook(tokenizer: Tokenizer, images: np.ndarray, device: torch.devic
     chosen = images[np.sort(draws.permutation(len(images))[:count])]
     outputs = [tokenizer.embed(to_tensor(chosen[i : i + 256], device)) for i in range(0, count, 256)]
     rows = tokenizer.quantize.rows(torch.cat(outputs)).double().cpu().numpy()  # [N, D]
+    if not np.isfinite(rows).all():
+        raise FloatingPointError("an encoder output is not finite")
     same = most_frequent(patches(chosen, tokenizer.config.downsample))
     if (different := len(rows) - max(0, int(same.sum()) - 1)) < tokenizer.config.codebook_size:
         raise ParameterError(

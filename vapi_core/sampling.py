@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vapi_core.decoding import StaticDecoder
+from vapi_core.errors import VapiError
 from vapi_core.memory import how_many
 from vapi_core.models.policy import Condition, Policy
 from vapi_core.models.tokenizer import Tokenizer, decode_bytes
@@ -74,7 +75,10 @@ def filtered_probabilities(logits: Tensor, temperature: float = 1.0, top_k: int 
 
 
 def invert_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
-    """Tokens [..., n] at which the cumulative distribution of probabilities [..., V] passes uniforms [..., n] in [0, 1)."""
+    """Tokens [..., n] at which the cumulative distribution of probabilities [..., V] passes uniforms [..., n] in [0, 1).
+
+    They are V, which is no token, where the probabilities are not finite: nothing waits here to look.
+    """
     cdf = probabilities.cumsum(-1)
     total = cdf[..., -1:]
     # a product that rounds up to the total would fall behind the last possible token
@@ -99,7 +103,8 @@ def generate(
     """Samples tokens [B, T] of B conditions with uniforms [B, T].
 
     With guidance, the conditional and the unconditional sequence run in one batch of 2B. `cache` is one of
-    the policy's `new_cache` for that batch size; give it to reuse its memory over batches.
+    the policy's `new_cache` for that batch size; give it to reuse its memory over batches. A token is V, which is none,
+    where logits were not finite; `Sampler` refuses such sequences.
     """
     scales = guidance_scales(generator.config.length, config)
     guided = any(scale != 1.0 for scale in scales)
@@ -113,7 +118,7 @@ def generate(
     logits = generator.prefill(condition, cache)
     for position, scale in enumerate(scales):
         if position > 0:
-            previous = tokens[:, position - 1]
+            previous = tokens[:, position - 1].clamp(max=generator.config.codebook_size - 1)
             logits = generator.decode_step(previous.repeat(2) if guided else previous, position, cache)
         probabilities = filtered_probabilities(
             guide(logits, scale, batch), config.temperature, config.top_k, config.top_p
@@ -145,9 +150,18 @@ class Sampler:
         self._decoder: StaticDecoder | None = None
 
     def __call__(self, condition: Condition, uniforms: Tensor) -> Tensor:
-        """Tokens [B, T] of B conditions and uniforms [B, T]."""
-        if self.compiled:
-            return self._compiled(condition, uniforms)
+        """Tokens [B, T] of B conditions and uniforms [B, T].
+
+        Raises:
+            VapiError: the policy's logits are not finite.
+        """
+        tokens = self._compiled(condition, uniforms) if self.compiled else self._plain(condition, uniforms)
+        if int(tokens.max()) >= self.policy.config.codebook_size:
+            dtype = str(next(self.policy.parameters()).dtype).removeprefix("torch.")
+            raise VapiError(f"the logits of the generator are not finite in {dtype}: nothing can be drawn from them.")
+        return tokens
+
+    def _plain(self, condition: Condition, uniforms: Tensor) -> Tensor:
         if len(condition) != self._batch:
             self._cache = None  # before the new one is allocated
             self._batch = len(condition)

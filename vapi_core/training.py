@@ -11,7 +11,6 @@ their number nor the size of a micro-batch changes more than rounding; dropout, 
 """
 
 import math
-import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,13 +23,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vapi_core.budget import Clock, steps_of_budget
-from vapi_core.distributed import from_main, is_main, is_sharded, rank, shared_path, total, world_size
-from vapi_core.files import read_json, write_json
+from vapi_core.distributed import from_main, is_sharded, rank, total, world_size
+from vapi_core.errors import TrainingError
 from vapi_core.randomness import seed_torch, stream
-
-Metrics = dict[str, float]
-TRAINING_FILE = "training.json"
-ALONE = "torch.distributed is disabled"  # a warning of torch.distributed.checkpoint in a single process
+from vapi_core.training_state import Metrics, TrainingStates
 
 
 @dataclass(frozen=True)
@@ -142,19 +138,26 @@ def train(
 ) -> None:
     """Trains the parameters of `module` that require a gradient, in place.
 
+    A step whose loss or gradient norm is not finite is not taken, and weights that are not finite are not kept: the last
+    checkpoint is good.
+
     Args:
         count: items of the data set.
         log: called once per step with the step's metrics, again for the steps before a checkpoint when resuming.
-        checkpoint: directory of the resumable state; used only if it was written under the same `fingerprint`, a hash
-            of all that determines the run. The number of processes may be another. The caller removes it when the
-            result is safe.
+        checkpoint: directory of the resumable states (`training_state`); one is used only if it was written under the same
+            `fingerprint`, a hash of all that determines the run. The number of processes may be another. The caller
+            removes the directory when the result is safe.
         keep: called after each step with the number of steps done, by all processes; not again when resuming.
+
+    Raises:
+        TrainingError: a loss, a gradient norm or a weight is not finite.
     """
     optimizer = adamw(module.named_parameters(), config)
     trained = [p for p in module.parameters() if p.requires_grad]
     history: list[Metrics] = []
-    if checkpoint is not None:
-        history = _resume(checkpoint, fingerprint, module, optimizer)
+    states = None if checkpoint is None else TrainingStates(checkpoint, fingerprint)
+    if states is not None:
+        history = states.resume(module, optimizer)
         for step, metrics in enumerate(history):
             log(step, metrics)
     replica = _replica(module, objective)
@@ -174,16 +177,19 @@ def train(
             for name, value in [("loss", loss.detach()), *means.items()]:
                 totals[name] = totals.get(name, 0.0) + value * share
         gradient_norm = nn.utils.clip_grad_norm_(trained, config.gradient_norm)
+        totals["gradient_norm"] = _whole(gradient_norm).double() / world_size()  # has come from all already
+        row = total(totals) | {"learning_rate": rate}
+        _check_finite(step, {name: row[name] for name in ("loss", "gradient_norm")})
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        row = total(totals) | {"gradient_norm": _whole(gradient_norm).item(), "learning_rate": rate}
+        _check_finite(step, total({"the largest weight": _largest(trained)}))
         if config.seconds is not None:
             row["seconds"] = clock.spent()
         history.append(row)
         log(step, row)
         keep(step + 1)
-        if checkpoint is not None and (step + 1) % config.checkpoint_every == 0 and step + 1 != config.steps:
-            _save(checkpoint, fingerprint, module, optimizer, history)
+        if states is not None and (step + 1) % config.checkpoint_every == 0 and step + 1 != config.steps:
+            states.save(module, optimizer, history)
 
 
 class _ObjectiveModule(nn.Module):
@@ -204,55 +210,24 @@ def _replica(module: nn.Module, objective: Objective) -> DistributedDataParallel
     return DistributedDataParallel(_ObjectiveModule(module, objective), gradient_as_bucket_view=True)
 
 
+def _check_finite(step: int, metrics: Metrics) -> None:
+    """Raises TrainingError for the first metric of a step that is not finite; metrics of all processes, so that all stop."""
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise TrainingError(step + 1, name, value)
+
+
+def _largest(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Largest absolute value of what this process has of the parameters; NaN if there is one."""
+    parts = [part for part in (_own(p.detach()) for p in parameters) if part.numel()]
+    return nn.utils.get_total_norm(parts, math.inf)
+
+
+def _own(value: Tensor) -> Tensor:
+    """What this process has of a tensor that may be spread over processes."""
+    return value.to_local() if hasattr(value, "to_local") else value  # a DTensor
+
+
 def _whole(value: Tensor) -> Tensor:
     """A tensor without its being spread over processes, if it is."""
     return value.full_tensor() if hasattr(value, "full_tensor") else value  # a DTensor
-
-
-# The resumable state: the tensors by torch.distributed.checkpoint, which puts them together for any number of processes,
-# and a JSON file. The optimizer's are named by parameter; one that had no gradient yet has none.
-
-
-def _tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
-    for name, parameter in module.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{key}.{name}"] = value
-    return tensors
-
-
-def _save(
-    path: Path, fingerprint: str, module: nn.Module, optimizer: torch.optim.Optimizer, history: list[Metrics]
-) -> None:
-    import torch.distributed.checkpoint as dcp
-
-    with shared_path(path) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ALONE)
-        dcp.save(_tensors(module, optimizer), checkpoint_id=temporary, no_dist=world_size() == 1)
-        if is_main():
-            write_json(temporary / TRAINING_FILE, {"fingerprint": fingerprint, "history": history})
-
-
-def _resume(path: Path, fingerprint: str, module: nn.Module, optimizer: torch.optim.Optimizer) -> list[Metrics]:
-    """Restores module and optimizer; returns the metrics of the steps done, none if there is nothing to resume."""
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-
-    if not (path / TRAINING_FILE).is_file():
-        return []
-    training = read_json(path / TRAINING_FILE)
-    if training["fingerprint"] != fingerprint:
-        return []
-    saved = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
-    for name, parameter in module.named_parameters():
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            description = saved.get(f"optimizer.{key}.{name}")
-            if isinstance(description, TensorStorageMetadata):
-                like_parameter = description.size == parameter.shape
-                optimizer.state[parameter][key] = (
-                    torch.zeros_like(parameter) if like_parameter else parameter.new_zeros(description.size)
-                )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ALONE)
-        dcp.load(_tensors(module, optimizer), checkpoint_id=path, no_dist=world_size() == 1)
-    return training["history"]

@@ -4,7 +4,10 @@ import os
 import sys
 from pathlib import Path
 
+from pipelines.stores import bypass_proxies
+
 # before prefect is imported
+bypass_proxies(os.environ)
 os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")  # of a flow without a server

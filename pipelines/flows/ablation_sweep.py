@@ -6,12 +6,14 @@ its last checkpoint. From plain Python: `python -m pipelines.flows.ablation_swee
 
 import argparse
 import base64
+import math
 import os
 import re
 import shlex
 import sys
 import time
-from typing import Any
+from typing import Any, get_origin
+from urllib.parse import urlsplit
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import (
@@ -26,6 +28,7 @@ from pydantic import ValidationError
 
 from pipelines import dashboards
 from pipelines.flows.running import gpu_tags, run_all, run_command, visible_gpus
+from pipelines.launch import one_message
 from pipelines.paths import WORK
 from pipelines.results import publish
 from pipelines.sweep import (
@@ -34,6 +37,7 @@ from pipelines.sweep import (
     SweepForm,
     command,
     experiments,
+    opening_form,
     plan_cells,
     plan_upstream,
     read_baseline,
@@ -43,7 +47,7 @@ from pipelines.sweep import (
 from vapi_core.errors import FileError, VapiError
 from vapi_core.scoring.statistics import mean_and_standard_error
 
-PAPERS_NOISE = SweepForm.model_validate({})  # what the form holds when it opens: the paper's table 5
+PAPERS_NOISE = opening_form()  # table 5
 SKIPPED = "Skipped"  # name of the state of a cell that was finished before
 
 
@@ -131,6 +135,8 @@ class Progress:
         if not server.startswith("http"):
             get_run_logger().info("No links to MLflow, which is no server here: MLFLOW_TRACKING_URI names none.")
             return
+        address = urlsplit(server)  # without a password: Prefect keeps the links
+        server = address._replace(netloc=address.netloc.rpartition("@")[2]).geturl().rstrip("/")
         boards = dashboards.plan_dashboards(profile["score"]["extractors"], profile["score"]["geneval"] is not None)
         experiment = dashboards.register(profile["profile"], boards)
         create_link_artifact(
@@ -150,11 +156,11 @@ class Progress:
 
 
 def scores_row(scores: dict[str, list[float]]) -> dict[str, str]:
-    """Scores of a finished cell for the table: mean ± standard error over seeds."""
+    """Scores of a finished cell for the table: mean ± standard error over seeds; of one seed the score alone."""
     row = {}
     for name, values in scores.items():
         mean, error = mean_and_standard_error(values)
-        row[name.removeprefix("score/")] = f"{mean:.4g} ± {error:.2g}"
+        row[name.removeprefix("score/")] = f"{mean:.4g}" if math.isnan(error) else f"{mean:.4g} ± {error:.2g}"
     return row
 
 
@@ -178,13 +184,14 @@ def parse_form(arguments: list[str]) -> tuple[SweepForm, bool]:
     parser.add_argument("--dry-run", action="store_true", help="print the plan and its commands, run nothing")
     for name, field in SweepForm.model_fields.items():
         option = f"--{name.replace('_', '-')}"
-        is_list = isinstance(field.default, list)
+        is_list = get_origin(field.annotation) is list
         parser.add_argument(option, nargs="*" if is_list else None, default=argparse.SUPPRESS, help=field.description)
     options = vars(parser.parse_args(arguments))
     dry_run = options.pop("dry_run")
-    return SweepForm(**options), dry_run
+    return opening_form(**options), dry_run
 
 
+@one_message
 def main() -> None:
     try:
         form, dry_run = parse_form(sys.argv[1:])
@@ -196,9 +203,7 @@ def main() -> None:
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc'])) or 'form'}: {e['msg']}" for e in error.errors()]
         sys.exit("\n".join(f"error: {problem}" for problem in problems))
-    except VapiError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

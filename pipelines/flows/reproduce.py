@@ -13,6 +13,7 @@ from pydantic import Field, WithJsonSchema
 
 from pipelines.flows.running import gpu_tags, run_all, run_command, visible_gpus
 from pipelines.graph import stage_graph, stage_names
+from pipelines.launch import one_message
 from pipelines.params import load_params
 from vapi_core.errors import FileError, VapiError
 
@@ -59,6 +60,7 @@ def reproduce(target: Target = "report", parallelism: Parallelism = 2) -> State:
     return Completed(message=f"{len(states)} stages are up to date")
 
 
+@one_message
 def main() -> None:
     parser = argparse.ArgumentParser(description="Runs what a stage of dvc.yaml needs, as a Prefect flow.")
     parser.add_argument("--target", default="report")
@@ -66,12 +68,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.parallelism < 1:
         parser.error("--parallelism: at least 1")
-    try:
-        stage_graph(arguments.target)  # refuses an unknown one before Prefect has started anything
-        reproduce(**vars(arguments))
-    except VapiError as error:
-        sys.exit(f"error: {error}")
+    stage_graph(arguments.target)  # refuses an unknown one before Prefect has started anything
+    reproduce(**vars(arguments))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

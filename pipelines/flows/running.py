@@ -17,8 +17,9 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.states import State
 
 from pipelines import processes
-from pipelines.mlflow_runs import DEFAULT_URI
+from pipelines.masking import masked
 from pipelines.paths import WORK
+from pipelines.stores import DEFAULT_URI
 
 GPU = "gpu"  # tag of tasks that need one, and name of the limit on how many run at the same time
 TAIL = 8  # lines of a failed command's output that its task's message repeats
@@ -42,10 +43,10 @@ def run_command(command: Sequence[str], name: str, gpus: Sequence[str] = ()) -> 
     tail: deque[str] = deque(maxlen=TAIL)
 
     def log(line: str) -> None:
-        tail.append(line)
-        logger.info(line)
+        tail.append(masked(line))
+        logger.info(tail[-1])
 
-    logger.info(shlex.join(command))
+    logger.info(masked(shlex.join(command)))
     with one_gpu(gpus) as choice:
         code = processes.run(command, name, environment() | choice, log)
     if code != 0:

@@ -2,6 +2,8 @@
 
 What PREFECT_API_URL or MLFLOW_TRACKING_URI (http) names is used, not started. The databases are Prefect's and MLflow's
 own defaults, or PREFECT_SERVER_DATABASE_CONNECTION_URL and MLFLOW_TRACKING_URI as a database URL, e.g. of PostgreSQL.
+The servers answer pages of their own address only; with PREFECT_SERVER_API_AUTH_STRING, user:password, Prefect asks for it too.
+Passwords reach the servers by their environment: command lines are for all users of a machine to read.
 """
 
 import os
@@ -19,9 +21,11 @@ from contextlib import ExitStack
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_SERVER_API_AUTH_STRING
 from prefect.workers.process import ProcessWorker
 
 from pipelines.flows.running import environment
+from pipelines.masking import masked
 from pipelines.paths import WORK
 from pipelines.processes import Guarded
 from vapi_core.errors import VapiError
@@ -48,7 +52,7 @@ class Service:
     def _write(self) -> None:
         with self.log.open("w") as file:
             for line in self.process.lines():
-                print(line, file=file, flush=True)
+                print(masked(line), file=file, flush=True)
 
     def check(self) -> None:
         """Raises VapiError if it has ended."""
@@ -90,25 +94,41 @@ def free_port(preferred: int) -> int:
 def start_prefect(env: dict[str, str], stack: ExitStack) -> Service:
     port = free_port(4200)
     api = f"http://{HOST}:{port}/api"
-    command = ["prefect", "server", "start", "--host", HOST, "--port", str(port)]
-    service = Service("prefect-server", command, {**env, "PREFECT_SERVER_UI_API_URL": api}, stack)
+    address = {"PREFECT_SERVER_API_HOST": HOST, "PREFECT_SERVER_API_PORT": str(port)}
+    command = [sys.executable, "-m", "pipelines.flows.server"]
+    service = Service("prefect-server", command, {"PREFECT_SERVER_UI_API_URL": api} | env | address, stack)
     env["PREFECT_API_URL"] = api
+    if (login := server_login()) is not None:
+        env["PREFECT_API_AUTH_STRING"] = login
     return service
+
+
+def server_login() -> str | None:
+    """What a server that is started here asks of its clients, user:password."""
+    return PREFECT_SERVER_API_AUTH_STRING.value()
 
 
 def start_mlflow(env: dict[str, str], stack: ExitStack) -> Service:
     port = free_port(5000)
     command = ["mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", env["MLFLOW_TRACKING_URI"]]
-    server_env = {**env, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # half the memory and start-up
-    service = Service("mlflow-server", command, server_env, stack)
+    settings = {
+        "MLFLOW_BACKEND_STORE_URI": env["MLFLOW_TRACKING_URI"],
+        "MLFLOW_SERVER_ALLOWED_HOSTS": allowed_hosts(port, env.get("MLFLOW_SERVER_ALLOWED_HOSTS")),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # half the memory and start-up
+    }
+    service = Service("mlflow-server", command, env | settings, stack)
     env["MLFLOW_TRACKING_URI"] = f"http://{HOST}:{port}"
     return service
 
 
-def create_pool(api: str) -> None:
+def allowed_hosts(port: int, others: str | None) -> str:
+    """This machine's own names for a port, and the user's; by default MLflow answers to names such as 10.example too."""
+    return ",".join([f"{HOST}:{port}", f"localhost:{port}", *([others] if others else [])])
+
+
+def create_pool(api: str, login: str | None) -> None:
     """The work pool of prefect.yaml, unless there is one."""
-    with SyncPrefectClient(api=api) as client:
+    with SyncPrefectClient(api=api, auth_string=login) as client:
         try:
             client.read_work_pool(POOL)
         except ObjectNotFound:
@@ -120,7 +140,7 @@ def run(command: Sequence[str], env: Mapping[str, str]) -> str:
     """Output of a command. Raises VapiError with all it said if it fails."""
     result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        raise VapiError(f"{' '.join(command)} failed:\n{result.stdout}{result.stderr}")
+        raise VapiError(masked(f"{' '.join(command)} failed:\n{result.stdout}{result.stderr}"))
     return result.stdout
 
 
@@ -135,12 +155,12 @@ def serve(stack: ExitStack) -> None:
         started.append((service, f"{env['MLFLOW_TRACKING_URI']}/health"))
     for service, url in started:
         service.wait_for(url)
-    create_pool(env["PREFECT_API_URL"])
+    create_pool(env["PREFECT_API_URL"], env.get("PREFECT_API_AUTH_STRING"))
     run(["prefect", "--no-prompt", "deploy", "--all"], env)
     dashboards = run([sys.executable, "-m", "pipelines.dashboards"], env)
     prefect_ui = env["PREFECT_API_URL"].removesuffix("/api")
-    print(f"Prefect: {prefect_ui}/deployments", flush=True)
-    print(f"MLflow:  {env['MLFLOW_TRACKING_URI']}", flush=True)
+    print(masked(f"Prefect: {prefect_ui}/deployments"), flush=True)
+    print(masked(f"MLflow:  {env['MLFLOW_TRACKING_URI']}"), flush=True)
     print(dashboards, end="")
     print(f"Logs:    {LOGS}. Ctrl-C stops everything.", flush=True)
     worker = ["prefect", "worker", "start", "--pool", POOL, "--limit", "4"]

@@ -18,7 +18,7 @@ from pipelines.inputs import (
     open_tokenizer,
 )
 from pipelines.params import Method
-from pipelines.paths import CLASSIFIERS, GENERATOR, TOKENIZER, TOKENS, WORK, after_steps, aligned, reports_of
+from pipelines.paths import CLASSIFIERS, GENERATOR, TOKENIZER, TOKENS, after_steps, aligned, reports_of
 from pipelines.stage import Stage, StagePlan, run_stage
 from vapi_core import distributed
 from vapi_core.alignment.ar_grpo import ArGrpo
@@ -28,7 +28,8 @@ from vapi_core.alignment.reward import ReconstructionReward
 from vapi_core.alignment.straight_through import StraightThrough
 from vapi_core.alignment.tokenizer_post_training import TokenizerPostTraining
 from vapi_core.alignment.va_pi import VaPi
-from vapi_core.errors import ParameterError
+from vapi_core.errors import FileError, ParameterError
+from vapi_core.files import link_tree
 from vapi_core.flops import flops_per_image
 from vapi_core.memory import free_bytes
 from vapi_core.models.checkpoints import model_hash, save_model
@@ -147,7 +148,7 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
     flops = flops_per_image(trained, alignment.objective, config, alignment.count, seed)
     stage.metrics["flops_per_image"] = flops
     kept_steps = stage.params.align.kept_steps()
-    kept = WORK / "kept" / stage.key  # not in the output, which DVC empties before a retry
+    kept = stage.checkpoint / "kept"  # not in the output, which DVC empties before a retry
 
     def save(directory: Path) -> None:
         weights = distributed.whole_state_dict(trained)
@@ -164,7 +165,11 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
         shutil.rmtree(stage.output / "steps", ignore_errors=True)  # of a run without DVC, which empties the output
         (stage.output / "steps").mkdir()
         for steps in kept_steps:
-            shutil.move(kept / str(steps), after_steps(method, seed, steps))
+            if not (kept / str(steps)).is_dir():
+                raise FileError(
+                    kept / str(steps), "the weights after these steps are gone.", f"Remove {stage.checkpoint}."
+                )
+            link_tree(kept / str(steps), after_steps(method, seed, steps))
 
 
 if __name__ == "__main__":

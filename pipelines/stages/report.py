@@ -11,6 +11,7 @@ from pipelines.figures import plot_curves, plot_precision_recall, side_by_side
 from pipelines.geneval_sets import GENEVAL_TABLE, compare_geneval, geneval_metrics, summarize_geneval
 from pipelines.geneval_text import geneval_findings, geneval_sections
 from pipelines.inputs import open_samples, read_scores
+from pipelines.params import Params
 from pipelines.paths import BASE, CURVES, REPORTS, SCORES, STAGE_METRICS, remedy
 from pipelines.protocol import PROTOCOL
 from pipelines.report_text import write_report
@@ -44,7 +45,8 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
         temporary.mkdir()
         for name, table in tables.items():
             table.to_csv(temporary / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
-    stages = {path.stem: read_json(path) for path in sorted(STAGE_METRICS.glob("*.json"))}
+    behind = stages_behind(params)
+    stages = {name: read_json(STAGE_METRICS / f"{name}.json", f"Run `dvc repro {name}`.") for name in behind}
     metrics = nested(summary[summary["reference"] == params.score.references[0]])
     lines, sections = [], []
     if params.score.geneval is not None:
@@ -55,6 +57,16 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
     pictures(stage, scores)
     facts = read_json(REPORTS / PROTOCOL, remedy(SCORES))
     write_report(REPORTS / "report.md", params, summary, comparisons, stages, facts, lines, sections)
+
+
+def stages_behind(params: Params) -> list[str]:
+    """Stages that the report of these params builds on, as dvc.yaml calls them; the folders of reports may hold those of
+    another profile too."""
+    methods, seeds = params.align.methods, params.align.seeds
+    single = ("generator", "sample-base", "score", "subset", "tokenize", "tokenizer")
+    alignments = [f"align@{method}-{seed}" for method in methods for seed in seeds]
+    samples = [f"sample@{method}" for method in methods]
+    return sorted([*single, "classifier@reward", "classifier@scorer", *alignments, *samples])
 
 
 def pictures(stage: Stage, scores: pd.DataFrame) -> None:
@@ -75,7 +87,8 @@ def pictures(stage: Stage, scores: pd.DataFrame) -> None:
     images = {title: open_samples(s.directory)[0] for title, s in chosen.items()}
     grids = {title: array[grid_items(params, len(array))] for title, array in images.items()}
     side_by_side(FIGURES / "samples.png", grids, columns=10)
-    curves = {path.stem.partition("@")[2]: read_curves(path) for path in sorted(CURVES.glob("align@*.csv"))}
+    aligned = [name for name in stages_behind(params) if name.startswith("align@")]
+    curves = {name.partition("@")[2]: read_curves(CURVES / f"{name}.csv") for name in aligned}
     plot_curves(FIGURES / "curves.png", curves, CURVE_NAMES)
     plot_precision_recall(FIGURES / "precision-recall.png", scores[scores["reference"] == params.score.references[0]])
 

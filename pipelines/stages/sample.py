@@ -7,7 +7,6 @@ from the images it has: until all sets are whole they grow in the work folder, w
 """
 
 import argparse
-import hashlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -23,13 +22,13 @@ from pipelines.params import Params, decimal
 from pipelines.paths import (
     BASE,
     GENERATOR,
+    OWN_WORK,
     RIVAL_SAMPLES,
     RUN_FILE,
     SAMPLES,
     SUBSET,
     TOKENIZER,
     TOKENS,
-    WORK,
     after_steps,
     aligned,
     is_rival,
@@ -37,12 +36,13 @@ from pipelines.paths import (
     reports_of,
 )
 from pipelines.progress import Advance, progress
-from pipelines.stage import Stage, StagePlan, run_stage
+from pipelines.stage import Stage, StagePlan, descriptions, run_stage
 from vapi_core import distributed
 from vapi_core.alignment.data import Conditions, batch_conditions
 from vapi_core.data.partial import PartialArray
 from vapi_core.data.subset import Subset, write_manifest
 from vapi_core.files import atomic_path, read_texts
+from vapi_core.fingerprint import fingerprint, training_code
 from vapi_core.images import images_of_a_pass, resize_bicubic, to_uint8
 from vapi_core.memory import free_bytes
 from vapi_core.models.checkpoints import model_hash
@@ -184,12 +184,14 @@ def batch_size(stage: Stage, sets: list[SampleSet]) -> int:
 
 
 def open_arrays(stage: Stage, sets: list[SampleSet]) -> list[PartialArray]:
-    """The arrays in which the sets grow, gone on with if they are of the same models and settings; others are removed."""
-    folder = WORK / "samples" / stage.plan.name
+    """The arrays in which the sets grow, gone on with if they are of the same models, settings, inputs and code; others are
+    removed."""
+    folder = OWN_WORK / "samples" / stage.plan.name
 
     def open_all() -> list[PartialArray]:
         manifests = [describe(sample_set, stage.params) for sample_set in sets]
-        names = [hashlib.sha256(json.dumps(manifest).encode()).hexdigest()[:16] for manifest in manifests]
+        code, inputs = training_code(), descriptions(path for path in (SUBSET, TOKENS) if path in stage.plan.upstream)
+        names = [fingerprint(json.dumps(manifest), code=code, files=inputs)[:16] for manifest in manifests]
         return [
             PartialArray(folder / name, tuple(manifest["shape"]), np.uint8)
             for name, manifest in zip(names, manifests, strict=True)

@@ -18,10 +18,10 @@ from pipelines.comparison import SCORE_TITLES
 from pipelines.inputs import open_prompts, open_samples, open_split, open_tokenizer
 from pipelines.journal import Header
 from pipelines.params import Params, ScoreParams, decimal
-from pipelines.paths import BASE, CLASSIFIERS, REPORTS, RIVAL_REPORTS, RUN_FILE, SUBSET, WORK, remedy
+from pipelines.paths import BASE, CLASSIFIERS, OWN_WORK, REPORTS, RIVAL_REPORTS, RUN_FILE, SUBSET, WORK, remedy
 from pipelines.progress import progress
 from pipelines.protocol import PROTOCOL, facts_of_protocol
-from pipelines.stage import Stage, StagePlan, run_stage
+from pipelines.stage import Stage, StagePlan, outputs_hash, run_stage
 from pipelines.stages.sample import STEPS, TEMPERATURES, SampleSet, plan_sets, samples_of
 from pipelines.tracking import add_scores, now
 from vapi_core.data.subset import Subset, array_writer
@@ -92,7 +92,7 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
     table = pd.DataFrame(rows)
     with atomic_path(stage.plan.reports / TABLE) as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
-    log_scores(whole_runs(table), stage.params)
+    log_scores(whole_runs(table), stage.params, stage.plan.name)
     write_json(stage.plan.reports / PROTOCOL, facts_of_protocol(params, batch))
     if params.geneval is not None:
         score_geneval([s for s in sets if s.steps is None], reconstructions, stage)
@@ -165,7 +165,7 @@ def score_geneval(sets: list[SampleSet], reconstructions: np.ndarray, stage: Sta
     with atomic_path(stage.plan.reports / geneval_sets.GENEVAL_TABLE) as temporary:
         table[columns].to_csv(temporary, index=False, lineterminator="\n")
     overall = geneval_sets.overall_scores(table).assign(extractor="geneval", reference=params.references[0])
-    log_scores(overall, stage.params)
+    log_scores(overall, stage.params, f"{stage.plan.name}, geneval")
 
 
 def reconstruct(split: str, device: torch.device) -> np.ndarray:
@@ -175,7 +175,7 @@ def reconstruct(split: str, device: torch.device) -> np.ndarray:
     """
     data, tokenizer = open_split(split, device), open_tokenizer(device)
     batch = images_of_a_pass(data.images.shape[1])
-    path = WORK / "reconstructions.npy"
+    path = OWN_WORK / "reconstructions.npy"
     with (
         atomic_path(path) as temporary,
         array_writer(temporary, data.images.shape, np.uint8) as append,
@@ -192,7 +192,7 @@ def whole_runs(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["steps"].isna()] if "steps" in table else table
 
 
-def log_scores(table: pd.DataFrame, params: Params) -> None:
+def log_scores(table: pd.DataFrame, params: Params, source: str) -> None:
     """Adds final scores, against the main reference, to the MLflow run of the model each set was drawn from.
 
     A score is named score/METRIC EXTRACTOR; settings other than the main one are appended to the name. The base has
@@ -202,6 +202,7 @@ def log_scores(table: pd.DataFrame, params: Params) -> None:
     metrics = [name for name in (*SCORE_TITLES, "overall") if name in table]
     scores: dict[str, dict[str, float]] = {}
     headers: dict[str, Header] = {}
+    outputs: dict[str, str] = {}
     for generator, part in table.groupby(table["generator"]):
         run = read_texts(Path(generator) / RUN_FILE, ["experiment", "stage", "key"], remedy(Path(generator)))
         headers[run["key"]] = Header(run["experiment"], run["stage"], run["key"], now())
@@ -214,8 +215,8 @@ def log_scores(table: pd.DataFrame, params: Params) -> None:
                 for name in metrics
                 if group[name].notna().all()
             }
-        scores[run["key"]] = row
-    add_scores(scores, headers)
+        scores[run["key"]], outputs[run["key"]] = row, outputs_hash(Path(generator))
+    add_scores(scores, headers, outputs, source)
 
 
 def identity(sample_set: SampleSet) -> dict[str, Any]:

@@ -8,9 +8,9 @@ import torch
 from tests.parity.fixtures import Check, Fixture, exact
 from tests.parity.generator import generator_config
 from tests.parity.tokenizer import tokenizer_config
-from vapi_core.models.checkpoints import WRAPPERS
 from vapi_core.models.generator import OFFICIAL_GENERATORS, Generator
 from vapi_core.models.tokenizer import OFFICIAL_TOKENIZERS, Tokenizer
+from vapi_core.models.weights import WRAPPERS
 
 
 def check_layout(fixture: Fixture) -> Iterator[Check]:

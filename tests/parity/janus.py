@@ -16,10 +16,10 @@ from torch import Tensor
 
 from tests.parity.fixtures import Check, Fixture, close, exact
 from tests.parity.generator import greedy
-from vapi_core.models.checkpoints import load_strictly
 from vapi_core.models.janus import Janus, JanusConfig, plain, rename_official, rename_vq, tokenizer_config
 from vapi_core.models.policy import Prompts
 from vapi_core.models.tokenizer import Tokenizer, TokenizerConfig
+from vapi_core.models.weights import load_strictly
 from vapi_core.sampling import SamplingConfig
 
 OFFICIAL_PATH = ("language_model.model.", "gen_embed.", "gen_head.", "gen_aligner.")

@@ -23,12 +23,12 @@ import json
 from prefect.client.orchestration import get_client
 from pipelines.flows.ablation_sweep import ablation_sweep
 from pipelines.flows.reproduce import reproduce
-from pipelines.sweep import SweepForm
+from pipelines.sweep import opening_form
 from vapi_core.errors import VapiError
 
 state = reproduce(target="tokenize", parallelism=1, return_state=True)
 try:
-    ablation_sweep(SweepForm(noise_ratios=[0.0, 0.5, 0.75], seeds=[1]))
+    ablation_sweep(opening_form(noise_ratios=[0.0, 0.5, 0.75], seeds=[1]))
 except VapiError as error:
     problem = str(error)
 with get_client(sync_client=True) as client:
@@ -59,7 +59,7 @@ def made(tmp_path, monkeypatch):
 
 def test_at_its_end_a_sweep_shows_its_figures_and_links_to_its_runs_and_dashboards(made, tmp_path, monkeypatch):
     server = "http://mlflow.example:5000"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://lab:correct-horse@mlflow.example:5000")
     registered = []
     monkeypatch.setattr(dashboards, "register", lambda profile, boards: registered.append((profile, boards)) or "7")
     progress = ablation_sweep.Progress([CELL], [1])
@@ -84,6 +84,11 @@ def test_a_cell_whose_scores_are_gone_is_listed_with_its_problem_and_ends_nothin
     ablation_sweep.Progress([CELL], [1]).finished(CELL.name, Completed())
     ((row,),) = (content for kind, content, _ in made.values() if kind == "table")
     assert "there is no such experiment" in row["problem"] and made["done"][1] == 100
+
+
+def test_the_scores_of_several_seeds_have_a_standard_error_and_that_of_one_seed_stands_alone():
+    assert ablation_sweep.scores_row({"score/fid toy": [1.0, 3.0]}) == {"fid toy": "2 ± 1"}
+    assert ablation_sweep.scores_row({"score/fid toy": [9.25]}) == {"fid toy": "9.25"}
 
 
 @pytest.fixture(scope="module")
@@ -116,4 +121,4 @@ def test_a_cell_with_spoilt_metrics_is_red_and_listed_and_the_others_go_on(told)
     *_, table = (json.loads(data) for kind, data in told["artifacts"] if kind == "table")
     rows = {row["noise_ratio"]: row for row in table}
     assert [rows[n]["state"] for n in (0.0, 0.5, 0.75)] == ["completed", "failed", "completed"]
-    assert "no scores there that can be read" in rows[0.5]["problem"] and rows[0.75]["fid toy"] == "9.25 ± nan"
+    assert "no scores there that can be read" in rows[0.5]["problem"] and rows[0.75]["fid toy"] == "9.25"

@@ -82,3 +82,16 @@ def test_the_report_shows_the_papers_numbers_ours_and_a_verdict_on_every_claim(t
     assert f"{params.sample.count:,} images" in text and "95 %" in text
     plot_table(tmp_path / "table.png", table, summary)
     assert (tmp_path / "table.png").stat().st_size > 5000
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_seed_is_shown_without_interval_and_p_value_in_text_and_figure(tmp_path):
+    scores = sets(REWARD, seeds=(4,))
+    summary, findings = summarize(scores), judge(scores, "reward")
+    write_ablation(tmp_path / "table.md", "reward", load_params(ROOT / "params.yaml"), summary, findings)
+    text = (tmp_path / "table.md").read_text()
+    assert "nan" not in text.lower()
+    row = findings.query("score == 'fid' and better == 'prior'").iloc[0]
+    assert f"| {row['text']} | {row['mean']:+.3g} | {UNDECIDED} |  |" in text
+    plot_table(tmp_path / "table.png", "reward", summary)
+    assert (tmp_path / "table.png").stat().st_size > 5000

@@ -308,7 +308,7 @@ def test_a_cell_of_a_sweep_is_an_experiment_that_takes_its_upstream_from_the_cac
         ("-c", "user.name=tiny", "-c", "user.email=tiny@example.com", "commit", "-qm", "run"),
     ):
         assert checkout.run("git", *command).returncode == 0
-    form = sweep.SweepForm(noise_ratios=[0.9], seeds=[0], steps=2)
+    form = sweep.opening_form(noise_ratios=[0.9], seeds=[0], steps=2)
     (cell,) = sweep.plan_cells(form, sweep.read_baseline(None, checkout.path))
     result = checkout.run(*sweep.command(cell))
     assert result.returncode == 0, result.stdout + result.stderr

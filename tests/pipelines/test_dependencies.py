@@ -18,6 +18,7 @@ FRAME = {
         "geneval_command",
         "journal",
         "launch",
+        "memory_advice",
         "mlflow_runs",
         "params",
         "paths",
@@ -27,7 +28,7 @@ FRAME = {
         "stage",
         "tracking",
     )
-} | {Path("vapi_core/errors.py"), Path("vapi_core/files.py")}
+} | {Path("vapi_core/errors.py"), Path("vapi_core/files.py"), Path("vapi_core/fingerprint.py")}
 
 
 class Module(NamedTuple):

@@ -1,17 +1,23 @@
 """What Prefect's server refuses when a form is submitted: the check it makes, on the schema that a deployment has."""
 
 import pytest
+from prefect.exceptions import ParameterTypeError
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import ValidationError, validate
+from pydantic import ValidationError as FormError
 
-from pipelines.flows.ablation_sweep import ablation_sweep
+from pipelines.flows.ablation_sweep import ablation_sweep, parse_form
 from pipelines.flows.reproduce import reproduce
+from pipelines.sweep import opening_form
 
 SCHEMA = parameter_schema(ablation_sweep).model_dump_for_openapi()
 
 
-def submit(**form):
-    validate({"form": form}, SCHEMA, raise_on_error=True)
+OPENED = opening_form().model_dump()
+
+
+def submit(**changes):
+    validate({"form": OPENED | changes}, SCHEMA, raise_on_error=True)
 
 
 def test_a_form_that_can_work_is_taken():
@@ -40,6 +46,34 @@ def test_bad_input_is_refused_with_the_fields_name(field, value, refused):
     with pytest.raises(ValidationError) as caught:
         submit(**{field: value})
     assert f"Validation failed for field '{refused}'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "field", ["noise_ratios", "regularizer_weights", "regularizers", "reward_terms", "seeds", "parallelism", "threads"]
+)
+def test_a_field_that_was_emptied_is_refused_and_not_filled_in(field):
+    """Prefect's form leaves such a field out, and may be told not to check what it submits."""
+    form = {name: value for name, value in OPENED.items() if name != field}
+    with pytest.raises(ValidationError, match=f"'{field}' is a required property"):
+        validate({"form": form}, SCHEMA, raise_on_error=True)
+    with pytest.raises(ParameterTypeError, match=f"form.{field}: Field required"):
+        ablation_sweep.validate_parameters({"form": form})
+
+
+def test_the_form_opens_with_the_papers_table_and_needs_neither_steps_nor_profile():
+    fields = SCHEMA["definitions"]["SweepForm"]["properties"]
+    assert {name: field["default"] for name, field in fields.items()} == OPENED
+    assert OPENED["noise_ratios"] == [0.0, 0.25, 0.5, 0.75, 0.95] and OPENED["seeds"] == [4, 5, 6]
+    validate({"form": {n: v for n, v in OPENED.items() if n not in ("steps", "profile")}}, SCHEMA, raise_on_error=True)
+
+
+def test_an_option_that_is_not_given_is_as_the_form_opens_and_one_that_is_given_empty_is_refused():
+    assert parse_form([]) == (opening_form(), False)
+    form, dry_run = parse_form(["--seeds", "7", "8", "--dry-run"])
+    assert (form, dry_run) == (opening_form(seeds=[7, 8]), True)
+    for option in ("--noise-ratios", "--regularizers", "--seeds"):
+        with pytest.raises(FormError, match=option.strip("-").replace("-", "_")):
+            parse_form([option])
 
 
 def test_no_form_that_is_taken_has_ten_thousand_cells():

@@ -14,11 +14,15 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
 import pytest
+import requests
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -34,8 +38,10 @@ from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelling
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
-from pipelines.sweep import SweepForm
+from pipelines.sweep import SweepForm, opening_form
 from tests.browser import needs_browser, open_browser, picture
 from tests.toy import NOISE, WORK, make_toy
 
@@ -44,6 +50,24 @@ pytestmark = pytest.mark.skipif(
     reason="starts servers: VAPI_TEST_SERVERS=1 pytest tests/pipelines/test_flows.py",
 )
 SECONDS = 600  # until a wait is given up
+SWEEP = "ablation-sweep/ablation-sweep"
+PASSWORD = "correct-horse"
+# in the page of the form
+LISTS = "const list = document.querySelector('.schema-form-property-array-list');"
+FIRST_LIST = f"{LISTS} return list && [...list.querySelectorAll('input')].map(i => i.value)"
+EMPTY_FIRST_LIST = f"""{LISTS}
+const remove = [...list.querySelectorAll('button')].find(b => !b.innerText.includes('Add item'));
+if (remove) remove.click();
+return list.querySelectorAll('input').length"""
+SUBMIT = "[...document.querySelectorAll('button')].find(b => b.innerText.trim() === 'Submit').click()"
+FOREIGN = "http://evil.example"
+# what a page may send anywhere without asking: no header but those of a form, and a body without a type
+PAGE = """
+<script>
+const body = new Blob([%r]);
+fetch(%r, {method: "POST", mode: "no-cors", body}).then(() => "answered", String).then(told => document.title = told);
+</script>
+"""
 
 
 class Ui:
@@ -70,7 +94,8 @@ class Ui:
             if name == "Logs":
                 break
         assert "Logs" in self.printed, self.printed
-        self.api = self.printed["Prefect"].removesuffix("/deployments") + "/api"
+        self.prefect = self.printed["Prefect"].removesuffix("/deployments")
+        self.api = f"{self.prefect}/api"
         self.environment["PREFECT_API_URL"] = self.api
         self.client = SyncPrefectClient(api=self.api)
 
@@ -84,10 +109,15 @@ class Ui:
             text=True,
         )
 
+    def deployment(self, name: str):
+        return self.client.read_deployment_by_name(name).id
+
     def submit(self, deployment: str, **parameters):
         """Presses run."""
-        found = self.client.read_deployment_by_name(deployment)
-        return self.client.create_flow_run_from_deployment(found.id, parameters=parameters).id
+        return self.client.create_flow_run_from_deployment(self.deployment(deployment), parameters=parameters).id
+
+    def runs(self) -> set:
+        return {run.id for run in self.client.read_flow_runs()}
 
     def state(self, run):
         return self.client.read_flow_run(run).state
@@ -170,6 +200,21 @@ def wait_until(condition, seconds=SECONDS):
     return found
 
 
+def send(method, url, body=None, **headers) -> requests.Response:
+    """A request with these headers and no other: without a type, unless one is given."""
+    return requests.request(method, url, data=body and body.encode(), headers=headers, timeout=60)
+
+
+def until_url(lines) -> list[str]:
+    """The lines up to the one that is a URL."""
+    found = []
+    for line in lines:
+        found.append(line.strip())
+        if found[-1].startswith("http"):
+            break
+    return found
+
+
 @pytest.fixture(scope="module")
 def postgres():
     """A PostgreSQL server of our own with two empty databases: its URL without scheme and database, None without one."""
@@ -214,8 +259,9 @@ def ui(tmp_path_factory, postgres):
     """On PostgreSQL where there is one, else on SQLite."""
     settings = {}
     if postgres is not None:
-        settings["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = f"postgresql+asyncpg://{postgres}/prefect"
-        settings["MLFLOW_TRACKING_URI"] = f"postgresql://{postgres}/mlflow"
+        address = postgres.replace("@", f":{PASSWORD}@")  # PostgreSQL, trusting as it is here, takes any
+        settings["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = f"postgresql+asyncpg://{address}/prefect"
+        settings["MLFLOW_TRACKING_URI"] = f"postgresql://{address}/mlflow"
     ui = Ui(tmp_path_factory.mktemp("ui") / "toy", **settings)
     yield ui
     ui.process.send_signal(signal.SIGINT)
@@ -223,7 +269,7 @@ def ui(tmp_path_factory, postgres):
 
 
 def form(*noise_ratios: float, **others):
-    return {"noise_ratios": list(noise_ratios), "seeds": [1], **others}
+    return opening_form().model_dump() | {"noise_ratios": list(noise_ratios), "seeds": [1], **others}
 
 
 CELL = "noise{}-ce0.1-mse+perceptual"
@@ -261,7 +307,7 @@ def test_a_sweep_goes_on_beside_a_failing_cell_and_running_it_again_does_only_wh
     assert "this cell was told to fail" in ui.log(run)
     table = {plain(row["cell"]): row for row in ui.table(rows=3)}
     assert table[CELL.format("0.5")]["state"] == "failed"
-    assert table[CELL.format("0.75")]["fid toy"] == "9.25 ± nan"
+    assert table[CELL.format("0.75")]["fid toy"] == "9.25"
 
     shown = ui.artifacts(run)
     (image,) = shown["image"]
@@ -286,6 +332,7 @@ def test_a_cancelled_run_and_a_killed_worker_leave_no_process_and_another_run_re
     ui.client.set_flow_run_state(run, Cancelling())
     wait_until(lambda: ui.state(run).is_cancelled())
     wait_until(lambda: not ui.stages())
+    assert ui.tasks(run)[CELL.format("0.2")] in ("Crashed", "Cancelled")
 
     run = ui.submit("ablation-sweep/ablation-sweep", form=form(0.2))
     wait_until(lambda: ui.events().count("began cell@1 0.2") == 2)
@@ -309,26 +356,133 @@ def test_a_cancelled_run_and_a_killed_worker_leave_no_process_and_another_run_re
 )
 def test_bad_input_is_refused_at_submission_with_the_fields_name(ui, field, value):
     with pytest.raises(PrefectHTTPStatusError) as caught:
-        ui.submit("ablation-sweep/ablation-sweep", form={field: value})
-    assert field in caught.value.response.text
+        ui.submit(SWEEP, form=form(0.0, **{field: value}))
+    assert f"Validation failed for field 'form.{field}" in caught.value.response.text
+
+
+def test_a_list_that_was_emptied_is_refused_and_not_the_whole_default_sweep(ui):
+    emptied = {name: value for name, value in form(0.0).items() if name != "noise_ratios"}
+    with pytest.raises(PrefectHTTPStatusError, match="409") as caught:
+        ui.submit(SWEEP, form=emptied)
+    assert "'noise_ratios' is a required property" in caught.value.response.text
 
 
 @needs_browser
-def test_the_form_opens_in_a_browser_with_every_field_in_its_order(ui, tmp_path):
-    deployment = ui.client.read_deployment_by_name("ablation-sweep/ablation-sweep")
+def test_the_form_opens_in_a_browser_with_every_field_in_its_order_and_tells_of_an_emptied_list(ui, tmp_path):
     titles = [name.replace("_", " ").title() for name in SweepForm.model_fields]
+    known = ui.runs()
+
+    def text():
+        return browser.find_element("tag name", "body").text
 
     def fields():
-        lines = browser.find_element("tag name", "body").text.replace(" (Optional)", "").splitlines()
+        lines = text().replace(" (Optional)", "").splitlines()
         return [title for title in dict.fromkeys(lines) if title in titles]
 
     with open_browser(tmp_path / "chromium") as browser:
         browser.set_window_size(1200, 2200)
-        browser.get(ui.api.removesuffix("/api") + f"/deployments/deployment/{deployment.id}/run")
+        browser.get(f"{ui.prefect}/deployments/deployment/{ui.deployment(SWEEP)}/run")
         try:
             wait_until(lambda: fields() == titles, 120)
         finally:
             browser.save_screenshot(picture("prefect-form", tmp_path))
+        shown = wait_until(lambda: browser.execute_script(FIRST_LIST), 120)
+        assert shown == ["0", "0.25", "0.5", "0.75", "0.95"]
+        wait_until(lambda: browser.execute_script(EMPTY_FIRST_LIST) == 0 and "No items in this list" in text(), 120)
+        browser.execute_script(SUBMIT)
+        wait_until(lambda: "'noise_ratios' is a required property" in text(), 120)
+    assert ui.runs() == known
+
+
+def test_what_another_page_sends_is_refused_however_it_is_sent(ui):
+    known = ui.runs()
+    run = json.dumps({"parameters": {"form": form(0.0)}})
+    create = f"{ui.api}/deployments/{ui.deployment(SWEEP)}/create_flow_run"
+    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+    typed = {"Content-Type": "application/json"}
+    for origin in (FOREIGN, "null", "http://127.0.0.1:1"):
+        preflight = send("OPTIONS", create, Origin=origin, **asks)
+        assert preflight.status_code == 403 and "access-control-allow-origin" not in preflight.headers
+        for headers in (typed, {"Content-Type": "text/plain"}, {}):
+            assert send("POST", create, run, Origin=origin, **headers).status_code == 403
+        assert send("GET", f"{ui.api}/health", Origin=origin).status_code == 403
+    for headers in (typed, {}):  # a name that was made to lead here: to the browser the page is the server's own
+        assert send("POST", create, run, Host="evil.example:4200", **headers).status_code == 400
+    assert ui.runs() == known
+    # the same by the server's own pages and by programs, which name no origin, is taken
+    port = ui.prefect.rpartition(":")[2]
+    count = f"{ui.api}/flow_runs/count"
+    for origin in (f"http://127.0.0.1:{port}", f"http://localhost:{port}"):
+        assert send("OPTIONS", create, Origin=origin, **asks).headers["access-control-allow-origin"] == origin
+        assert send("POST", count, "{}", Origin=origin, Host=f"localhost:{port}", **typed).json() == len(known)
+    assert send("POST", count, "{}").json() == len(known)
+
+
+def test_another_page_opens_no_websocket_either(ui):
+    events = ui.api.replace("http", "ws") + "/events/in"
+    with pytest.raises(InvalidStatus) as caught:
+        connect(events, origin=FOREIGN, proxy=None)
+    assert caught.value.response.status_code == 403
+    connect(events, origin=ui.prefect, proxy=None).close()
+
+
+@needs_browser
+def test_a_page_that_is_open_in_the_browser_starts_no_run(ui, tmp_path):
+    known = ui.runs()
+    create = f"{ui.api}/deployments/{ui.deployment(SWEEP)}/create_flow_run"
+    folder = tmp_path / "pages"
+    folder.mkdir()
+    (folder / "evil.html").write_text(PAGE % (json.dumps({"parameters": {"form": form(0.0)}}), create))
+    pages = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(folder)))
+    threading.Thread(target=pages.serve_forever, daemon=True).start()
+    with open_browser(tmp_path / "chromium") as browser:
+        browser.get(f"http://127.0.0.1:{pages.server_port}/evil.html")
+        assert wait_until(lambda: browser.title, 120) == "answered"  # which tells the page nothing of the answer
+    pages.shutdown()
+    assert ui.runs() == known
+
+
+def test_mlflow_refuses_other_pages_and_other_names(ui):
+    mlflow = ui.printed["MLflow"]
+    create, port = f"{mlflow}/api/2.0/mlflow/experiments/create", mlflow.rpartition(":")[2]
+    experiment = json.dumps({"name": "by another page"})
+    for headers in ({"Origin": FOREIGN}, {"Host": f"evil.example:{port}"}, {"Host": f"10.evil.example:{port}"}):
+        assert send("POST", create, experiment, **{"Content-Type": "application/json"}, **headers).status_code == 403
+    assert send("GET", f"{mlflow}/", Host=f"localhost:{port}").status_code == 200
+
+
+def test_passwords_stand_neither_on_command_lines_nor_in_what_is_printed_and_logged(ui, postgres):
+    if postgres is None:
+        pytest.skip("no PostgreSQL here (initdb and postgres on the PATH), whose URLs have passwords")
+    lines = [word for process in ui.processes() for word in command_line(process)]
+    assert "pipelines.flows.server" in lines and not [word for word in lines if PASSWORD in word]
+    logs = [*(ui.work / "ui").glob("*.log")]
+    assert len(logs) == 3 and not [log for log in logs if PASSWORD in log.read_text()]
+    assert not [name for name, told in ui.printed.items() if PASSWORD in told]
+
+
+def test_a_server_with_a_login_lets_in_who_knows_it(tmp_path):
+    login = f"lab:{PASSWORD}"
+    program = "import contextlib, time; from pipelines.flows import ui; env = dict(ui.environment())\n"
+    program += "with contextlib.ExitStack() as stack:\n"
+    program += "    service = ui.start_prefect(env, stack); service.wait_for(env['PREFECT_API_URL'] + '/health')\n"
+    program += "    ui.create_pool(env['PREFECT_API_URL'], env['PREFECT_API_AUTH_STRING'])\n"
+    program += (
+        "    print(ui.run(['prefect', 'work-pool', 'ls'], env)); print(env['PREFECT_API_URL'], flush=True); input()\n"
+    )
+    settings = {"PREFECT_HOME": str(tmp_path), "PREFECT_SERVER_API_AUTH_STRING": login, "VAPI_WORK": str(tmp_path)}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))} | settings
+    with subprocess.Popen(
+        [sys.executable, "-c", program], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        *pools, api = until_url(server.stdout)
+        assert "local" in "".join(pools)
+        assert send("POST", f"{api}/flow_runs/count", "{}").status_code == 401
+        assert send("GET", f"{api}/health").status_code == 200
+        with SyncPrefectClient(api=api, auth_string=login) as client:
+            assert client.read_work_pool("local").type == "process"
+        server.communicate("\n")
+    assert server.returncode == 0
 
 
 def test_schedules_make_runs_that_run_and_a_dry_run_prints_its_commands_and_runs_nothing(ui):

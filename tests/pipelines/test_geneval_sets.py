@@ -77,12 +77,28 @@ def test_differences_are_paired_by_prompt_and_seed(judged):
     assert differences.loc[("base", 1.0, "counting"), "standard_error"] == pytest.approx(0)
 
 
-def test_the_report_tells_differences_and_the_detectors_accuracy(judged):
+@pytest.fixture
+def params():
     params = load_params()
     geneval = {"detector": "scenes", "checkpoint": None, "colors_checkpoint": None}
-    params = params.model_validate(
+    return params.model_validate(
         params.model_dump(mode="json") | {"score": params.score.model_dump(mode="json") | {"geneval": geneval}}
     )
+
+
+def test_one_seed_has_no_interval_over_seeds_and_decides_nothing(judged, params):
+    judged = judged[judged["seed"] == 4]
+    differences = compare_geneval(judged, 1.0)
+    (section, against) = geneval_sections(summarize_geneval(judged), differences, {}, params)
+    lines = geneval_findings(differences, params)
+    assert "nan" not in "\n".join([section, against, *lines]).lower()
+    overall = differences[(differences["temperature"] == 1.0) & (differences["task"] == "overall")].iloc[0]
+    assert overall["low"] > 0  # over prompts alone it would be a difference
+    assert "cannot be told apart" in lines[0] and "one seed and so no interval over seeds" in lines[0]
+    assert f"| {overall['mean']:+.3f} [{overall['low']:+.2f}, {overall['high']:+.2f}] |" in against
+
+
+def test_the_report_tells_differences_and_the_detectors_accuracy(judged, params):
     summary, differences = summarize_geneval(judged), compare_geneval(judged, 1.0)
     known = {
         "detector_accuracy": 0.985,

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import sys
 
 import numpy as np
@@ -41,6 +42,14 @@ def test_the_score_stage_hands_over_and_the_score_names_its_model(folder, weight
     assert out.startswith("hpsv2 by tiny-clip (") and "Colors: " in out and "(4 images of 2 prompts)" in out
     score = json.loads((folder / "hpsv2.json").read_text())
     assert score["images"] == 4 and set(score["categories"]) == {"Colors", "Counting"}
+
+
+def test_the_score_of_one_prompt_has_no_standard_error(folder, weights, capsys):
+    (folder.parent / "drawbench.csv").write_text("Prompts,Category\nA red car,Colors\n")
+    shutil.rmtree(folder / "00001")
+    assert main(command(folder, weights)) == 0
+    out = capsys.readouterr().out
+    assert "(2 images of 1 prompts)" in out and "standard error" not in out and "nan" not in out
 
 
 def test_a_missing_image_is_named_and_the_exit_code_is_1(folder, weights, capsys):

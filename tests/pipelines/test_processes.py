@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -104,3 +105,94 @@ command()
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     )
     assert result.stdout.split() == ["143", "143"] and marked("ending") == []
+
+
+STAGE = """
+import os, signal, sys, time
+from pipelines import processes
+from pipelines.launch import one_message
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+processes.GRACE_SECONDS = 0.1
+@one_message
+def stage():
+    print("ready", flush=True)
+    if "deaf" in sys.argv:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        time.sleep(60)
+        print("outlived it", flush=True)
+    finally:
+        print("tidied up", flush=True)
+processes.end_with_dvc()
+sys.exit(stage())
+"""
+
+
+@pytest.mark.parametrize("command", ["python stage.py", "python stage.py; true", "python stage.py deaf"])
+def test_a_stage_ends_when_dvc_is_killed_whether_or_not_a_shell_is_between_them(tmp_path, environment, command):
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+    (tmp_path / "dvc.yaml").write_text(f"stages: {{stage: {{cmd: {command}}}}}\n")
+    (tmp_path / "stage.py").write_text(STAGE)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    dvc = subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro"],
+        cwd=tmp_path,
+        env={**environment, "PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert dvc.stdout is not None
+    assert any(line == "ready\n" for line in dvc.stdout)
+    dvc.kill()
+    rest = dvc.stdout.read()  # which ends when the last process that can write there has ended
+    assert rest == ("" if "deaf" in command else "tidied up\n")
+    dvc.wait()
+
+
+def test_a_stage_without_dvc_belongs_to_nobody(monkeypatch):
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    before = threading.active_count()
+    processes.end_with_dvc()
+    assert threading.active_count() == before
+
+
+HOLDER = """
+import sys
+from pipelines.stage import _alone
+with _alone("align@va-pi-0", sys.argv[1]):
+    print("works", flush=True)
+    sys.stdin.read()
+"""
+
+
+def hold(key, folder, environment):
+    """A process that runs the stage `align@va-pi-0` of this key in this folder."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLDER, key],
+        cwd=folder,
+        env=environment,
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(("key", "folder"), [("other params", "here"), ("key", "there")])
+def test_a_stage_waits_for_one_of_its_folder_or_of_its_key_and_says_for_whom(tmp_path, environment, key, folder):
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    first = hold("key", tmp_path / "here", environment)
+    assert first.stdout.readline() == "works\n"
+    second = hold(key, tmp_path / folder, environment)
+    assert second.stderr.readline() == f"align@va-pi-0 waits for process {first.pid}, which runs the same stage.\n"
+    other = hold("a third key", tmp_path, environment)
+    assert other.stdout.readline() == "works\n"  # another cell of a sweep has nothing to wait for
+    first.kill()
+    assert second.stdout.readline() == "works\n"
+    for process in (first, second, other):
+        process.communicate()
+    assert (second.returncode, other.returncode) == (0, 0)

@@ -1,12 +1,16 @@
 """The report says what the scores say, in both directions."""
 
+import shutil
+import subprocess
+
 import pandas as pd
 import pytest
 
 from pipelines.comparison import compare, nested, summarize
+from pipelines.graph import stage_graph
 from pipelines.params import load_params
 from pipelines.report_text import findings, markdown_table, write_report
-from pipelines.stages.report import best_control
+from pipelines.stages.report import best_control, stages_behind
 
 NO_PROTOCOL = {"reference_batch": None, "inception_sha256": None}
 
@@ -113,3 +117,14 @@ def test_the_best_control_is_not_the_main_temperature(params):
     assert best_control(table, "scorer-classifier", "heldout", main=1.0) == 0.8
     assert best_control(table, "scorer-classifier", "heldout", main=0.8) == 1.0
     assert best_control(table[table["temperature"] == 1.0], "scorer-classifier", "heldout", main=1.0) is None
+
+
+@pytest.mark.parametrize("profile", ["mnist", "llamagen-xl-c2i", "scenes"])
+def test_the_report_tells_of_the_stages_that_dvc_runs_for_its_profile_and_of_no_other(profile, tmp_path, monkeypatch):
+    for name in ("dvc.yaml", ".dvc/config"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(name, tmp_path / name)
+    params = shutil.copy(f"profiles/{profile}.yaml", tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["git", "init", "-q"], check=True)
+    assert set(stages_behind(load_params(params))) == set(stage_graph("report")) - {"report"}

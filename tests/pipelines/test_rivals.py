@@ -39,6 +39,17 @@ def test_the_report_is_written_whole_with_the_test_and_the_number_of_images(tmp_
     assert "tokenizer's encoder, which is no network that scores or rewards" in text
 
 
+def test_one_seed_has_neither_interval_nor_p_value_and_the_report_shows_no_nan(tmp_path):
+    scores = table().query("seed == 0")
+    summary = summarize(scores)
+    matches = match_temperatures(summary, 1.0)
+    write_rivals(tmp_path / "rivals.md", load_params(), summary, matches, compare(scores, 1.0, matches), {})
+    text = (tmp_path / "rivals.md").read_text()
+    assert "nan" not in text.lower() and " ± " not in text.replace("Mean ± standard error", "")
+    fids = scores.query("guidance_scale == 1.0 and temperature == 1.0").set_index("model")["fid"]
+    assert f"| 1.0 | FID | ste | {fids['va-pi'] - fids['ste']:+.3g} |  |  | tie |" in text
+
+
 def test_without_va_pi_there_is_a_table_but_nothing_to_compare(tmp_path):
     scores = table()
     scores = scores[scores["model"] != "va-pi"]

@@ -34,6 +34,14 @@ def test_a_gpu_goes_back_when_its_command_fails_and_the_failure_tells_the_end_of
             run_command(["sh", "-c", "echo it saw $CUDA_VISIBLE_DEVICES; exit 3"], "fails", ["5", "7"])
 
 
+def test_passwords_in_what_a_command_says_are_hidden_in_the_log_and_in_the_failure(caplog):
+    caplog.set_level(logging.INFO)
+    with pytest.raises(CommandFailed) as failure:
+        run_command(["sh", "-c", "echo cannot reach postgresql://lab:correct-horse@db:5432/mlflow; exit 1"], "fails")
+    for told in (str(failure.value), caplog.text):
+        assert "postgresql://lab:***@db:5432/mlflow" in told and "correct-horse" not in told
+
+
 def test_without_gpus_nothing_is_hidden(monkeypatch):
     assert visible_gpus("cpu") == []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "whatever is set")

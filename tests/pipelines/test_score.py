@@ -12,7 +12,7 @@ def test_reconstructions_are_a_file_written_pass_by_pass(tmp_path, monkeypatch):
     with torch.no_grad():
         expected = to_uint8(tokenizer.decode(tokens))
     data = AlignmentData(tokens.numpy().astype(np.uint16), np.zeros(7, int), expected, torch.device("cpu"))
-    monkeypatch.setattr(score, "WORK", tmp_path / "work")
+    monkeypatch.setattr(score, "OWN_WORK", tmp_path / "work")
     monkeypatch.setattr(score, "open_split", lambda split, device: data)
     monkeypatch.setattr(score, "open_tokenizer", lambda device: tokenizer)
     monkeypatch.setattr(score, "images_of_a_pass", lambda side: 3)

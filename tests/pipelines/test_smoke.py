@@ -11,7 +11,8 @@ from pipelines.export import main as export
 from pipelines.params import load_params
 from tests.checkout import ROOT, Checkout
 from tests.smoke_assets import PROFILE, write_smoke_assets
-from vapi_core.models.checkpoints import import_model, load_model, read_state_dict
+from vapi_core.models.checkpoints import import_model, load_model
+from vapi_core.models.weights import read_state_dict
 from vapi_core.scoring.features import cached_features, load_extractor
 from vapi_core.scoring.fidelity import feature_statistics, frechet_distance, load_reference_batch
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import stage as frame
 from pipelines.inputs import open_samples, read_scores
 from pipelines.params import load_params
 from pipelines.paths import ABLATIONS, REPORTS, TOKENS, remedy
-from pipelines.stage import Stage, StagePlan, UntrackedRun
+from pipelines.stage import Stage, StagePlan, UntrackedRun, upstream_keys
 from tests.damage import check_every_flip_is_named
+from vapi_core import fingerprint
 from vapi_core.data.subset import write_manifest
 from vapi_core.errors import FileError
 from vapi_core.files import read_checked_json, write_checked_json, write_json
@@ -22,8 +22,8 @@ from vapi_core.files import read_checked_json, write_checked_json, write_json
 def training(tmp_path, monkeypatch):
     """A stage that trains on what `generator` made, with code of its own."""
     code, generator = tmp_path / "vapi_core", tmp_path / "generator"
-    shutil.copytree(frame.CODE, code, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(frame, "CODE", code)
+    shutil.copytree(fingerprint.CODE, code, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(fingerprint, "CODE", code)
     generator.mkdir()
     write_json(generator / "generator.json", {"sha256": "a"})
     write_json(generator / "run.json", {"key": "k"})
@@ -51,7 +51,7 @@ def test_an_input_whose_run_cannot_be_told_is_named_with_the_command_that_makes_
     (TOKENS / "run.json").parent.mkdir(parents=True)
     (TOKENS / "run.json").write_text(content)
     with pytest.raises(FileError, match=r"tokens/run\.json: the file is damaged.*`dvc repro tokenize`"):
-        frame.upstream_keys(StagePlan("generator", tmp_path, {}, (TOKENS,)))
+        upstream_keys(StagePlan("generator", tmp_path, {}, (TOKENS,)))
 
 
 def test_the_command_that_makes_an_output_anew_names_the_stage_of_dvc_yaml():

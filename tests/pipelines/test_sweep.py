@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from pipelines import sweep
 from pipelines.params import check_params
-from pipelines.sweep import Baseline, SweepForm, plan_cells, plan_upstream
+from pipelines.sweep import Baseline, opening_form, plan_cells, plan_upstream
 from vapi_core.errors import FileError, ParameterError
 from vapi_core.files import read_yaml
 
@@ -24,7 +24,7 @@ def baseline(revision="abc", **changes):
 
 
 def test_a_form_is_every_combination_of_its_lists():
-    form = SweepForm(noise_ratios=[0, 0.5], regularizers=["ce", "kl"], regularizer_weights=[0.1, 1], seeds=[1])
+    form = opening_form(noise_ratios=[0, 0.5], regularizers=["ce", "kl"], regularizer_weights=[0.1, 1], seeds=[1])
     cells = plan_cells(form, baseline())
     assert len(cells) == len({cell.name for cell in cells}) == 8
     assert cells[0].setting == {
@@ -37,12 +37,12 @@ def test_a_form_is_every_combination_of_its_lists():
 
 
 def test_without_a_regularizer_its_weight_makes_no_cells():
-    form = SweepForm(noise_ratios=[0.5], regularizers=["none", "ce"], regularizer_weights=[0.1, 1.0])
+    form = opening_form(noise_ratios=[0.5], regularizers=["none", "ce"], regularizer_weights=[0.1, 1.0])
     assert [cell.setting["regularizer_weight"] for cell in plan_cells(form, baseline())] == [0.0, 0.1, 1.0]
 
 
 def test_a_chosen_reward_term_has_the_profiles_weight_and_the_others_none():
-    (cell,) = plan_cells(SweepForm(noise_ratios=[0.5], reward_terms=["perceptual+l1"]), baseline())
+    (cell,) = plan_cells(opening_form(noise_ratios=[0.5], reward_terms=["perceptual+l1"]), baseline())
     weights = {name: value for name, value in cell.overrides.items() if name.startswith("align.reward.")}
     assert weights == {
         "align.reward.mse": 0.0,
@@ -55,21 +55,21 @@ def test_a_chosen_reward_term_has_the_profiles_weight_and_the_others_none():
 def test_a_cells_name_follows_its_parameters_and_its_baseline():
     def names(**changes):
         revision = changes.pop("revision", "abc")
-        form = SweepForm(**({"noise_ratios": [0.0, 0.5]} | changes))
+        form = opening_form(**({"noise_ratios": [0.0, 0.5]} | changes))
         return [cell.name for cell in plan_cells(form, baseline(revision))]
 
     assert names() == names() == names(parallelism=2)  # how it is run does not matter
-    assert sweep.sweep_name(plan_cells(SweepForm(noise_ratios=[0.5, 0.0]), baseline())) == sweep.sweep_name(
-        plan_cells(SweepForm(noise_ratios=[0.0, 0.5]), baseline())
+    assert sweep.sweep_name(plan_cells(opening_form(noise_ratios=[0.5, 0.0]), baseline())) == sweep.sweep_name(
+        plan_cells(opening_form(noise_ratios=[0.0, 0.5]), baseline())
     )
     for change in ({"revision": "def"}, {"seeds": [9]}, {"steps": 7}, {"threads": 2}):
         assert not set(names()) & set(names(**change))
 
 
 def test_the_upstream_is_shared_by_cells_that_differ_in_the_alignment_alone():
-    one, other = SweepForm(noise_ratios=[0.0], steps=5), SweepForm(noise_ratios=[0.9])
+    one, other = opening_form(noise_ratios=[0.0], steps=5), opening_form(noise_ratios=[0.9])
     assert plan_upstream(one, baseline()) == plan_upstream(other, baseline())
-    assert plan_upstream(one, baseline()) != plan_upstream(SweepForm(seeds=[9]), baseline())
+    assert plan_upstream(one, baseline()) != plan_upstream(opening_form(seeds=[9]), baseline())
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     assert set(plan_upstream(one, baseline()).targets) <= set(stages)
 
@@ -91,24 +91,24 @@ def test_the_upstream_is_shared_by_cells_that_differ_in_the_alignment_alone():
 )
 def test_bad_input_is_refused_with_the_fields_name(field, value):
     with pytest.raises(ValidationError, match=field):
-        SweepForm(**{field: value})
+        opening_form(**{field: value})
 
 
 def test_a_reward_is_one_cell_however_its_terms_are_ordered():
     terms = ["mse+perceptual", "perceptual+mse", "mse+mse+perceptual"]
-    (cell,) = plan_cells(SweepForm(noise_ratios=[0.5], reward_terms=terms), baseline())
+    (cell,) = plan_cells(opening_form(noise_ratios=[0.5], reward_terms=terms), baseline())
     assert cell.setting["reward"] == "mse+perceptual"
 
 
 @pytest.mark.parametrize("reward", ["prior", "mse+embedding"])
 def test_a_reward_that_the_profiles_rivals_cannot_be_trained_with_makes_a_cell(reward):
     assert set(PARAMS["rivals"]["methods"]) & {"ste", "tokenizer"}
-    (cell,) = plan_cells(SweepForm(noise_ratios=[0.5], reward_terms=[reward]), baseline())
+    (cell,) = plan_cells(opening_form(noise_ratios=[0.5], reward_terms=[reward]), baseline())
     assert check_params(sweep._apply(cell.overrides, PARAMS)).rivals.methods == ()  # what the cell's own process reads
 
 
 def test_the_name_of_every_planned_cell_tells_that_it_is_one():
-    form = SweepForm(
+    form = opening_form(
         noise_ratios=[0, 1e-5],
         regularizers=["ce", "kl", "none"],
         regularizer_weights=[0, 0.1],
@@ -121,18 +121,18 @@ def test_the_name_of_every_planned_cell_tells_that_it_is_one():
 def test_a_cell_that_breaks_a_rule_of_the_parameters_is_refused_before_anything_runs():
     rewarding = baseline(score=PARAMS["score"] | {"extractors": ["reward-classifier"]})
     with pytest.raises(ParameterError, match="score.extractors"):
-        plan_cells(SweepForm(), rewarding)
+        plan_cells(opening_form(), rewarding)
 
 
 def test_another_profile_is_its_differences_from_params_yaml():
     other = baseline(profile="other", subset=PARAMS["subset"] | {"splits": {"train": 5, "scorer": 3, "heldout": 4}})
-    (cell,) = plan_cells(SweepForm(noise_ratios=[0.5]), other)
+    (cell,) = plan_cells(opening_form(noise_ratios=[0.5]), other)
     assert cell.overrides["profile"] == "other" and cell.overrides["subset.splits.train"] == 5
     assert "generator.dim" not in cell.overrides
 
 
 def test_a_command_names_the_experiment_its_overrides_and_the_stage():
-    (cell,) = plan_cells(SweepForm(noise_ratios=[0.5]), baseline())
+    (cell,) = plan_cells(opening_form(noise_ratios=[0.5]), baseline())
     line = sweep.command(cell)
     assert line[:5] == ["python", "-m", "pipelines.experiment", "--name", cell.name]
     assert "align.seeds=[4, 5, 6]" in line and line[-1] == "cell"

@@ -17,7 +17,7 @@ STAGE = """
     import os, signal, sys
     from pipelines import mlflow_runs, tracking, uploader
     uploader.start_early()
-    with tracking.stage_run(experiment="digits", name="align@va-pi-0", key="k1", params={}, tags={}) as run:
+    with tracking.stage_run(experiment="digits", name="align@va-pi-0", key="k1", params={}, tags={}, advice="lower the batch") as run:
         run.log({"loss": 1.0}, step=1)
 """
 
@@ -59,16 +59,51 @@ def test_ctrl_c_reaches_the_stage_alone_and_its_run_is_closed(workplace):
     assert [run.info.status for run in live()] == ["KILLED"]
 
 
-def test_the_run_of_a_killed_stage_stays_open_and_the_process_ends(workplace):
+def test_the_run_of_a_killed_stage_is_closed_as_killed_and_the_process_tells_and_ends(workplace):
     program = """
         while not mlflow_runs.live_runs(mlflow_runs.connect(), "1", "k1"):
             pass
         os.kill(os.getpid(), signal.SIGKILL)
     """
     stage = start(textwrap.dedent(STAGE) + textwrap.indent(textwrap.dedent(program), "    "))
-    stage.communicate()  # until all have ended that write to its stderr, the process that sends among them
+    _, errors = stage.communicate()  # until all have ended that write to its stderr, the process that sends among them
     assert stage.returncode == -signal.SIGKILL
-    assert [run.info.status for run in live()] == ["RUNNING"]
+    told = "error: stage align@va-pi-0 ended without a word: it was killed. If that was for want of memory"
+    assert f"{told} (the kernel's log says so): lower the batch" in errors.decode()
+    (killed,) = live()
+    assert killed.info.status == "KILLED" and killed.data.metrics == {"loss": 1.0}
+    assert tracking.Journal(tracking.JOURNALS, "k1").state()["status"] == "KILLED"
+
+
+def test_the_next_attempt_waits_until_the_run_of_a_killed_one_is_closed_and_replaces_it(workplace):
+    journal = tracking.Journal(tracking.JOURNALS, "k1")
+    journal.begin(tracking.Header("digits", "align@va-pi-0", "k1", tracking.now()))
+    with journal.sending():  # the process of the killed one is at it
+        next_one = start(STAGE)
+        while not journal.entries()[0]:
+            pass
+        assert live() == []
+    next_one.communicate()
+    assert [run.info.status for run in live()] == ["FINISHED"]
+
+
+def test_a_killed_stages_process_leaves_the_journal_of_the_next_attempt_alone(workplace):
+    journal = tracking.Journal(tracking.JOURNALS, "k1")
+    header = tracking.Header("digits", "align@va-pi-0", "k1", tracking.now())
+    journal.begin(header)
+    next_one = tracking.Journal(tracking.JOURNALS, "k1")
+    waits = iter([False, True])
+
+    def over(seconds):
+        if seconds:
+            next_one.live()
+            next_one.begin(header)
+        return next(waits)
+
+    assert tracking.follow(journal.directory, over) == "the stage was killed"
+    assert journal.state()["status"] == "RUNNING"
+    assert [run.info.status for run in live()] == ["KILLED"]  # until the next attempt replaces it
+    next_one.rest()
 
 
 def test_scores_of_other_runs_are_sent_beside_the_stages_own(workplace):

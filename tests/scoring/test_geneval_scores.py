@@ -46,6 +46,7 @@ def test_prompts_of_unequal_size_weigh_by_their_images():
 def test_one_prompt_alone_has_no_standard_error_and_json_no_nan():
     scores = summarize(results("colors", [[True, False]]))
     assert np.isnan(scores.overall.standard_error)
+    assert "| overall | 0.5000 |  | " in score_table(scores) and "nan" not in score_table(scores)
     assert json.loads(json.dumps(json_ready(scores), allow_nan=False))["overall"]["standard_error"] is None
 
 

@@ -91,7 +91,9 @@ class ArGrpo:
         rows = [stream(self.seed, "rollout", slots.step, p).random(shape, dtype=np.float32) for p in slots.positions]
         uniforms = torch.from_numpy(np.concatenate(rows)).to(condition.device)
         sampling = SamplingConfig(guidance_scale=self.config.guidance_scale)
-        return generate(self.generator, condition, uniforms, sampling).clone()  # inference tensors allow no backward
+        rollouts = generate(self.generator, condition, uniforms, sampling)
+        last = self.generator.config.codebook_size - 1
+        return rollouts.clone().clamp_(max=last)  # inference tensors allow no backward; NaN shows in the loss
 
     @torch.no_grad()
     def _reward(self, rollouts: Tensor, items: np.ndarray) -> dict[str, Tensor]:

@@ -41,10 +41,14 @@ class TokenizerPostTraining:
         tokens, condition = self.data.batch(slots.items)  # [B, T]
         images = self.data.reference_images(slots.items)  # [B, 3, H, W]
         with torch.no_grad():
-            sampled = self._sample(self.generator(condition, tokens[:, :-1]), slots)  # [B, T]
+            drawn = self._sample(self.generator(condition, tokens[:, :-1]), slots)  # [B, T]
+            sampled = drawn.clamp(max=self.generator.config.codebook_size - 1)
         factor = self.tokenizer.config.downsample
         decoded = self.tokenizer.decode(sampled, (images.shape[2] // factor, images.shape[3] // factor))
         loss, terms = reconstruction_loss(decoded, images, self.weights, self.perceptual)
+        loss = loss.masked_fill(
+            (sampled != drawn).any(), torch.nan
+        )  # of logits that are not finite, which nothing trains
         agreement = (sampled == tokens).float().mean()
         return loss, {**{f"reconstruction_{name}": v for name, v in terms.items()}, "token_agreement": agreement}
 

@@ -117,7 +117,8 @@ class VaPi:
         uniforms = torch.from_numpy(np.concatenate(rows)).to(logits.device)  # [B * T, G]
         flat = logits.flatten(0, 1)
         tokens = [invert_cdf(flat[chunk].softmax(-1), uniforms[chunk]) for chunk in row_chunks(flat)]
-        return torch.cat(tokens).unflatten(0, logits.shape[:2]).transpose(1, 2)
+        drawn = torch.cat(tokens).clamp(max=logits.shape[-1] - 1)  # logits that are not finite show in the loss
+        return drawn.unflatten(0, logits.shape[:2]).transpose(1, 2)
 
     @torch.no_grad()
     def _base_log_probabilities(self, base: Policy, condition: Condition, prefix: Tensor, rollouts: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vapi_core.data.sources import read_image
-from vapi_core.errors import FileError, ParameterError
+from vapi_core.errors import FileError, ParameterError, quoted, shortened
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")  # owner/name, perhaps with a revision
 
@@ -44,17 +44,21 @@ def open_dataset(path: Path | str, split: str, image_column: str, column: str) -
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).strip().partition("\n")[0]
         remedy = "Is there a network, and access to it (`hf auth login`)?" if is_hub_id(path) else ""
-        raise FileError(place, f"the data set cannot be read ({reason}).", remedy) from None
+        raise FileError(place, f"the data set cannot be read ({shortened(reason)}).", remedy) from None
     if isinstance(data, dict):
         if split not in data:
-            raise FileError(place, f"there is no split '{split}' in it, only {', '.join(map(str, data))}.")
+            raise FileError(
+                place, f"there is no split {quoted(split)} in it, only {shortened(', '.join(map(str, data)))}."
+            )
         data = data[split]
     for parameter, name in (("subset.dataset.image_column", image_column), ("subset.dataset.target_column", column)):
         if name not in data.column_names:
-            raise ParameterError(parameter, f"{path} has no column '{name}', only {', '.join(data.column_names)}.")
+            raise ParameterError(
+                parameter, f"{path} has no column {quoted(name)}, only {shortened(', '.join(data.column_names))}."
+            )
     if not isinstance(data.features[image_column], datasets.Image):
         raise ParameterError(
-            "subset.dataset.image_column", f"the column '{image_column}' of {path} does not hold images."
+            "subset.dataset.image_column", f"the column {quoted(image_column)} of {path} does not hold images."
         )
     return data.cast_column(image_column, datasets.Image(decode=False))
 

@@ -13,7 +13,7 @@ from vapi_core.data.hub import load_row, open_dataset
 from vapi_core.data.image_files import image_suffixes
 from vapi_core.data.shards import Files, Place, find_shards, place_of, read_samples
 from vapi_core.data.sources import ImageSource, read_image
-from vapi_core.errors import FileError, ParameterError
+from vapi_core.errors import FileError, ParameterError, quoted, shortened
 from vapi_core.files import parse_json, require_utf8_name
 
 NO_CLASS = -1  # as data sets on the hub have it
@@ -42,7 +42,7 @@ def labelled_dataset_source(
     column = data.select_columns([label_column]).with_format("arrow")[:][label_column]
     known = column.drop_null().to_numpy()
     if known.ndim != 1 or not np.issubdtype(known.dtype, np.integer):
-        problem = f"the column '{label_column}' of {path} holds no class numbers ({feature})."
+        problem = f"the column {quoted(label_column)} of {path} holds no class numbers ({shortened(str(feature))})."
         raise ParameterError("subset.dataset.target_column", problem)
     ids = [f"{split}/{row:07d}" for row in range(len(column))]
     labels = np.full(len(column), NO_CLASS, dtype=np.int64)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from vapi_core.data.sources import ImageSource
-from vapi_core.errors import FileError, ParameterError
+from vapi_core.errors import FileError, ParameterError, quoted, shortened
 from vapi_core.files import (
     atomic_path,
     read_checked_json,
@@ -73,7 +73,7 @@ def plan_subset(labels: np.ndarray, classes: Sequence[str], splits: Mapping[str,
             label = short[0]
             raise ParameterError(
                 f"subset.splits.{name}",
-                f"{count} images are {share[label]} of class '{classes[label]}', but the source has {sizes[label]} of "
+                f"{count} images are {share[label]} of class {quoted(classes[label])}, but the source has {sizes[label]} of "
                 f"them and the splits before take {taken[label]}. Ask for fewer images.",
             )
         members = np.concatenate([queue[t : t + s] for queue, t, s in zip(queues, taken, share, strict=True)])
@@ -155,7 +155,7 @@ def _load_new(
             raise ParameterError(
                 f"subset.splits.{split}",
                 f"the image {source.ids[planned]} is also in split '{split_of[sha256]}' under another name, and class "
-                f"'{source.classes[source.labels[planned]]}' has no other image left. Remove it or ask for fewer.",
+                f"{quoted(source.classes[source.labels[planned]])} has no other image left. Remove it or ask for fewer.",
             )
         index = replacement
 
@@ -260,7 +260,7 @@ def entries_of(path: Path, remedy: str) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise FileError(path, f"the manifest is damaged ({error!r}).", remedy) from None
+        raise FileError(path, f"the manifest is damaged ({quoted(error)}).", remedy) from None
 
 
 def read_splits(manifest: dict[str, Any]) -> dict[str, tuple[int, int]]:
@@ -274,7 +274,7 @@ def read_splits(manifest: dict[str, Any]) -> dict[str, tuple[int, int]]:
 def find_split(directory: Path, splits: Mapping[str, tuple[int, int]], name: str) -> slice:
     """The range of a split. Raises FileError, naming the splits there are, where there is none of that name."""
     if name not in splits:
-        problem = f"there is no split '{name}' in it, only {', '.join(splits)}."
+        problem = f"there is no split {quoted(name)} in it, only {shortened(', '.join(splits))}."
         raise FileError(directory, problem, "See subset.splits in params.yaml.")
     return slice(*splits[name])
 

@@ -25,6 +25,7 @@ from vapi_core.errors import FileError, ParameterError
 from vapi_core.models.caption_cleaning import clean_caption
 from vapi_core.models.generator import left_pad
 from vapi_core.models.policy import Captions
+from vapi_core.models.weights import check_expansion, check_loaded
 
 FLAN_T5_XL = "google/flan-t5-xl"
 CAPTION_TOKENS = 120  # of LlamaGen's generators
@@ -113,7 +114,9 @@ def _load(model_class: Any, path: str, remedy: str, dtype: torch.dtype) -> tuple
     from transformers.utils import cached_file
 
     try:
-        cached_file(path, "tokenizer.json", local_files_only=True)  # without it AutoTokenizer makes up an empty one
+        # without this file AutoTokenizer makes up an empty one
+        folder = Path(str(cached_file(path, "tokenizer.json", local_files_only=True))).parent
+        check_expansion(folder)
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         model, found = model_class.from_pretrained(path, local_files_only=True, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -121,6 +124,7 @@ def _load(model_class: Any, path: str, remedy: str, dtype: torch.dtype) -> tuple
         raise FileError(path, f"no text encoder can be loaded from here ({reason}).", remedy) from None
     if missing := sorted(found["missing_keys"]):  # transformers would fill these with random numbers
         raise FileError(path, f"{len(missing)} of the encoder's weights are missing, {missing[0]} first.", remedy)
+    check_loaded(model, folder)
     return model, tokenizer
 
 

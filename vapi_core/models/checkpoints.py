@@ -6,24 +6,20 @@ official loader has it, while the KV cache that the official `generate()` leaves
 out.
 """
 
-import argparse
 import dataclasses
-import pickle
-import re
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vapi_core.errors import FileError
+from vapi_core.errors import FileError, quoted
 from vapi_core.files import atomic_path, read_json, sha256_file, write_json
 from vapi_core.models.generator import Generator, GeneratorConfig
 from vapi_core.models.janus import Janus, JanusConfig
 from vapi_core.models.tokenizer import Tokenizer, TokenizerConfig
-
-WRAPPERS = ("model", "module", "state_dict")  # DDP training, DeepSpeed, Lightning; the first that is there is unwrapped
+from vapi_core.models.weights import check_savable, load_strictly, read_state_dict
 
 Model = TypeVar("Model", Tokenizer, Generator)
 ARCHITECTURES: dict[str, tuple[type, type]] = {
@@ -42,11 +38,15 @@ def save_model(
         kind: "tokenizer" or "generator".
         state: its state dict, where the model itself has only a part of the weights.
         facts: what else the JSON should say, e.g. the sha256 of the tokens the model was trained on.
+
+    Raises:
+        FileError: a weight is not finite; nothing is written.
     """
     directory = Path(directory)
     weights = directory / f"{kind}.safetensors"
+    state = model.state_dict() if state is None else state
+    check_savable(state, weights)
     with atomic_path(weights) as temporary:
-        state = model.state_dict() if state is None else state
         save_file({name: t.detach().cpu().contiguous() for name, t in state.items()}, temporary)
     sha256 = sha256_file(weights)
     config = dataclasses.asdict(model.config)  # type: ignore[call-overload]
@@ -70,7 +70,7 @@ def load_model(directory: Path | str, kind: str, remedy: str = "") -> Any:
         raise FileError(weights, f"the weights are not those that {kind}.json describes.", remedy)
     name = description.get("architecture", kind.capitalize())  # files of the first version do not say
     if name not in ARCHITECTURES:
-        raise FileError(directory / f"{kind}.json", f"there is no architecture '{name}'.", remedy)
+        raise FileError(directory / f"{kind}.json", f"there is no architecture {quoted(name)}.", remedy)
     model_class, config_class = ARCHITECTURES[name]
     fields = {name: tuple(v) if isinstance(v, list) else v for name, v in description["config"].items()}
     try:
@@ -78,7 +78,7 @@ def load_model(directory: Path | str, kind: str, remedy: str = "") -> Any:
     except TypeError as error:  # written by another version of this class
         raise FileError(directory / f"{kind}.json", f"no configuration of a {kind} ({error}).", remedy) from None
     model = model_class(config)
-    load_strictly(model, read_state_dict(weights), weights)
+    load_strictly(model, read_state_dict(weights, remedy), weights, remedy)
     return model.eval()
 
 
@@ -115,59 +115,3 @@ def export_official(path: Path | str, model: nn.Module) -> None:
     # an open file, because torch.save writes the name of a path into the archive: the bytes would differ each time
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         torch.save({"model": {name: t.detach().cpu() for name, t in model.state_dict().items()}}, file)
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` file or of a `.pt` file, unwrapped; never runs code from the file.
-
-    Raises:
-        FileError: the file is missing, truncated, would execute code, or holds no state dict.
-    """
-    if not path.is_file():
-        raise FileError(path, "the file is missing.")
-    try:
-        content = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
-    except pickle.UnpicklingError as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        problem = (
-            f"the file holds more than tensors ({refused[1]}), which could run code, and was not loaded."
-            if refused
-            else "the file is damaged, or torch.save did not write it."
-        )
-        raise FileError(path, problem) from None
-    except Exception as error:  # a damaged pickle ends in nearly any error: KeyError, EOFError, AssertionError, ...
-        raise FileError(path, f"the file is damaged or truncated ({type(error).__name__}: {error}).") from None
-    for wrapper in WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-            break
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        found = list(content)[:5] if isinstance(content, dict) else type(content).__name__
-        raise FileError(path, f"no state dict here, nor under {', '.join(WRAPPERS)}; found {found}.")
-    return content
-
-
-def _unpickle(path: Path) -> Any:
-    # official training checkpoints hold the command line's arguments beside the weights: plain data in a Namespace
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(path, "cpu", weights_only=True)
-
-
-def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Copies `state` into `model`; every tensor must be there, with its shape, and no other.
-
-    Raises:
-        FileError: names the file and the tensors.
-    """
-    own = model.state_dict()
-    problems = [f"{name} is missing" for name in own if name not in state]
-    problems += [f"{name} is unexpected" for name in state if name not in own]
-    problems += [
-        f"{name} has shape {list(state[name].shape)}, not {list(t.shape)}"
-        for name, t in own.items()
-        if name in state and state[name].shape != t.shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise FileError(path, "the weights do not fit the model: " + "; ".join(problems[:3]) + more + ".")
-    model.load_state_dict(state)

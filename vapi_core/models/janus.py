@@ -25,11 +25,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vapi_core.errors import FileError
+from vapi_core.errors import FileError, quoted
 from vapi_core.files import parse_json, read_checked_json, require_sha256, sha256_file, write_checked_json
 from vapi_core.models.captions import LongCaption, LongCaptionError
 from vapi_core.models.policy import Policy, Prompts
 from vapi_core.models.tokenizer import OFFICIAL_USAGE_BUFFER, Tokenizer, TokenizerConfig
+from vapi_core.models.weights import check_expansion, check_loaded, load_strictly, read_state_dict
 
 JANUS_PRO_1B = "deepseek-community/Janus-Pro-1B"
 HASHES = "hashes.json"  # of what `PromptTokenizer.save` wrote
@@ -246,8 +247,6 @@ def load_janus(path: Path | str = JANUS_PRO_1B) -> Janus:
     Raises:
         FileError: no such checkpoint, or weights that are damaged, missing or of another shape.
     """
-    from vapi_core.models.checkpoints import load_strictly
-
     pad_id = load_prompt_tokenizer(path).pad_id
     folder, description = _open_checkpoint(path)
     if description["model_type"] == OFFICIAL_TYPE:
@@ -263,7 +262,7 @@ def load_janus(path: Path | str = JANUS_PRO_1B) -> Janus:
         )
         weights = {k: t for k, t in model.model.state_dict().items() if k.startswith(PARTS)}
     policy = Janus(config)
-    load_strictly(policy, {name: t.float() for name, t in weights.items()}, folder)
+    load_strictly(policy, weights, folder)
     return policy.eval()
 
 
@@ -273,8 +272,6 @@ def load_janus_tokenizer(path: Path | str = JANUS_PRO_1B) -> Tokenizer:
     Raises:
         FileError: as `load_janus`.
     """
-    from vapi_core.models.checkpoints import load_strictly
-
     folder, description = _open_checkpoint(path)
     if description["model_type"] == OFFICIAL_TYPE:
         config = TokenizerConfig()  # the official code builds VQ-16 whatever the configuration says
@@ -286,7 +283,7 @@ def load_janus_tokenizer(path: Path | str = JANUS_PRO_1B) -> Tokenizer:
         config = tokenizer_config(vq.config)
         weights = rename_vq(vq.state_dict())
     tokenizer = Tokenizer(config)
-    load_strictly(tokenizer, {name: t.float() for name, t in weights.items()}, folder)
+    load_strictly(tokenizer, weights, folder)
     return tokenizer.eval()
 
 
@@ -389,7 +386,7 @@ def _open_checkpoint(path: Path | str) -> tuple[Path, dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FileError(path, f"no checkpoint here ({_first_line(error)}).", REMEDY) from None
     if kind not in ("janus", OFFICIAL_TYPE):
-        raise FileError(path, f"this is a model of type '{kind}', not a Janus.", REMEDY)
+        raise FileError(path, f"this is a model of type {quoted(kind)}, not a Janus.", REMEDY)
     return Path(file).parent, description
 
 
@@ -397,6 +394,8 @@ def _load_transformers(path: Path | str) -> Any:
     from safetensors import SafetensorError
     from transformers import JanusForConditionalGeneration
 
+    folder, _ = _open_checkpoint(path)
+    check_expansion(folder)
     try:
         loaded: Any = JanusForConditionalGeneration.from_pretrained(
             str(path), local_files_only=True, dtype=torch.float32, output_loading_info=True
@@ -406,13 +405,12 @@ def _load_transformers(path: Path | str) -> Any:
         raise FileError(path, f"no Janus can be loaded from here ({_first_line(error)}).", REMEDY) from None
     if missing := sorted(found["missing_keys"]):  # transformers would fill these with random numbers
         raise FileError(path, f"{len(missing)} of the weights are missing, {missing[0]} first.", REMEDY)
+    check_loaded(model, folder)
     return model
 
 
 def _read_tensors(folder: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
     """The tensors of these prefixes from all weight files of an official checkpoint."""
-    from vapi_core.models.checkpoints import read_state_dict
-
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
     if not files:
         raise FileError(folder, "there are no weights in this folder (*.safetensors or *.bin).", REMEDY)

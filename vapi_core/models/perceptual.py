@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vapi_core.errors import FileError
-from vapi_core.models.checkpoints import read_state_dict
+from vapi_core.models.weights import check_finite, misfits, read_state_dict
 
 # torchvision's vgg16 `features`: index of the layer and its output channels; ReLUs and poolings carry no weights
 VGG_SLICES: tuple[tuple[tuple[int, int], ...], ...] = (
@@ -175,16 +175,13 @@ def _read_tensors(path: Path, names: dict[str, str], own: dict[str, Tensor]) -> 
 
     Messages use the file's names, which a user finds in it; torchvision's file has the classifier that LPIPS cuts off.
     """
-    state = read_state_dict(path)
+    state = read_state_dict(path, REMEDY)
     problems = [f"{theirs} is missing" for theirs in names.values() if theirs not in state]
-    problems += [
-        f"{theirs} has shape {list(state[theirs].shape)}, not {list(own[name].shape)}"
-        for name, theirs in names.items()
-        if theirs in state and state[theirs].shape != own[name].shape
-    ]
+    problems += misfits({theirs: own[name] for name, theirs in names.items()}, state)
     expected = set(names.values())
     problems += [f"{n} is unexpected" for n in state if n not in expected and not n.startswith("classifier.")]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise FileError(path, "the weights do not fit LPIPS: " + "; ".join(problems[:3]) + more + ".", REMEDY)
+    check_finite({theirs: (state[theirs], own[name].dtype) for name, theirs in names.items()}, path, REMEDY)
     return {name: state[theirs] for name, theirs in names.items()}

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vapi_core.errors import FileError, ParameterError
 from vapi_core.files import atomic_path, read_json, sha256_file, write_json
 from vapi_core.images import to_tensor
+from vapi_core.models.weights import check_savable, load_strictly, read_state_dict
 from vapi_core.randomness import seed_torch, stream
 from vapi_core.training import Metrics, OptimizationConfig, Slots, train
 
@@ -182,8 +182,10 @@ def save_classifier(classifier: Classifier, directory: Path | str, made_from: Ma
         made_from: what the caller wants to keep on record in the JSON, e.g. hash of the images, seed, epochs.
     """
     weights = Path(directory) / "classifier.safetensors"
+    state = {name: value.contiguous().cpu() for name, value in classifier.state_dict().items()}
+    check_savable(state, weights)
     with atomic_path(weights) as temporary:
-        save_file({name: value.contiguous().cpu() for name, value in classifier.state_dict().items()}, temporary)
+        save_file(state, temporary)
     description = {
         "kind": "classifier",
         "architecture": classifier.architecture,
@@ -210,7 +212,7 @@ def load_classifier(directory: Path | str, device: str | torch.device = "cpu") -
         raise FileError(weights, "these are not the weights that classifier.json beside it describes.", REMEDY)
     try:
         classifier = ARCHITECTURES[description["architecture"]](description["num_classes"])
-        classifier.load_state_dict(load_file(weights))
-    except (SafetensorError, RuntimeError, KeyError) as error:
+        load_strictly(classifier, read_state_dict(weights, REMEDY), weights, REMEDY)
+    except (RuntimeError, KeyError) as error:
         raise FileError(weights, f"the file is damaged ({error}).", REMEDY) from None
     return classifier.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from vapi_core.errors import FileError
+from vapi_core.models.weights import check_expansion, check_loaded
 from vapi_core.scoring.features import weights_sha256
 
 HUB_FILES = {  # where the weights of an architecture lie on the hub: repository, and files in order of preference
@@ -103,6 +104,7 @@ def load_clip(
     if not path.exists():
         raise FileError(path, f"the weights of {architecture} are missing.", "Name a checkpoint file or a folder.")
     name = f"local-dir:{path}" if path.is_dir() else architecture
+    check_expansion(path)
     try:
         model = open_clip.create_model(
             name,
@@ -114,6 +116,7 @@ def load_clip(
     except LOADING_ERRORS as error:
         problem = str(error).partition("\n")[0]
         raise FileError(path, f"open_clip cannot load {architecture} from it ({problem}).") from None
+    check_loaded(model, path)
     model.eval().requires_grad_(False)
     label = path.name if path.is_dir() else architecture
     return Clip(

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from vapi_core.errors import FileError
+from vapi_core.models.weights import check_expansion, check_loaded
 from vapi_core.scoring.clip import LOADING_ERRORS, Clip
 from vapi_core.scoring.features import weights_sha256
 from vapi_core.scoring.geneval import COLORS, Detections
@@ -83,10 +84,13 @@ class Mask2Former:
         longest: int = LONGEST,
     ):
         from transformers import Mask2FormerForUniversalSegmentation
+        from transformers.utils import cached_file
 
         self.source, self.device, self.shortest, self.longest = str(source), torch.device(device), shortest, longest
         loader: Any = Mask2FormerForUniversalSegmentation  # its types do not know output_loading_info
         try:
+            folder = Path(str(cached_file(self.source, "config.json", local_files_only=True))).parent
+            check_expansion(folder)
             model, loading = loader.from_pretrained(self.source, local_files_only=True, output_loading_info=True)
         except LOADING_ERRORS as error:
             problem = str(error).partition("\n")[0]
@@ -94,6 +98,7 @@ class Mask2Former:
             raise FileError(source, f"there is no Mask2Former that can be loaded ({problem}).", remedy) from None
         if missing := [*loading["missing_keys"], *loading["mismatched_keys"]]:
             raise FileError(source, f"{len(missing)} weights are missing or of another shape, {missing[0]} first.")
+        check_loaded(model, folder)
         names = [model.config.id2label[i] for i in range(model.config.num_labels)]
         self.labels = tuple(SYNONYMS.get(name, name) for name in names)
         if mismatch := class_problem(self.labels, classes):

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, TypedDict
 from zipfile import BadZipFile
 
@@ -24,6 +23,8 @@ from torch import Tensor, nn
 
 from vapi_core.errors import FileError, ParameterError
 from vapi_core.files import atomic_path, sha256_file
+from vapi_core.fingerprint import EXTRACTION, code_of, fingerprint
+from vapi_core.models.weights import check_loaded, read_state_dict
 from vapi_core.scoring.classifier import load_classifier
 
 EFFICIENTNET_SIZE = 224  # pixels, the resolution the weights were trained at
@@ -157,9 +158,11 @@ def _inception(weights: Path | str | None) -> nn.Module:
     if not path.is_file():
         raise FileError(path, "the weights of InceptionV3 are missing.", remedy)
     try:
-        torch.load(path, weights_only=True)  # torch-fidelity would unpickle, and so run, whatever the file holds
-        return FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(path))
-    except (OSError, EOFError, RuntimeError, TypeError, AttributeError, UnpicklingError) as error:
+        read_state_dict(path)  # torch-fidelity would unpickle, and so run, whatever the file holds
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(path))
+        check_loaded(network, path)
+        return network
+    except (FileError, OSError, RuntimeError, TypeError, AttributeError) as error:
         raise FileError(path, f"these are not the weights of InceptionV3 ({error}).", remedy) from None
 
 
@@ -212,7 +215,7 @@ def cached_features(
     batch_size: int = 16,
     device: str | torch.device = "cpu",
 ) -> Features:
-    """`extract`, kept in `directory` in a file named by the hash of the images, the extractor and its weights.
+    """`extract`, kept in `directory` in a file named by the hash of the images, the extractor, its weights and the code.
 
     Raises:
         FileError: the file kept there is damaged.
@@ -230,7 +233,8 @@ def cached_features(
 
 
 def _key(images: np.ndarray, extractor: Extractor) -> str:
-    digest = hashlib.sha256(f"{extractor.name} {extractor.weights_sha256} {images.shape}".encode())
+    made_by = fingerprint(extractor.name, extractor.weights_sha256, str(images.shape), code=code_of(EXTRACTION))
+    digest = hashlib.sha256(made_by.encode())
     for start in range(0, len(images), 256):
         digest.update(images[start : start + 256].tobytes())
     return digest.hexdigest()

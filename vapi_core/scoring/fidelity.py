@@ -15,6 +15,7 @@ import torch
 
 from vapi_core.errors import FileError, ParameterError
 from vapi_core.files import atomic_path
+from vapi_core.fingerprint import STATISTICS, code_of, fingerprint
 from vapi_core.randomness import derive_seed
 from vapi_core.scoring.features import Features
 
@@ -74,13 +75,14 @@ def load_reference_batch(path: Path | str) -> ReferenceBatch:
 
 
 def cached_statistics(directory: Path | str, features: np.ndarray) -> FeatureStatistics:
-    """`feature_statistics`, kept in `directory` in a file named by the hash of the features [N, D], for many comparisons.
+    """`feature_statistics`, kept in `directory` in a file named by the hash of the features [N, D] and of the code.
 
     Raises:
         FileError: the file kept there is damaged.
     """
     content = np.ascontiguousarray(features)
-    digest = hashlib.sha256(f"{content.dtype} {content.shape}".encode())
+    made_by = fingerprint(str(content.dtype), str(content.shape), code=code_of(STATISTICS))
+    digest = hashlib.sha256(made_by.encode())
     digest.update(content.data)
     path = Path(directory) / f"statistics-{digest.hexdigest()}.npz"
     if not path.is_file():

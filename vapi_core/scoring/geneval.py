@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageColor
 
-from vapi_core.errors import ParameterError
+from vapi_core.errors import ParameterError, quoted
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
@@ -50,7 +50,7 @@ class GenEvalOptions:
         try:
             ImageColor.getrgb("#999" if self.bgcolor == ORIGINAL_BACKGROUND else self.bgcolor)
         except ValueError:
-            raise ParameterError("bgcolor", f"'{self.bgcolor}' is neither a color nor 'original'.") from None
+            raise ParameterError("bgcolor", f"{quoted(self.bgcolor)} is neither a color nor 'original'.") from None
 
     def score_threshold(self, task: str) -> float:
         return self.counting_threshold if task == "counting" else self.threshold

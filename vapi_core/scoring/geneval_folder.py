@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vapi_core.errors import FileError
+from vapi_core.errors import FileError, quoted
 from vapi_core.files import atomic_path, parse_json, read_text, split_lines
 from vapi_core.scoring.geneval import COLORS, RELATIONS, TASKS, FoundObjects
 
@@ -105,7 +105,7 @@ def prompt_problem(metadata: Any, classes: Sequence[str], tasks: Sequence[str] =
     if not isinstance(metadata, dict) or not isinstance(metadata.get("prompt"), str):
         return "it has no 'prompt'"
     if metadata.get("tag") not in tasks:
-        return f"unknown tag {metadata.get('tag')!r}; the tags are {', '.join(tasks)}"
+        return f"unknown tag {quoted(metadata.get('tag'))}; the tags are {', '.join(tasks)}"
     for kind in ("include", "exclude"):
         clauses = metadata.get(kind, [])
         if not isinstance(clauses, list) or not all(isinstance(clause, dict) for clause in clauses):
@@ -119,16 +119,16 @@ def prompt_problem(metadata: Any, classes: Sequence[str], tasks: Sequence[str] =
 def _clause_problem(clause: dict[str, Any], index: int, classes: Sequence[str]) -> str | None:
     count = clause.get("count")
     if clause.get("class") not in classes:
-        return f"unknown class {clause.get('class')!r}, which is none of the detector's {len(classes)}"
+        return f"unknown class {quoted(clause.get('class'))}, which is none of the detector's {len(classes)}"
     if not isinstance(count, int) or count < 1:
-        return f"the count {count!r} of {clause['class']} is not a positive number"
+        return f"the count {quoted(count)} of {clause['class']} is not a positive number"
     if "color" in clause and clause["color"] not in COLORS:
-        return f"unknown color {clause['color']!r}; the colors are {', '.join(COLORS)}"
+        return f"unknown color {quoted(clause['color'])}; the colors are {', '.join(COLORS)}"
     if "position" in clause:
         match clause["position"]:
             case [relation, int(target)] if relation in RELATIONS and 0 <= target < index:
                 return None
-        return f"the position {clause['position']!r} is not [relation, index of an earlier clause]"
+        return f"the position {quoted(clause['position'])} is not [relation, index of an earlier clause]"
     return None
 
 

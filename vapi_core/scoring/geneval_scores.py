@@ -129,7 +129,6 @@ def score_table(scores: GenEvalScores) -> str:
     ]
     for name, s in [*scores.tasks.items(), ("overall", scores.overall)]:
         interval = f"{s.low:.4f} - {s.high:.4f}"
-        lines.append(
-            f"| {name} | {s.mean:.4f} | {s.standard_error:.4f} | {interval} | {s.correct} | {s.images} | {s.prompts} |"
-        )
+        error = "" if math.isnan(s.standard_error) else f"{s.standard_error:.4f}"
+        lines.append(f"| {name} | {s.mean:.4f} | {error} | {interval} | {s.correct} | {s.images} | {s.prompts} |")
     return "\n".join(lines) + "\n"

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from vapi_core.data.image_files import read_rgb
-from vapi_core.errors import FileError, ParameterError
+from vapi_core.errors import FileError, ParameterError, quoted, shortened
 from vapi_core.files import parse_json, read_text, split_lines
 from vapi_core.scoring.clip import Clip, hub_file, load_clip
 from vapi_core.scoring.geneval_folder import Prompt, read_folder
@@ -50,7 +50,7 @@ def load_preference_model(
     if score == "clip":
         return load_clip(CLIP_ARCHITECTURE, weights, device)
     if score != "hpsv2":
-        raise ParameterError("score", f"there is no '{score}'; choose clip or hpsv2.")
+        raise ParameterError("score", f"there is no {quoted(score)}; choose clip or hpsv2.")
     if hps_version not in HPS_FILES:
         raise ParameterError("hps_version", f"there is no {hps_version}; choose {' or '.join(HPS_FILES)}.")
     if weights is None:
@@ -186,13 +186,13 @@ def _rows(suffix: str, text: str) -> list[dict[str, Any]]:
 
 def _row(item: Any) -> dict[str, Any]:
     if not isinstance(item, dict):
-        raise ValueError(f"{str(item)[:200]} is neither a text nor an object")
+        raise ValueError(f"{quoted(item)} is neither a text nor an object")
     fields = {str(name).strip().lower(): value for name, value in item.items()}
     column = next((name for name in TEXT_COLUMNS if name in fields), None)
     if column is None:
-        raise ValueError(f"there is no column {', '.join(TEXT_COLUMNS)}, but {', '.join(fields)}")
+        raise ValueError(f"there is no column {', '.join(TEXT_COLUMNS)}, but {shortened(', '.join(fields))}")
     category = next((fields[name] for name in CATEGORY_COLUMNS if fields.get(name)), None)
     if any(not isinstance(value, str | None) for value in (fields[column], category)):
-        raise ValueError(f"{str(item)[:200]} holds something else than text as prompt or category")
+        raise ValueError(f"{quoted(item)} holds something else than text as prompt or category")
     row = {"prompt": (fields[column] or "").strip()}
     return row | ({"tag": category.strip()} if category else {})

@@ -1,0 +1,58 @@
+"""Whether DVC can read its files; if not, which is wrong and what mends it.
+
+`python -m pipelines.lockfile` says so after DVC has failed; nothing where another thing is the cause.
+"""
+
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import yaml
+
+from pipelines.git import git
+from pipelines.launch import one_message
+from vapi_core.errors import FileError
+from vapi_core.files import check_merged
+
+LOCK = "dvc.lock"
+FILES = ("params.yaml", "dvc.yaml", LOCK)
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the lock file may be long
+
+
+def check_dvc_files(root: Path = Path()) -> None:
+    """Raises FileError where a file has git's marks of a conflict, or where dvc.lock is cut: DVC was killed as it wrote."""
+    for path in (root / name for name in FILES):
+        if path.is_file():
+            check_merged(path)
+    lock = root / LOCK
+    if lock.is_file() and not _is_whole(lock.read_bytes()):
+        raise FileError(lock, "the file is cut off or damaged; DVC was killed while it wrote it, say.", _remedy(root))
+
+
+def _is_whole(content: bytes) -> bool:
+    """Whether DVC accepts the content of a lock file."""
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA  # takes most of a second
+    from voluptuous import Invalid
+
+    try:
+        COMPILED_LOCKFILE_SCHEMA(yaml.load(content, Loader))
+    except (yaml.YAMLError, Invalid):
+        return False
+    return True
+
+
+def _remedy(root: Path) -> str:
+    known = ""
+    with suppress(FileError):
+        known = git(root, "ls-files", LOCK).strip()
+    command = f"git checkout {LOCK}" if known else f"rm {LOCK}"
+    return f"Run `{command}`, then the same command again: DVC has every stage that was finished in its run cache."
+
+
+@one_message
+def main() -> None:
+    check_dvc_files()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

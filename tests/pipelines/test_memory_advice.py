@@ -1,0 +1,125 @@
+"""A stage that runs out of memory says what was asked for, and which parameters lower the need."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from pipelines.memory_advice import asked_for, memory_advice, memory_explained
+from pipelines.params import check_params, load_params
+from vapi_core.errors import VapiError
+
+STAGES = [
+    "subset",
+    "classifier@reward",
+    "tokenizer",
+    "tokenize",
+    "generator",
+    "align@va-pi-4",
+    "align@ste-4",
+    "align@tokenizer-4",
+    "align@ar-grpo-4",
+    "sample-base",
+    "sample@va-pi",
+    "score",
+    "score-rivals",
+    "cell@4",
+    "cell-base@4",
+    "ablation-noise-cell@0.5-4",
+    "report",
+]
+
+
+def with_params(**values):
+    """The default profile with dotted keys (__ for a dot) changed."""
+    content = yaml.safe_load(Path("profiles/mnist.yaml").read_text(encoding="utf-8"))
+    for key, value in values.items():
+        section, name = key.split("__")
+        content[section][name] = value
+    return check_params(content)
+
+
+def test_an_alignment_is_told_what_it_asks_for_and_what_to_lower():
+    advice = memory_advice(with_params(), "align@va-pi-4")
+    assert "align.micro_batch_size: 4 (now 8)" in advice
+    assert "align.log_kl_every: 0 (now 10)" in advice
+    assert "launch.activation_checkpointing: true (now false)" in advice
+    assert "launch.strategy: fsdp, on several GPUs (now ddp)" in advice
+    same, other = advice.split("change the result:")
+    assert "launch.dtype: bfloat16 (now float32)" in other and "align.group_size: 4 (now 8)" in other
+    assert "sample" not in advice and "score" not in advice
+
+
+def test_what_is_at_its_lowest_or_has_no_part_in_a_stage_is_not_named():
+    lean = with_params(
+        align__micro_batch_size=1,
+        align__log_kl_every=0,
+        launch__activation_checkpointing=True,
+        launch__dtype="bfloat16",
+        align__group_size=2,
+    )
+    assert "fsdp" in memory_advice(lean, "align@va-pi-4")
+    assert memory_advice(lean, "align@tokenizer-4").startswith(
+        "No parameter"
+    )  # it has no rollouts, and trains no generator
+    # the base is held for the regularizer, whatever is logged
+    assert "log_kl" not in memory_advice(with_params(align__regularizer="kl"), "align@va-pi-4")
+    assert "log_kl" not in memory_advice(with_params(), "align@cross-entropy-4")
+    assert "fsdp" not in memory_advice(with_params(), "cell@4")  # one process
+
+
+def test_a_batch_that_is_not_set_is_told_as_what_it_comes_to():
+    params = with_params(align__micro_batch_size=None, sample__batch_size=None, launch__processes=2)
+    assert "align.micro_batch_size: 8 (now null, which is 16)" in memory_advice(params, "align@va-pi-4")
+    assert "sample.batch_size: 1, or as many as fit (now null)" in memory_advice(params, "sample@va-pi")
+    assert "tokenizer.training.micro_batch_size: 16 (now null, which is 32)" in memory_advice(params, "tokenizer")
+
+
+@pytest.mark.parametrize("path", sorted(Path("profiles").glob("*.yaml")), ids=str)
+def test_every_parameter_that_is_named_stands_in_the_params_file(path):
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    params = load_params(path)
+    for stage in STAGES:
+        for name in re.findall(r"[:,] ([a-z_0-9.]+): ", memory_advice(params, stage)):
+            *sections, key = name.split(".")
+            here = content
+            for section in sections:
+                here = here[section]
+            assert key in here or key == "micro_batch_size", name
+
+
+def test_what_a_micro_batch_is_lowered_to_divides_the_batch():
+    params = with_params(align__batch_size=36, align__micro_batch_size=9)
+    assert "align.micro_batch_size: 3 (now 9)" in memory_advice(params, "align@va-pi-4")
+
+
+@pytest.mark.parametrize(
+    ("allocate", "asked"),
+    [
+        (lambda: torch.empty(2**50), "4.19e+06 GiB more were asked for on the CPU"),
+        (lambda: np.empty((2**50, 4)), "Unable to allocate 32.0 PiB for an array with shape"),
+        (lambda: [0] * 2**55, "a Python object did not fit"),
+    ],
+    ids=["torch", "numpy", "python"],
+)
+def test_what_cannot_be_allocated_ends_with_one_message(allocate, asked):
+    with (
+        pytest.raises(VapiError, match=rf"align@va-pi-4: out of memory \({re.escape(asked)}.*micro_batch_size: 4"),
+        memory_explained(with_params(), "align@va-pi-4"),
+    ):
+        allocate()
+
+
+def test_a_gpu_that_is_full_is_told_by_what_was_asked_for():
+    error = torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8 GiB"
+    )
+    assert asked_for(error) == "2.00 GiB more were asked for on the GPU"
+
+
+def test_an_error_of_another_kind_stays_what_it_is():
+    with pytest.raises(RuntimeError, match="size"), memory_explained(with_params(), "tokenizer"):
+        torch.zeros(2) @ torch.zeros(3)

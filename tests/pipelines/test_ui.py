@@ -1,0 +1,46 @@
+"""What `make ui` hands to its servers. The servers themselves are asked in test_flows.py."""
+
+from contextlib import ExitStack
+
+import pytest
+
+from pipelines.flows import ui
+
+DATABASE = "postgresql://lab:correct-horse@db:5432/mlflow"
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Command and environment of every service, in place of the service."""
+    started = {}
+    monkeypatch.setattr(ui, "Service", lambda name, command, env, stack: started.update({name: (command, env)}))
+    return started
+
+
+def test_the_database_reaches_mlflow_by_its_environment_and_not_by_its_command_line(started):
+    env = {"MLFLOW_TRACKING_URI": DATABASE, "MLFLOW_SERVER_ALLOWED_HOSTS": "lab.example:8081"}
+    ui.start_mlflow(env, ExitStack())
+    command, given = started["mlflow-server"]
+    assert "correct-horse" not in " ".join(command) and given["MLFLOW_BACKEND_STORE_URI"] == DATABASE
+    port = env["MLFLOW_TRACKING_URI"].rpartition(":")[2]
+    assert given["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",") == [
+        f"127.0.0.1:{port}",
+        f"localhost:{port}",
+        "lab.example:8081",
+    ]
+
+
+def test_the_login_that_the_server_asks_for_is_the_one_that_worker_and_commands_give(started, monkeypatch):
+    monkeypatch.setattr(ui, "server_login", lambda: "lab:correct-horse")
+    env = {}
+    ui.start_prefect(env, ExitStack())
+    command, given = started["prefect-server"]
+    assert env["PREFECT_API_AUTH_STRING"] == "lab:correct-horse" and "correct-horse" not in " ".join(command)
+    assert env["PREFECT_API_URL"] == given["PREFECT_SERVER_UI_API_URL"]
+    assert env["PREFECT_API_URL"] == f"http://127.0.0.1:{given['PREFECT_SERVER_API_PORT']}/api"
+
+
+def test_a_command_that_fails_tells_no_password():
+    with pytest.raises(ui.VapiError, match=r"postgresql://lab:\*\*\*@db:5432/mlflow") as failure:
+        ui.run(["sh", "-c", f"echo cannot reach {DATABASE}; exit 1"], {})
+    assert "correct-horse" not in str(failure.value)
