@@ -152,7 +152,7 @@ def read_texts(path: Path | str, names: Iterable[str], remedy: str = "") -> dict
 
 
 def parse_json(content: str | bytes) -> Any:
-    """JSON whose texts can be written again as UTF-8. Raises ValueError: no JSON, nested too deeply, half a character."""
+    """JSON whose texts can be written as UTF-8. Raises ValueError: no JSON, nested too deeply, half a character."""
     text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
     try:
         value = json.loads(text)
@@ -197,7 +197,7 @@ def read_text(path: Path | str, remedy: str = "") -> str:
     """A text file in UTF-8, without a byte order mark; line ends are as they stand there.
 
     Raises:
-        FileError: the file is missing, is a folder, a pipe or a device, cannot be read, or has a line that is not UTF-8.
+        FileError: the file is missing, is a folder, a pipe or a device, cannot be read, or a line is not UTF-8.
     """
     return decode_text(read_bytes(path, remedy), path, remedy)
 
@@ -297,7 +297,10 @@ def sha256_file(path: Path | str) -> str:
 
 
 def require_sha256(path: Path, sha256: str, remedy: str = "") -> None:
-    """Raises FileError where a file's bytes are not those of this hash. A file is hashed once in a process, unless it changes."""
+    """Raises FileError where a file's bytes are not those of this hash.
+
+    A process hashes a file once, unless it changes.
+    """
     try:
         state = os.stat(path)
         if time.time() - max(state.st_mtime, state.st_ctime) < SETTLED:

@@ -64,8 +64,9 @@ def captioned_folder_source(root: Path | str, image_size: int, *, exif_orientati
         exif_orientation: whether images are turned as their EXIF says; LlamaGen's own loader leaves them as stored.
 
     Raises:
-        FileError: no such folder, no captions, rows that cannot be read (the line is named), names that are not UTF-8, and
-            images without a caption or captions without an image; and, when an image is loaded, a file that cannot be read as an image.
+        FileError: no such folder, no captions, rows that cannot be read (the line is named), names that are not
+            UTF-8, images without a caption or captions without an image; and, when an image is loaded, a file that
+            cannot be read as an image.
     """
     root = Path(root)
     layout = f"Expected layout: images and {root}/captions.jsonl, or captions.csv, or a .txt file beside each image."

@@ -137,16 +137,9 @@ class CaptionCache:
         path = directory / MANIFEST
         manifest = read_manifest(path, "captions", REMEDY)
         with entries_of(path, REMEDY):
-            count, limit, dtype = (
-                operator.index(manifest["count"]),
-                operator.index(manifest["limit"]),
-                DTYPES[manifest["dtype"]],
-            )
-            (rows, dim), encoder, made_with = (
-                map(operator.index, manifest["shape"]),
-                manifest["encoder"],
-                str(manifest["encoder_fingerprint"]),
-            )
+            count, limit = operator.index(manifest["count"]), operator.index(manifest["limit"])
+            (rows, dim), dtype = map(operator.index, manifest["shape"]), DTYPES[manifest["dtype"]]
+            encoder, made_with = manifest["encoder"], str(manifest["encoder_fingerprint"])
             sha256 = [manifest["sha256"][name] for name in FILES]
         if encoder_fingerprint not in (None, made_with):
             difference = f"made with {encoder} {made_with[:12]}, but read with encoder {str(encoder_fingerprint)[:12]}"

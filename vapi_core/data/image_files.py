@@ -62,12 +62,12 @@ def read_rgb(
     Args:
         content: the bytes of a file that lies inside another one; `path` then only names it.
         exif_orientation: whether it is turned and mirrored as its EXIF says, as viewers show it.
-        shorter_side: pixels that are needed. A JPEG beyond `MOST_PIXELS` is decoded at a half, a quarter or an eighth of
-            its size if that leaves so many.
+        shorter_side: pixels that are needed. A JPEG beyond `MOST_PIXELS` is decoded at a half, a quarter or an
+            eighth of its size if that leaves so many.
 
     Raises:
-        FileError: the file is missing, a pipe or a device, is not an image, is damaged, holds more than 8 bits per channel,
-            or has more pixels than `MOST_PIXELS`; they are not decoded.
+        FileError: the file is missing, a pipe or a device, is not an image, is damaged, holds more than 8 bits per
+            channel, or has more pixels than `MOST_PIXELS`; they are not decoded.
     """
     try:
         if content is None:
