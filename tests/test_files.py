@@ -10,15 +10,24 @@ import numpy as np
 import pytest
 import torch
 
+from tests.damage import check_every_flip_is_named
 from vapi_core.errors import FileError
 from vapi_core.files import (
     atomic_path,
     link_tree,
+    parse_json,
+    read_checked_json,
     read_json,
+    read_text,
+    read_texts,
     read_yaml,
     remove_leftovers_below,
     remove_whole,
+    require_sha256,
+    require_utf8_name,
     sha256_file,
+    split_lines,
+    write_checked_json,
     write_json,
 )
 
@@ -214,6 +223,92 @@ def test_a_folder_that_is_removed_is_gone_at_once_under_its_name(tmp_path, monke
     remove_whole(folder)
     remove_whole(folder)  # there is none any more
     assert left == [(False, f".checkpoint.{os.getpid()}.tmp")]
+
+
+def test_lines_end_with_a_newline_and_with_nothing_else():
+    assert split_lines("a\nb\r\n\nd") == ["a", "b", "", "d"] and split_lines("a\n") == ["a"] and split_lines("") == []
+    for inside in ("\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"):
+        assert split_lines(f"a{inside}b\nc\n") == [f"a{inside}b", "c"]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
+    (tmp_path / "x.json").write_bytes(b"\xef\xbb\xbf[1]")
+    assert read_text(tmp_path / "x.json") == "[1]" and read_json(tmp_path / "x.json") == [1]
+    assert parse_json(b"\xef\xbb\xbf[1]") == [1]
+
+
+def test_text_that_is_not_utf8_is_named_with_its_line(tmp_path):
+    (tmp_path / "x.txt").write_bytes("one\ntwo\ncafé\n".encode("latin-1"))
+    with pytest.raises(FileError, match=r"x\.txt: the file is damaged \(line 3 is not UTF-8.*Save it as UTF-8"):
+        read_text(tmp_path / "x.txt")
+
+
+@pytest.mark.parametrize("read", [read_text, read_json, read_checked_json])
+def test_a_pipe_or_a_folder_is_refused_and_not_waited_for(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(FileError, match=f"{name}: this is no file, but a folder, a pipe or a device"):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000])
+def test_json_that_is_nested_too_deeply_is_damaged(tmp_path, content):
+    (tmp_path / "x.json").write_text(content)
+    for read in (read_json, read_checked_json):
+        with pytest.raises(FileError, match=r"x\.json: the file is damaged \(it is nested too deeply\)\. Run: dvc"):
+            read(tmp_path / "x.json", "Run: dvc")
+
+
+@pytest.mark.parametrize("text", [r'["a \ud83d cat"]', r'{"\uDE00": 1}', r'[{"a": ["\udcff"]}]'])
+def test_half_a_character_is_refused_for_no_file_could_hold_it(text):
+    with pytest.raises(ValueError, match="half of a character"):
+        parse_json(text)
+
+
+def test_a_character_that_is_escaped_in_two_halves_is_whole():
+    assert parse_json(r'["\ud83d\ude00", "\\ud83d"]') == ["\N{GRINNING FACE}", r"\ud83d"]
+
+
+def test_whatever_byte_of_a_checked_file_flips_it_is_noticed(tmp_path):
+    path, value = tmp_path / "x.json", {"kind": "subset", "ξ": [0.5, 1, None], "items": [{"caption": "a cat"}]}
+    write_checked_json(path, value)
+    assert read_checked_json(path) == value
+    check_every_flip_is_named(path, lambda: read_checked_json(path), flips=1000)
+    for other in (value, value | {"checksum": "0" * 64}, [value]):
+        write_json(path, other)
+        with pytest.raises(FileError, match=r"x\.json: .*its checksum is not that of its content"):
+            read_checked_json(path)
+
+
+@pytest.mark.parametrize("content", ["[]", "5", "{}", '{"key": null}', '{"key": ["a"]}'])
+def test_an_entry_that_is_missing_or_no_text_is_named(tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(FileError, match=r"run\.json: the file is damaged: the entry 'key' .*Run: dvc repro"):
+        read_texts(tmp_path / "run.json", ["key"], "Run: dvc repro")
+    (tmp_path / "run.json").write_text('{"key": "a"}')
+    assert read_texts(tmp_path / "run.json", ["key"]) == {"key": "a"}
+
+
+def test_a_file_is_hashed_once_and_again_when_it_has_changed(tmp_path, monkeypatch):
+    path = tmp_path / "rows.npy"
+    path.write_bytes(b"abc")
+    sha256 = sha256_file(path)
+    os.utime(path, (0, 0))
+    monkeypatch.setattr("vapi_core.files.SETTLED", 0.0)  # else a file that changed this second is hashed each time
+    require_sha256(path, sha256)
+    with monkeypatch.context() as patch:
+        patch.setattr("vapi_core.files.sha256_file", lambda path: pytest.fail("hashed twice"))
+        require_sha256(path, sha256)
+    path.write_bytes(b"abd")
+    with pytest.raises(FileError, match=r"rows\.npy: the file is damaged: its sha256"):
+        require_sha256(path, sha256, "")
+
+
+def test_a_name_that_is_not_utf8_is_shown_with_its_bytes(tmp_path):
+    require_utf8_name("café", tmp_path)
+    with pytest.raises(FileError, match=r"the name caf\\xe9 in it is not UTF-8"):
+        require_utf8_name(os.fsdecode(b"caf\xe9"), tmp_path)
 
 
 FULL_DISK = Path("/dev/full")  # Linux: every write to it finds the disk full
