@@ -30,7 +30,7 @@ from pipelines.variants.assets import link_assets, require_assets
 from pipelines.variants.loading import load_params
 from vapi_core import distributed
 from vapi_core.errors import FileError, ParameterError
-from vapi_core.files import atomic_path, read_json, remove_leftovers_below, remove_whole, write_json
+from vapi_core.files import atomic_path, read_texts, remove_leftovers_below, remove_whole, write_json
 from vapi_core.fingerprint import fingerprint, training_code
 
 Metrics = dict[str, float]
@@ -199,7 +199,7 @@ def outputs_hash(folder: Path) -> str:
 
 def upstream_keys(plan: StagePlan) -> list[str]:
     """Keys of the runs that made this stage's inputs."""
-    return [read_json(d / RUN_FILE, remedy(d))["key"] for d in plan.upstream]
+    return [read_texts(d / RUN_FILE, ["key"], remedy(d))["key"] for d in plan.upstream]
 
 
 def run_stage(

@@ -58,6 +58,7 @@ class SubsetParams(Section):
     dataset: DatasetParams | None = None
     prompts: Count | str | None = None
     image_size: Side
+    exif_orientation: bool = True
     splits: dict[Split, Count]
     seed: Seed = 0
 

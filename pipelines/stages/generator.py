@@ -8,6 +8,7 @@ from pipelines.config.params import grid_side
 from pipelines.config.paths import CAPTIONS, GENERATOR, SUBSET, TOKENS, remedy
 from pipelines.inputs import open_split, open_subset
 from pipelines.stage import Stage, StagePlan, run_stage
+from vapi_core.data.sources import require_class_numbers
 from vapi_core.models.checkpoints import save_model
 from vapi_core.models.families import FAMILIES
 from vapi_core.models.policy import Policy
@@ -22,10 +23,13 @@ def plan(params, arguments) -> StagePlan:
 
 def work(stage: Stage, arguments: argparse.Namespace) -> None:
     params, family = stage.params.generator, FAMILIES[stage.params.generator.family]
+    classes = open_subset().classes
+    if stage.params.task == "c2i" and params.checkpoint is not None:
+        require_class_numbers(classes, SUBSET)
     config = params.config(
         grid_side(stage.params),
         stage.params.tokenizer.codebook_size,
-        len(open_subset().classes),
+        len(classes),
         **(family.caption_shape(CAPTIONS, remedy(CAPTIONS)) if stage.params.task == "t2i" else {}),
     )
     if params.checkpoint is not None:

@@ -12,7 +12,7 @@ from pipelines.reporting.statistics import nested
 from pipelines.stage import Stage, StagePlan, run_stage
 from pipelines.variants.scoring import PROTOCOL
 from pipelines.variants.variant import variants_of
-from vapi_core.files import atomic_path, read_json, write_json
+from vapi_core.files import atomic_path, read_json, read_texts, write_json
 
 
 def plan(params: Params, arguments: argparse.Namespace) -> StagePlan:
@@ -38,11 +38,13 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
 def keys_of_runs(evidence: Evidence) -> list[str]:
     """Keys of the alignments that were made for this table alone: its runs are their parents in MLflow."""
     own = [v for v in evidence.variants if v.table == evidence.table.name and v.alignment is not None]
-    return [read_json(v.output(seed) / RUN_FILE, remedy(v.output(seed)))["key"] for v in own for seed in v.seeds]
+    return [
+        read_texts(v.output(seed) / RUN_FILE, ["key"], remedy(v.output(seed)))["key"] for v in own for seed in v.seeds
+    ]
 
 
 def write_numbers(evidence: Evidence) -> None:
-    """The page's numbers as CSV, and the means as metrics for `dvc metrics diff`."""
+    """The page's numbers as CSV, and of the report the means as metrics too, for `dvc metrics diff`."""
     table = evidence.table
     numbers = {"summary": evidence.summary, "comparisons": evidence.comparisons, "temperatures": evidence.matches}
     if evidence.tasks is not None:
@@ -51,8 +53,8 @@ def write_numbers(evidence: Evidence) -> None:
         temporary.mkdir()
         for name, content in numbers.items():
             content.to_csv(temporary / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
-    metrics = REPORTS / "metrics.json" if table.name == "report" else TABLES / f"{table.name}.json"
-    write_json(metrics, nested(evidence.summary))
+    if table.name == "report":
+        write_json(REPORTS / "metrics.json", nested(evidence.summary))
 
 
 if __name__ == "__main__":

@@ -14,15 +14,24 @@ import numpy as np
 
 from pipelines.config.params import Params
 from pipelines.config.paths import OWN_WORK, RUN_FILE, SUBSET, TOKENS, remedy
-from pipelines.inputs import caption_conditions, open_generator, open_prompts, open_subset, open_tokenizer
+from pipelines.inputs import (
+    IMAGES,
+    LABELS,
+    caption_conditions,
+    open_generator,
+    open_prompts,
+    open_subset,
+    open_tokenizer,
+)
 from pipelines.progress import Advance, progress
 from pipelines.reporting.figures import save_grid
 from pipelines.stage import Stage, descriptions
 from pipelines.variants.variant import ImageSet, Variant
 from vapi_core import distributed
+from vapi_core.arrays import write_manifest
 from vapi_core.data.batches import batch_conditions
 from vapi_core.data.partial import PartialArray
-from vapi_core.files import atomic_path, read_json, write_json
+from vapi_core.files import atomic_path, read_texts
 from vapi_core.fingerprint import fingerprint, training_code
 from vapi_core.memory import free_bytes
 from vapi_core.models.checkpoints import model_hash
@@ -156,11 +165,11 @@ def write_set(image_set: ImageSet, variant: Variant, images: PartialArray, stage
     """Writes the directory of a set: images.npy, labels.npy, grid.png, manifest.json."""
     output = variant.output(image_set.seed)
     labels = choose_labels(stage.params, stage.params.sample.seed + image_set.seed)
-    run = read_json(output / RUN_FILE, remedy(output))["key"]
+    run = read_texts(output / RUN_FILE, ["key"], remedy(output))["key"]
     with atomic_path(image_set.directory) as temporary:
         temporary.mkdir()
-        images.finish(temporary / "images.npy")
-        np.save(temporary / "labels.npy", labels.astype(np.int64))
+        images.finish(temporary / IMAGES)
+        np.save(temporary / LABELS, labels.astype(np.int64))
         shown = grid_items(stage.params, len(labels))
-        save_grid(temporary / "grid.png", np.load(temporary / "images.npy", mmap_mode="r")[shown], GRID_COLUMNS)
-        write_json(temporary / "manifest.json", describe(image_set, stage.params) | {"run": run})
+        save_grid(temporary / "grid.png", np.load(temporary / IMAGES, mmap_mode="r")[shown], GRID_COLUMNS)
+        write_manifest(temporary, describe(image_set, stage.params) | {"run": run}, (IMAGES, LABELS))

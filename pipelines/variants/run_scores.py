@@ -3,7 +3,6 @@
 A metric is named score/SCORE EXTRACTOR, e.g. "score/fid scorer-classifier"; a setting other than the main one is appended.
 """
 
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -15,7 +14,7 @@ from pipelines.reporting.statistics import SCORE_TITLES, overall_scores, whole_a
 from pipelines.stage import Stage, outputs_hash
 from pipelines.tracking import add_scores, flatten, now, stage_key
 from pipelines.variants.variant import Variant
-from vapi_core.files import read_json
+from vapi_core.files import read_texts
 
 
 def report_scores(stage: Stage, variant: Variant, table: pd.DataFrame, judged: pd.DataFrame | None) -> None:
@@ -53,7 +52,7 @@ def metrics_of(scores: pd.DataFrame, variant: Variant) -> dict[str, float]:
 def header_of(params: Params, variant: Variant, seed: int) -> Header:
     """The run of a seed. That of an alignment is there; a control, which trains nothing, is made one by its scores."""
     output = variant.output(seed)
-    run = read_json(output / RUN_FILE, remedy(Path(output)))
+    run = read_texts(output / RUN_FILE, ["key", "stage", "experiment"], remedy(output))
     if variant.alignment is not None:
         return Header(run["experiment"], run["stage"], run["key"], now())
     settings: dict[str, Any] = {"variant": variant.name, "seed": seed}

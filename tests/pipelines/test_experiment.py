@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from dvc.repo import Repo, lock_repo
 from dvc.repo.experiments import Experiments
@@ -150,6 +151,31 @@ def test_a_killed_experiment_leaves_no_process_and_can_be_run_again(toy, monkeyp
     assert killed.name not in experiments(toy.root)
     assert toy.start(killed).wait() == 0
     assert toy.result(killed) == '{"score/fid toy": 9.85}'
+
+
+def standalone(toy) -> list[Path]:
+    """Temporary directories of experiments."""
+    return list((toy.root / ".dvc/tmp/exps/standalone").glob("tmp*"))
+
+
+def test_the_directory_of_a_killed_experiment_goes_with_the_next_one_when_nobody_works_in_it_any_more(toy):
+    holds = [toy.work / f"hold-{noise}" for noise in (0.16, 0.17)]
+    for hold in holds:
+        hold.touch()
+    killed, alive = toy.start(cell(0.16)), toy.start(cell(0.17))
+    while not (toy.runs(0.16) and toy.runs(0.17)):
+        assert killed.poll() is None and alive.poll() is None
+    stage = psutil.Process(killed.pid).children(recursive=True)[-1]
+    killed.kill()
+    killed.wait()
+    assert toy.start(cell(0.18)).wait() == 0
+    assert len(standalone(toy)) == 2  # the orphaned stage works in one, the other's DVC lives
+    holds[0].unlink()
+    psutil.wait_procs([stage])
+    assert toy.start(cell(0.19)).wait() == 0
+    assert len(standalone(toy)) == 1
+    holds[1].unlink()
+    assert alive.wait() == 0 and standalone(toy) == []
 
 
 def test_dvc_still_has_what_is_overridden():

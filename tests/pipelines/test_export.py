@@ -1,12 +1,15 @@
 """What leaves the project fits other people's scripts."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 
 from pipelines.export import main
 from tests.tiny import tiny_generator, tiny_tokenizer
-from vapi_core.files import write_json
+from vapi_core.data.subset import write_manifest
+from vapi_core.files import write_checked_json
 from vapi_core.models.checkpoints import save_model
 from vapi_core.models.llamagen.checkpoints import import_official
 
@@ -27,7 +30,8 @@ def test_a_set_of_images_goes_to_the_file_that_adms_evaluator_reads(tmp_path):
     folder = tmp_path / "t1.0-g1.0-0"
     folder.mkdir()
     np.save(folder / "images.npy", images)
-    write_json(folder / "manifest.json", {"kind": "samples", "shape": [5, 8, 8, 3]})
+    np.save(folder / "labels.npy", np.arange(5))
+    write_manifest(folder, {"kind": "samples", "shape": [5, 8, 8, 3]}, ("images.npy", "labels.npy"))
     assert main(["images", str(folder), str(tmp_path / "samples.npz")]) == 0
     with np.load(tmp_path / "samples.npz") as written:
         assert written.files == ["arr_0"]
@@ -48,3 +52,22 @@ def test_a_misspelt_place_makes_no_folder_and_a_folder_is_no_file(tmp_path, caps
         assert main(["weights", str(tmp_path / "aligned"), str(place)]) == 1
         assert f"{place}: {problem}" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["aligned"]
+
+
+@pytest.mark.parametrize("shape", [None, "abc", [2, 3], [2, 4, 4, None]])
+def test_a_set_whose_manifest_has_no_shape_is_told(tmp_path, capsys, shape):
+    write_checked_json(tmp_path / "manifest.json", {"kind": "samples", "shape": shape})
+    assert main(["images", str(tmp_path), str(tmp_path / "out.npz")]) == 1
+    assert "manifest.json: the file is damaged" in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_and_a_name_that_is_no_text_are_told(tmp_path, capsys):
+    save_model(tmp_path / "aligned", "tokenizer", tiny_tokenizer(), base_sha256="abc")
+    os.mkfifo(tmp_path / "pipe")
+    long = tmp_path / ("x" * 300)
+    odd = tmp_path / os.fsdecode(b"odd\xff.pt")
+    for place, problem in ((tmp_path / "pipe", "this is a device or a pipe"), (long, "the name is too long")):
+        assert main(["weights", str(tmp_path / "aligned"), str(place)]) == 1
+        assert problem in capsys.readouterr().err
+    assert main(["weights", str(tmp_path / "aligned"), str(odd)]) == 0 and odd.is_file()
+    assert "odd\\udcff.pt" in capsys.readouterr().out

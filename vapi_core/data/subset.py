@@ -4,6 +4,7 @@ A subset is a directory of `images.npy` (uint8 [N, S, S, 3]), `labels.npy` (int6
 image comes from). Every split is one contiguous range of it."""
 
 import hashlib
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from vapi_core.arrays import array_writer, open_array, read_manifest
+from vapi_core.arrays import MANIFEST, array_writer, entries_of, open_array, read_manifest, write_manifest
 from vapi_core.data.sources import ImageSource
 from vapi_core.errors import FileError, ParameterError, quoted, shortened
-from vapi_core.files import atomic_path, sha256_file, write_json
+from vapi_core.files import atomic_path, read_text, require_sha256, sha256_file
 from vapi_core.randomness import stream
 
 
@@ -66,10 +67,15 @@ def plan_subset(labels: np.ndarray, classes: Sequence[str], splits: Mapping[str,
     return SubsetPlan(seed, chosen, [queue[t:].tolist() for queue, t in zip(queues, taken, strict=True)])
 
 
-def write_subset(source: ImageSource, plan: SubsetPlan, directory: Path | str) -> None:
+def write_subset(
+    source: ImageSource, plan: SubsetPlan, directory: Path | str, texts: Mapping[str, str] | None = None
+) -> None:
     """Loads the planned images one by one and writes the subset; memory does not grow with their number.
 
     Two splits never hold the same pixels: an image already seen in an earlier split gives way to a spare of its class.
+
+    Args:
+        texts: further files of the subset, by name, for `read_subset_text`.
 
     Raises:
         ParameterError: no spare is left for such an image.
@@ -94,6 +100,8 @@ def write_subset(source: ImageSource, plan: SubsetPlan, directory: Path | str) -
                     items.append(item | _further(source, index))
                 splits[split] = [len(items) - len(indices), len(items)]
         np.save(temporary / "labels.npy", np.array(labels, dtype=np.int64))
+        for name, text in (texts or {}).items():
+            (temporary / name).write_text(text, encoding="utf-8", newline="")
         manifest = {
             "kind": "subset",
             "source": source.name,
@@ -104,7 +112,7 @@ def write_subset(source: ImageSource, plan: SubsetPlan, directory: Path | str) -
             "count": count,
             "items": items,
         }
-        write_json(temporary / "manifest.json", manifest)
+        write_manifest(temporary, manifest, ("images.npy", "labels.npy", *(texts or {})))
 
 
 def _further(source: ImageSource, index: int) -> dict[str, Any]:
@@ -152,26 +160,29 @@ class Subset:
 
     @classmethod
     def open(cls, directory: Path | str, remedy: str = "") -> "Subset":
-        """Opens what `write_subset` wrote. Pixels are not hashed again: that would read the whole array.
+        """Opens what `write_subset` wrote, after hashing its files again (1 GB in about a second).
 
         Raises:
             FileError: a file is missing or damaged, or the files do not belong together.
         """
         directory = Path(directory)
-        path = directory / "manifest.json"
+        path = directory / MANIFEST
         manifest = read_manifest(path, "subset", remedy)
-        try:
-            count, size, classes = manifest["count"], manifest["image_size"], tuple(manifest["classes"])
+        with entries_of(path, remedy):
+            count, size, classes = (
+                operator.index(manifest["count"]),
+                operator.index(manifest["image_size"]),
+                tuple(manifest["classes"]),
+            )
             splits = read_splits(manifest)
             expected = [classes.index(item["class"]) for item in manifest["items"]]
             captioned = any("caption" in item for item in manifest["items"])
             captions = tuple(item["caption"] for item in manifest["items"]) if captioned else None
             annotated = any("annotation" in item for item in manifest["items"])
             annotations = tuple(item["annotation"] for item in manifest["items"]) if annotated else None
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileError(path, f"the manifest is damaged ({quoted(error)}).", remedy) from None
-        images = open_array(directory / "images.npy", (count, size, size, 3), np.uint8, remedy)
-        labels = np.array(open_array(directory / "labels.npy", (count,), np.int64, remedy))
+            images_sha256, labels_sha256 = (manifest["sha256"][name] for name in ("images.npy", "labels.npy"))
+        images = open_array(directory / "images.npy", (count, size, size, 3), np.uint8, remedy, images_sha256)
+        labels = np.array(open_array(directory / "labels.npy", (count,), np.int64, remedy, labels_sha256))
         if labels.tolist() != expected:
             raise FileError(directory / "labels.npy", "the labels are not those of the manifest.", remedy)
         return cls(directory, images, labels, classes, size, splits, captions, annotations)
@@ -190,18 +201,34 @@ def subset_hash(directory: Path | str, remedy: str = "") -> str:
     """Hex sha256 of the manifest, which holds the hash of every image: equal for equal subsets.
 
     Raises:
-        FileError: the manifest is missing.
+        FileError: the manifest is missing or damaged.
     """
-    path = Path(directory) / "manifest.json"
-    if not path.is_file():
-        raise FileError(path, "the file is missing.", remedy)
+    path = Path(directory) / MANIFEST
+    read_manifest(path, "subset", remedy)
     return sha256_file(path)
+
+
+def read_subset_text(directory: Path | str, name: str, remedy: str = "") -> str | None:
+    """A further file of a subset, as `write_subset` was given it; None if there was none of this name.
+
+    Raises:
+        FileError: the manifest or the file is missing or damaged.
+    """
+    path = Path(directory) / MANIFEST
+    manifest = read_manifest(path, "subset", remedy)
+    with entries_of(path, remedy):
+        sha256 = manifest["sha256"].get(name)
+    if sha256 is None:
+        return None
+    text = read_text(path.with_name(name), remedy)
+    require_sha256(path.with_name(name), sha256, remedy)
+    return text
 
 
 def read_splits(manifest: dict[str, Any]) -> dict[str, tuple[int, int]]:
     """The table of splits of a manifest. Raises KeyError, TypeError or ValueError where it is damaged."""
-    splits = {name: (start, stop) for name, (start, stop) in manifest["splits"].items()}
-    if not all(0 <= start < stop <= manifest["count"] for start, stop in splits.values()):
+    splits = {name: (operator.index(start), operator.index(stop)) for name, (start, stop) in manifest["splits"].items()}
+    if not splits or not all(0 <= start < stop <= manifest["count"] for start, stop in splits.values()):
         raise ValueError("a split lies outside the array")
     return splits
 

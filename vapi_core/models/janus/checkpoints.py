@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from vapi_core.errors import FileError
+from vapi_core.files import parse_json
 from vapi_core.models.janus.policy import Janus, JanusConfig
 from vapi_core.models.janus.prompts import JANUS_PRO_1B, REMEDY, first_line, load_prompt_tokenizer
 from vapi_core.models.llamagen.tokenizer import OFFICIAL_USAGE_BUFFER, Tokenizer, TokenizerConfig
-from vapi_core.models.weights import load_strictly, read_state_dict
+from vapi_core.models.weights import check_expansion, check_loaded, load_strictly, read_state_dict
 
 OFFICIAL_TYPE = "multi_modality"  # "model_type" of the official config.json
 PARTS = ("language_model", "generation_embeddings", "generation_aligner", "generation_head")  # of the image path
@@ -46,7 +47,7 @@ def load_janus(path: Path | str = JANUS_PRO_1B) -> Janus:
         )
         weights = {k: t for k, t in model.model.state_dict().items() if k.startswith(PARTS)}
     policy = Janus(config)
-    load_strictly(policy, {name: t.float() for name, t in weights.items()}, folder)
+    load_strictly(policy, weights, folder)
     return policy.eval()
 
 
@@ -67,7 +68,7 @@ def load_janus_tokenizer(path: Path | str = JANUS_PRO_1B) -> Tokenizer:
         config = tokenizer_config(vq.config)
         weights = rename_vq(vq.state_dict())
     tokenizer = Tokenizer(config)
-    load_strictly(tokenizer, {name: t.float() for name, t in weights.items()}, folder)
+    load_strictly(tokenizer, weights, folder)
     return tokenizer.eval()
 
 
@@ -174,7 +175,7 @@ def _open_checkpoint(path: Path | str) -> tuple[Path, dict[str, Any]]:
 
     try:
         file = str(cached_file(str(path), "config.json", local_files_only=True))
-        description = json.loads(Path(file).read_text(encoding="utf-8"))
+        description = parse_json(Path(file).read_bytes())
         kind = description["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FileError(path, f"no checkpoint here ({first_line(error)}).", REMEDY) from None
@@ -187,6 +188,8 @@ def _load_transformers(path: Path | str) -> Any:
     from safetensors import SafetensorError
     from transformers import JanusForConditionalGeneration
 
+    folder, _ = _open_checkpoint(path)
+    check_expansion(folder)
     try:
         loaded: Any = JanusForConditionalGeneration.from_pretrained(
             str(path), local_files_only=True, dtype=torch.float32, output_loading_info=True
@@ -196,6 +199,7 @@ def _load_transformers(path: Path | str) -> Any:
         raise FileError(path, f"no Janus can be loaded from here ({first_line(error)}).", REMEDY) from None
     if missing := sorted(found["missing_keys"]):  # transformers would fill these with random numbers
         raise FileError(path, f"{len(missing)} of the weights are missing, {missing[0]} first.", REMEDY)
+    check_loaded(model, folder)
     return model
 
 

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 
 from vapi_core.errors import FileError
+from vapi_core.files import read_checked_json, require_sha256, sha256_file, write_checked_json
 from vapi_core.models.captions.encoders import LongCaption, LongCaptionError
 from vapi_core.models.policy import Prompts
 
 JANUS_PRO_1B = "deepseek-community/Janus-Pro-1B"
 REMEDY = f"Give a folder with a Janus checkpoint, or fetch one with `hf download {JANUS_PRO_1B}`."
+HASHES = "hashes.json"  # of what `PromptTokenizer.save` wrote
 BEGIN_OF_IMAGE, PAD = "<begin_of_image>", "<｜▁pad▁｜>"
 # the official chat template without a system prompt (`conversation.py`), then the tag after which image tokens follow
 PROMPT = "<|User|>: {caption}\n\n<|Assistant|>:" + BEGIN_OF_IMAGE
@@ -49,7 +51,9 @@ class PromptTokenizer:
         return lengths
 
     def save(self, directory: Path | str) -> None:
-        self.tokenizer.save_pretrained(directory)
+        """Writes the tokenizer's files and their sha256."""
+        written = [Path(file) for file in self.tokenizer.save_pretrained(directory)]
+        write_checked_json(Path(directory) / HASHES, {f.name: sha256_file(f) for f in written if f.is_file()})
 
 
 def pad_prompts(ids: Sequence[Sequence[int]], pad_id: int) -> Prompts:
@@ -79,11 +83,15 @@ def load_prompt_tokenizer(path: Path | str = JANUS_PRO_1B, remedy: str = REMEDY)
     """The text tokenizer of a checkpoint, or of a folder that `PromptTokenizer.save` wrote.
 
     Raises:
-        FileError: no tokenizer here, or one without the tokens that a prompt for an image needs.
+        FileError: no tokenizer here, one without the tokens that a prompt for an image needs, or a file that is not what
+            `PromptTokenizer.save` wrote.
     """
     from transformers import PreTrainedTokenizerFast
     from transformers.utils import cached_file
 
+    if (hashes := Path(path) / HASHES).is_file():
+        for name, sha256 in read_checked_json(hashes, remedy).items():
+            require_sha256(hashes.with_name(name), sha256, remedy)
     try:
         cached_file(str(path), "tokenizer.json", local_files_only=True)
         # not AutoTokenizer: the class that Janus's files name would replace their byte-level rules by Llama's
