@@ -30,12 +30,12 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    remove_leftovers(path.parent.glob(f".{glob.escape(path.name)}.*.tmp"))
-    _remove(temporary)  # an earlier process had this number
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise FileError(path, "this is a device or a pipe, which a file would replace.", "Name another place.")
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent.glob(f".{glob.escape(path.name)}.*.tmp"))
+        _remove(temporary)  # an earlier process had this number
         yield temporary
         if path.is_dir() and temporary.is_dir():
             shutil.rmtree(path)  # a directory cannot be renamed over one that holds files
