@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from pipelines.geneval_command import choose_device, positive
-from pipelines.inputs import open_generator, open_prompts, open_tokenizer
+from pipelines.inputs import open_generator, open_prompts, open_samples, open_tokenizer
 from pipelines.launch import one_message
 from pipelines.params import Params, load_params
 from pipelines.paths import BASE, CAPTIONS
@@ -29,6 +29,7 @@ from pipelines.stages.sample import draw_images, sample_set
 from pipelines.stages.tokenize import open_encoder
 from vapi_core.data.scenes import DIGITS
 from vapi_core.data.standardization import Standardization, standardize
+from vapi_core.data.subset import MANIFEST, read_manifest
 from vapi_core.errors import FileError, ParameterError
 from vapi_core.files import read_json, write_json
 from vapi_core.fingerprint import fingerprint, training_code
@@ -173,14 +174,15 @@ def export(folder: Path, directory: Path) -> int:
     Raises:
         FileError: no such set, or one that was not drawn by prompts.
     """
-    manifest = read_json(directory / "manifest.json", "Name a folder below data/samples, as `dvc repro` makes it.")
+    advice = "Name a folder below data/samples, as `dvc repro` makes it."
+    manifest = read_manifest(directory / MANIFEST, "samples", advice)
     prompts = open_prompts()
     if not prompts:
         raise FileError(directory, "this set was drawn by classes; GenEval's layout is for prompts.")
     check_folder(folder, manifest)
     write_prompts(folder, prompts)
     write_json(folder / DRAWN, manifest)
-    images, labels = np.load(directory / "images.npy", mmap_mode="r"), np.load(directory / "labels.npy")
+    images, labels = open_samples(directory, advice)
     seen = np.zeros(len(prompts), dtype=int)
     with progress("export", len(images), "images") as advance:
         for image, prompt in zip(images, labels, strict=True):

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.inputs import open_samples
 from pipelines.launch import one_message
-from vapi_core.data.subset import open_array
 from vapi_core.errors import FileError
-from vapi_core.files import atomic_path, read_json
+from vapi_core.files import atomic_path
 from vapi_core.models.checkpoints import export_official, load_model
 from vapi_core.models.generator import Generator
 from vapi_core.models.tokenizer import Tokenizer
@@ -40,18 +40,9 @@ def export_images(directory: Path, path: Path) -> None:
     Raises:
         FileError: there is no such set, or it is damaged.
     """
-    manifest = read_json(directory / "manifest.json", "Name the folder of one set, e.g. data/samples/base/t1.0-g1.0-0.")
-    if not isinstance(manifest, dict) or manifest.get("kind") != "samples":
-        raise FileError(
-            directory, "this is not a set of samples.", "Name a folder such as data/samples/base/t1.0-g1.0-0."
-        )
-    match manifest.get("shape"):
-        case [int(), int(), int(), int()] as shape:
-            images = open_array(directory / "images.npy", tuple(shape), np.uint8, "Run `dvc repro` for it.")
-        case _:
-            raise FileError(
-                directory / "manifest.json", "the file is damaged: it has no shape.", "Run `dvc repro` for it."
-            )
+    images, _ = open_samples(
+        directory, "Name the folder of one set, e.g. data/samples/base/t1.0-g1.0-0, or make it anew."
+    )
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, arr_0=images)
 

@@ -21,12 +21,13 @@ from PIL import Image
 from pipelines.launch import one_message
 from pipelines.progress import Advance, progress
 from pipelines.uploader import dismiss_early
+from vapi_core.data.image_files import read_rgb
 from vapi_core.errors import FileError, ParameterError, quoted, shortened
 from vapi_core.files import write_json
 from vapi_core.scoring.clip import load_clip
 from vapi_core.scoring.detectors import CHECKED_IMAGES, COCO_CLASSES, HUB_DETECTOR, ClipColors, Mask2Former
 from vapi_core.scoring.geneval import GenEvalOptions
-from vapi_core.scoring.geneval_folder import GenEvalResult, Sample, read_folder, read_image, read_results
+from vapi_core.scoring.geneval_folder import GenEvalResult, Sample, read_folder, read_results
 from vapi_core.scoring.geneval_run import Evaluation, Judge, evaluate_folder
 from vapi_core.scoring.geneval_scores import json_ready, official_text, score_table, summarize
 from vapi_core.scoring.preference import CLIP_ARCHITECTURE
@@ -82,7 +83,7 @@ def check_images(folder: Path | None, samples: list[Sample]) -> list[Image.Image
     images = []
     for path in paths[:: max(1, len(paths) // CHECKED_IMAGES)]:
         try:
-            images.append(read_image(path))
+            images.append(read_rgb(path))
         except FileError:
             continue  # the evaluation names it
     if not images:

@@ -1,6 +1,7 @@
 """What several stages read: tokens with their images, the generators, and the network that rewards."""
 
 import json
+import operator
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +17,17 @@ from vapi_core.alignment.external_reward import ClassLikelihood, ExternalReward,
 from vapi_core.alignment.reward import PerceptualDistance
 from vapi_core.data.cache import TokenCache
 from vapi_core.data.captions import CaptionCache, CaptionConditions
-from vapi_core.data.subset import Subset, open_array, read_manifest, subset_hash
+from vapi_core.data.subset import (
+    MANIFEST,
+    Subset,
+    entries_of,
+    open_array,
+    read_manifest,
+    read_subset_text,
+    subset_hash,
+)
 from vapi_core.errors import FileError
+from vapi_core.files import split_lines
 from vapi_core.models.checkpoints import load_model, model_hash
 from vapi_core.models.janus import PromptConditions, load_prompt_tokenizer
 from vapi_core.models.perceptual import FeatureDistance, load_lpips
@@ -25,6 +35,8 @@ from vapi_core.models.policy import Policy
 from vapi_core.models.tokenizer import Tokenizer
 from vapi_core.scoring.classifier import load_classifier
 from vapi_core.scoring.geneval_folder import Prompt
+
+IMAGES, LABELS = "images.npy", "labels.npy"  # of a set of samples
 
 
 def open_split(name: str, device: torch.device) -> AlignmentData:
@@ -57,8 +69,13 @@ def caption_conditions(captions: Sequence[str]) -> Conditions:
 
 
 def open_prompts() -> list[Prompt]:
-    """The prompts of a text-to-image run, checked when they were written; none for class to image."""
-    return [Prompt(json.loads(line)) for line in PROMPTS.read_text("utf-8").splitlines()] if PROMPTS.exists() else []
+    """The prompts of a text-to-image run, checked when they were written; none for class to image.
+
+    Raises:
+        FileError: the subset or the prompts are missing or damaged.
+    """
+    text = read_subset_text(SUBSET, PROMPTS.name)
+    return [] if text is None else [Prompt(json.loads(line)) for line in split_lines(text)]
 
 
 def open_tokenizer(device: torch.device, directory: Path = TOKENIZER) -> Tokenizer:
@@ -71,15 +88,23 @@ def open_generator(directory: Path, device: torch.device) -> Policy:
     return load_model(directory, "generator", remedy(directory)).to(device)
 
 
-def open_samples(directory: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [N, H, W, 3], memory-mapped, and labels int64 [N] of a finished set.
+def open_samples(directory: Path, advice: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [N, H, W, 3], memory-mapped, and labels int64 [N] of a finished set, after hashing its files again.
+
+    Args:
+        advice: what an error message says; by default the command that draws the set.
 
     Raises:
         FileError: a file is missing, damaged, or not what the manifest says.
     """
-    shape = tuple(read_manifest(directory / "manifest.json", "samples", remedy(directory))["shape"])
-    images = open_array(directory / "images.npy", shape, np.uint8, remedy(directory))
-    return images, np.array(open_array(directory / "labels.npy", shape[:1], np.int64, remedy(directory)))
+    advice = remedy(directory) if advice is None else advice
+    path = directory / MANIFEST
+    manifest = read_manifest(path, "samples", advice)
+    with entries_of(path, advice):
+        (count, height, width, channels), sha256 = map(operator.index, manifest["shape"]), manifest["sha256"]
+        images_sha256, labels_sha256 = sha256[IMAGES], sha256[LABELS]
+    images = open_array(directory / IMAGES, (count, height, width, channels), np.uint8, advice, images_sha256)
+    return images, np.array(open_array(directory / LABELS, (count,), np.int64, advice, labels_sha256))
 
 
 def read_scores(path: Path) -> pd.DataFrame:

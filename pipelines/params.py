@@ -73,6 +73,7 @@ class SubsetParams(Section):
     dataset: DatasetParams | None
     prompts: PositiveInt | str | None
     image_size: PositiveInt
+    exif_orientation: bool
     splits: dict[str, PositiveInt]
     seed: int
 

@@ -29,7 +29,7 @@ from pipelines.tracking import StageRun, stage_key, stage_run
 from pipelines.uploader import dismiss_early
 from vapi_core import distributed
 from vapi_core.errors import FileError, ParameterError
-from vapi_core.files import atomic_path, read_json, remove_leftovers_below, remove_whole, write_json
+from vapi_core.files import atomic_path, read_texts, remove_leftovers_below, remove_whole, write_json
 from vapi_core.fingerprint import fingerprint, training_code
 
 Metrics = dict[str, float]
@@ -167,7 +167,7 @@ def outputs_hash(folder: Path) -> str:
 
 def upstream_keys(plan: StagePlan) -> list[str]:
     """Keys of the runs that made this stage's inputs."""
-    return [read_json(d / RUN_FILE, remedy(d))["key"] for d in plan.upstream]
+    return [read_texts(d / RUN_FILE, ["key"], remedy(d))["key"] for d in plan.upstream]
 
 
 def run_stage(

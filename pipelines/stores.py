@@ -24,10 +24,11 @@ SECONDS = 10  # until a database counts as away, as an HTTP server does
 
 
 def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI or the default; a relative path of a database is that in the repository, wherever we work."""
+    """MLFLOW_TRACKING_URI or the default. The file of a database is told by its whole path: a relative one is that in the
+    repository, wherever we work, and MLflow keeps what it has opened under the address that it was given."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     database = sqlite_path(uri)
-    if database is None or database.is_absolute() or Path() == REPOSITORY:
+    if database is None or database.is_absolute():
         return uri
     scheme, _, rest = uri.partition(":///")
     return f"{scheme}:///{REPOSITORY.absolute() / rest}"

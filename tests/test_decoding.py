@@ -7,7 +7,7 @@ import torch
 
 from tests.tiny import CAPTIONED, tiny_captions, tiny_generator
 from vapi_core.decoding import cache_lengths
-from vapi_core.errors import ParameterError
+from vapi_core.errors import ParameterError, VapiError
 from vapi_core.models.policy import Captions, Policy, fill_up
 from vapi_core.sampling import Sampler, SamplingConfig, generate, sampling_uniforms
 
@@ -45,6 +45,16 @@ def test_captions_of_another_batch_bring_their_own_mask():
     uniforms = sampling_uniforms(0, range(4), 9)
     for captions in (tiny_captions(), tiny_captions((1, 4, 5, 2), seed=1)):
         assert torch.equal(sampler(captions, uniforms), generate(generator, captions, uniforms, config))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_logits_that_are_not_numbers_are_refused_whatever_draws_from_them(compiled):
+    generator = tiny_generator()
+    with torch.no_grad():
+        generator.output.weight[3] = torch.inf
+    sampler = Sampler(generator, SamplingConfig(), compiled=compiled)
+    with pytest.raises(VapiError, match="logits of the generator are not finite in float32"):
+        sampler(CLASSES, sampling_uniforms(0, range(6), 9))
 
 
 @torch.no_grad()

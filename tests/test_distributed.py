@@ -20,6 +20,7 @@ from vapi_core.alignment.straight_through import StraightThrough, StraightThroug
 from vapi_core.alignment.tokenizer_post_training import TokenizerPostTraining
 from vapi_core.alignment.va_pi import VaPi, VaPiConfig
 from vapi_core.data.cache import TokenCache, write_token_cache
+from vapi_core.errors import TrainingError
 from vapi_core.images import to_uint8
 from vapi_core.training import OptimizationConfig, autocast, train
 
@@ -214,6 +215,55 @@ def test_an_alignment_goes_on_with_another_number_of_processes(tmp_path):
     align(checkpoint=tmp_path / "one", kill_after=3)
     for result in (*(align(checkpoint=tmp_path / name) for name in ("ddp", "fsdp")), *run_on(2, resumed, tmp_path)[0]):
         assert_same(result, on_one_process())
+
+
+def stopped_by_one(sharded: bool) -> tuple[str, int]:
+    """What a training says, and after how many steps, of which one process has a loss that is not finite in its third."""
+    rows: list[dict[str, float]] = []
+    generator = tiny_generator(grid=4)
+    if sharded:
+        distributed.shard_weights(generator, CPU, torch.float32)
+    tokens = random_tokens(COUNT, 16)
+
+    def objective(slots):
+        loss = generator(torch.from_numpy(slots.items) % 5, tokens[slots.items, :-1]).square().mean()
+        return loss * (torch.nan if slots.step == 2 and distributed.rank() == 1 else 1.0), {}
+
+    try:
+        train(generator, objective, STEPS, count=COUNT, seed=0, log=lambda step, row: rows.append(row))
+    except TrainingError as error:
+        return str(error), len(rows)
+    return "", len(rows)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_all_processes_stop_at_a_number_that_only_one_has_seen(sharded):
+    (first, first_steps), (second, second_steps) = run_on(2, stopped_by_one, sharded)
+    assert first == second and first.startswith("training stopped at step 3: loss is nan")
+    assert first_steps == second_steps == 2
+
+
+def ruined(sharded: bool) -> str:
+    generator = tiny_generator(grid=4)
+    if sharded:
+        distributed.shard_weights(generator, CPU, torch.float32)
+    tokens = random_tokens(COUNT, 16)
+
+    def objective(slots):
+        return generator(torch.from_numpy(slots.items) % 5, tokens[slots.items, :-1]).square().mean(), {}
+
+    settings = replace(STEPS, learning_rate=1e39, schedule="constant", steps=1)
+    try:
+        train(generator, objective, settings, count=COUNT, seed=0, log=lambda step, row: None)
+    except TrainingError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_all_processes_see_weights_that_the_last_step_has_ruined(sharded):
+    first, second = run_on(2, ruined, sharded)
+    assert first == second and first.startswith("training stopped at step 1: the largest weight is")
 
 
 def steps_of_unequal_clocks() -> int:

@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,8 +10,26 @@ import numpy as np
 import pytest
 import torch
 
+from tests.damage import check_every_flip_is_named
 from vapi_core.errors import FileError
-from vapi_core.files import atomic_path, read_json, read_yaml, sha256_file, write_json
+from vapi_core.files import (
+    atomic_path,
+    link_tree,
+    parse_json,
+    read_checked_json,
+    read_json,
+    read_text,
+    read_texts,
+    read_yaml,
+    remove_leftovers_below,
+    remove_whole,
+    require_sha256,
+    require_utf8_name,
+    sha256_file,
+    split_lines,
+    write_checked_json,
+    write_json,
+)
 
 
 def test_a_file_appears_only_when_the_block_has_ended(tmp_path):
@@ -124,6 +143,172 @@ def test_the_hash_is_that_of_sha256sum(tmp_path):
 def test_yaml_numbers_are_read_as_dvc_writes_them(tmp_path, text):
     (tmp_path / "params.yaml").write_text(f"rate: {text}")
     assert read_yaml(tmp_path / "params.yaml") == {"rate": 1e-5}
+
+
+# What killed processes leave
+
+
+def dead_process() -> int:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    return ended.pid
+
+
+def test_what_a_dead_process_left_of_a_path_goes_when_the_path_is_written_again(tmp_path):
+    dead, alive = dead_process(), os.getppid()
+    for name in (f".out.txt.{dead}.tmp", f".out.txt.{alive}.tmp", f".other.txt.{dead}.tmp", f"out.txt.{dead}.tmp"):
+        (tmp_path / name).write_text("left")
+    with atomic_path(tmp_path / "out.txt") as temporary:
+        temporary.write_text("whole")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "out.txt",
+        f".out.txt.{alive}.tmp",  # its process may be at it
+        f".other.txt.{dead}.tmp",  # of another path
+        f"out.txt.{dead}.tmp",  # no temporary of ours
+    }
+
+
+def test_what_a_process_of_the_same_number_left_is_not_taken_for_our_own(tmp_path):
+    left = tmp_path / f".out.{os.getpid()}.tmp"
+    left.mkdir()
+    (left / "stale").write_text("left")
+    with atomic_path(tmp_path / "out") as temporary:
+        temporary.mkdir()
+        (temporary / "fresh").write_text("new")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["fresh"]
+
+
+def test_leftovers_are_removed_wherever_they_lie_below_a_folder_and_nothing_else(tmp_path):
+    dead, alive = dead_process(), os.getppid()
+    deep = tmp_path / "checkpoints" / "align-k"
+    (deep / f".50.{dead}.tmp" / "folder").mkdir(parents=True)
+    (deep / f".75.{alive}.tmp").mkdir()
+    (deep / "50").mkdir()
+    for name in (f".reconstructions.npy.{dead}.tmp", ".name.tmp", ".x.99999999999999999999.tmp", "kept.npy"):
+        (tmp_path / name).write_text("")
+    remove_leftovers_below(tmp_path)
+    assert {path.name for path in deep.iterdir()} == {f".75.{alive}.tmp", "50"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "checkpoints",
+        ".name.tmp",
+        ".x.99999999999999999999.tmp",
+        "kept.npy",
+    }
+    remove_leftovers_below(tmp_path / "nowhere")
+
+
+def test_a_folder_is_copied_by_links_and_whole_where_there_are_none(tmp_path, monkeypatch):
+    (tmp_path / "source" / "deep").mkdir(parents=True)
+    (tmp_path / "source" / "deep" / "file").write_text("content")
+    link_tree(tmp_path / "source", tmp_path / "linked")
+
+    def no_links(*paths):
+        raise OSError("Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", no_links)
+    link_tree(tmp_path / "source", tmp_path / "copied")
+    source = (tmp_path / "source" / "deep" / "file").stat()
+    for name, same in (("linked", True), ("copied", False)):
+        copy = tmp_path / name / "deep" / "file"
+        assert copy.read_text() == "content" and (copy.stat().st_ino == source.st_ino) == same
+    shutil.rmtree(tmp_path / "source")
+    assert (tmp_path / "linked" / "deep" / "file").read_text() == "content"
+
+
+def test_a_folder_that_is_removed_is_gone_at_once_under_its_name(tmp_path, monkeypatch):
+    folder = tmp_path / "checkpoint"
+    (folder / "6").mkdir(parents=True)
+    left = []
+    monkeypatch.setattr(shutil, "rmtree", lambda path: left.append((folder.exists(), path.name)))
+    remove_whole(folder)
+    remove_whole(folder)  # there is none any more
+    assert left == [(False, f".checkpoint.{os.getpid()}.tmp")]
+
+
+def test_lines_end_with_a_newline_and_with_nothing_else():
+    assert split_lines("a\nb\r\n\nd") == ["a", "b", "", "d"] and split_lines("a\n") == ["a"] and split_lines("") == []
+    for inside in ("\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"):
+        assert split_lines(f"a{inside}b\nc\n") == [f"a{inside}b", "c"]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
+    (tmp_path / "x.json").write_bytes(b"\xef\xbb\xbf[1]")
+    assert read_text(tmp_path / "x.json") == "[1]" and read_json(tmp_path / "x.json") == [1]
+    assert parse_json(b"\xef\xbb\xbf[1]") == [1]
+
+
+def test_text_that_is_not_utf8_is_named_with_its_line(tmp_path):
+    (tmp_path / "x.txt").write_bytes("one\ntwo\ncafé\n".encode("latin-1"))
+    with pytest.raises(FileError, match=r"x\.txt: the file is damaged \(line 3 is not UTF-8.*Save it as UTF-8"):
+        read_text(tmp_path / "x.txt")
+
+
+@pytest.mark.parametrize("read", [read_text, read_json, read_checked_json])
+def test_a_pipe_or_a_folder_is_refused_and_not_waited_for(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(FileError, match=f"{name}: this is no file, but a folder, a pipe or a device"):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000])
+def test_json_that_is_nested_too_deeply_is_damaged(tmp_path, content):
+    (tmp_path / "x.json").write_text(content)
+    for read in (read_json, read_checked_json):
+        with pytest.raises(FileError, match=r"x\.json: the file is damaged \(it is nested too deeply\)\. Run: dvc"):
+            read(tmp_path / "x.json", "Run: dvc")
+
+
+@pytest.mark.parametrize("text", [r'["a \ud83d cat"]', r'{"\uDE00": 1}', r'[{"a": ["\udcff"]}]'])
+def test_half_a_character_is_refused_for_no_file_could_hold_it(text):
+    with pytest.raises(ValueError, match="half of a character"):
+        parse_json(text)
+
+
+def test_a_character_that_is_escaped_in_two_halves_is_whole():
+    assert parse_json(r'["\ud83d\ude00", "\\ud83d"]') == ["\N{GRINNING FACE}", r"\ud83d"]
+
+
+def test_whatever_byte_of_a_checked_file_flips_it_is_noticed(tmp_path):
+    path, value = tmp_path / "x.json", {"kind": "subset", "ξ": [0.5, 1, None], "items": [{"caption": "a cat"}]}
+    write_checked_json(path, value)
+    assert read_checked_json(path) == value
+    check_every_flip_is_named(path, lambda: read_checked_json(path), flips=1000)
+    for other in (value, value | {"checksum": "0" * 64}, [value]):
+        write_json(path, other)
+        with pytest.raises(FileError, match=r"x\.json: .*its checksum is not that of its content"):
+            read_checked_json(path)
+
+
+@pytest.mark.parametrize("content", ["[]", "5", "{}", '{"key": null}', '{"key": ["a"]}'])
+def test_an_entry_that_is_missing_or_no_text_is_named(tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(FileError, match=r"run\.json: the file is damaged: the entry 'key' .*Run: dvc repro"):
+        read_texts(tmp_path / "run.json", ["key"], "Run: dvc repro")
+    (tmp_path / "run.json").write_text('{"key": "a"}')
+    assert read_texts(tmp_path / "run.json", ["key"]) == {"key": "a"}
+
+
+def test_a_file_is_hashed_once_and_again_when_it_has_changed(tmp_path, monkeypatch):
+    path = tmp_path / "rows.npy"
+    path.write_bytes(b"abc")
+    sha256 = sha256_file(path)
+    os.utime(path, (0, 0))
+    monkeypatch.setattr("vapi_core.files.SETTLED", 0.0)  # else a file that changed this second is hashed each time
+    require_sha256(path, sha256)
+    with monkeypatch.context() as patch:
+        patch.setattr("vapi_core.files.sha256_file", lambda path: pytest.fail("hashed twice"))
+        require_sha256(path, sha256)
+    path.write_bytes(b"abd")
+    with pytest.raises(FileError, match=r"rows\.npy: the file is damaged: its sha256"):
+        require_sha256(path, sha256, "")
+
+
+def test_a_name_that_is_not_utf8_is_shown_with_its_bytes(tmp_path):
+    require_utf8_name("café", tmp_path)
+    with pytest.raises(FileError, match=r"the name caf\\xe9 in it is not UTF-8"):
+        require_utf8_name(os.fsdecode(b"caf\xe9"), tmp_path)
 
 
 FULL_DISK = Path("/dev/full")  # Linux: every write to it finds the disk full

@@ -1,11 +1,13 @@
 """How the base models come to be: a codebook that is used from its first step on."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from tests.tiny import tiny_tokenizer
-from vapi_core.errors import ParameterError
+from vapi_core.errors import ParameterError, TrainingError
 from vapi_core.images import to_tensor
 from vapi_core.pretraining import (
     TokenizerObjective,
@@ -146,3 +148,11 @@ def test_the_color_weighs_in_the_loss_as_much_as_asked_for():
     loss, metrics = TokenizerObjective(tokenizer, images(), CPU, 0.5, 1, color_weight=4.0)(slots)
     assert metrics["color"] > 0.01
     assert torch.isclose(loss - plain, 4 * metrics["color"])
+
+
+def test_an_encoder_that_has_left_the_range_of_numbers_starts_no_codebook_and_the_step_is_named():
+    tokenizer = tiny_tokenizer()
+    objective = TokenizerObjective(tokenizer, images(), CPU, unquantized_steps=1)
+    settings = replace(training(), learning_rate=1e30)
+    with pytest.raises(TrainingError, match="stopped at step 2: an encoder output is nan"):
+        train(tokenizer, objective, settings, count=40, seed=0, log=silent)

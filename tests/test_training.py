@@ -8,6 +8,7 @@ from torch import nn
 
 from tests.tiny import NO_DROPOUT, random_tokens, tiny_generator
 from vapi_core.alignment.objective import prior_loss
+from vapi_core.errors import TrainingError
 from vapi_core.training import (
     Objective,
     OptimizationConfig,
@@ -245,3 +246,61 @@ def test_the_caller_s_random_state_does_not_matter(tmp_path):
     torch.manual_seed(2)
     assert run(second, config()) == rows
     assert torch.equal(weights(first), weights(second))
+
+
+# Numbers that are not finite
+
+
+def broken_from(generator: nn.Module, step: int, what: str) -> Objective:
+    """The objective, of which from a step on the loss, or only its gradient, is not finite."""
+    plain = next_token(generator)
+
+    def objective(slots):
+        loss, metrics = plain(slots)
+        if slots.step >= step:
+            zero = generator.output.weight.sum() * 0
+            loss = loss + (zero.sqrt() if what == "gradient_norm" else zero / 0)  # a root rises infinitely steep from 0
+        return loss, metrics
+
+    return objective
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient_norm"])
+def test_the_first_step_that_is_not_finite_is_named_and_not_taken(tmp_path, what):
+    generator, rows, kept = tiny_generator(), [], []
+    options = {"log": lambda step, row: rows.append(row), "keep": kept.append, "checkpoint": tmp_path / "c"}
+    with pytest.raises(TrainingError, match=f"stopped at step 4: {what} is (nan|inf)") as caught:
+        objective = broken_from(generator, 3, what)
+        train(generator, objective, config(checkpoint_every=2), count=COUNT, seed=0, fingerprint="a", **options)
+    assert (caught.value.step, caught.value.metric) == (4, what)
+    assert len(rows) == 3 and kept == [1, 2, 3]
+    before = tiny_generator()
+    run(before, config(steps=3))
+    assert torch.equal(weights(generator), weights(before))
+
+    mended = tiny_generator(seed=9)  # the last checkpoint is a good one
+    whole, resumed = tiny_generator(), run(mended, config(), checkpoint=tmp_path / "c", fingerprint="a")
+    assert run(whole, config()) == resumed and torch.equal(weights(mended), weights(whole))
+
+
+def test_a_learning_rate_that_is_far_too_high_stops_cross_entropy():
+    with pytest.raises(TrainingError, match="stopped at step 2: (loss|gradient_norm) is nan"):
+        run(tiny_generator(), config(learning_rate=1e30))
+
+
+def test_weights_that_the_last_step_has_ruined_are_not_handed_back_as_trained():
+    with pytest.raises(TrainingError, match="stopped at step 1: the largest weight is (inf|nan)"):
+        run(tiny_generator(), config(learning_rate=1e39, steps=1, betas=(0.0, 0.0)))
+
+
+def test_looking_for_numbers_that_are_not_finite_waits_for_the_device_twice_a_step(monkeypatch):
+    """As often as reading the metrics did before: loss and gradient norm, then the weights."""
+    reads = []
+    for name in ("cpu", "item", "tolist", "__bool__", "__float__"):
+        read = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda self, *a, n=name, r=read: (reads.append(n), r(self, *a))[1])
+    run(tiny_generator(), config(steps=1))
+    of_one = [name for name in reads if name in ("cpu", "item")]
+    reads.clear()
+    run(tiny_generator(), config(steps=2))
+    assert len([name for name in reads if name in ("cpu", "item")]) - len(of_one) == 2

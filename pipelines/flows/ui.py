@@ -18,6 +18,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectNotFound
@@ -25,6 +26,7 @@ from prefect.settings import PREFECT_SERVER_API_AUTH_STRING
 from prefect.workers.process import ProcessWorker
 
 from pipelines.flows.running import environment
+from pipelines.launch import one_message
 from pipelines.masking import masked
 from pipelines.paths import WORK
 from pipelines.processes import Guarded
@@ -127,13 +129,17 @@ def allowed_hosts(port: int, others: str | None) -> str:
 
 
 def create_pool(api: str, login: str | None) -> None:
-    """The work pool of prefect.yaml, unless there is one."""
-    with SyncPrefectClient(api=api, auth_string=login) as client:
-        try:
-            client.read_work_pool(POOL)
-        except ObjectNotFound:
-            template = ProcessWorker.get_default_base_job_template()
-            client.create_work_pool(WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=template))
+    """The work pool of prefect.yaml, unless there is one. Raises VapiError if the server cannot be asked."""
+    try:
+        with SyncPrefectClient(api=api, auth_string=login) as client:
+            try:
+                client.read_work_pool(POOL)
+            except ObjectNotFound:
+                template = ProcessWorker.get_default_base_job_template()
+                client.create_work_pool(WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=template))
+    except httpx.HTTPError as error:
+        known = "PREFECT_API_AUTH_STRING is the login that it asks for."
+        raise VapiError(masked(f"the Prefect server at {api} does not let us in: {error}. {known}")) from error
 
 
 def run(command: Sequence[str], env: Mapping[str, str]) -> str:
@@ -174,6 +180,7 @@ def serve(stack: ExitStack) -> None:
         print("The worker has ended; another one starts.", file=sys.stderr, flush=True)
 
 
+@one_message
 def main() -> None:
     def stop(*_: object) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -187,9 +194,7 @@ def main() -> None:
             serve(stack)
     except Stopped:
         print("Everything has stopped.", flush=True)
-    except VapiError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

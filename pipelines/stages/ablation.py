@@ -16,7 +16,7 @@ from pipelines.params import Params
 from pipelines.paths import ABLATION_REPORTS, BASE, RUN_FILE, remedy
 from pipelines.stage import Stage, StagePlan, run_stage
 from pipelines.stages.cell import IMAGES, SCORES
-from vapi_core.files import atomic_path, read_json
+from vapi_core.files import atomic_path, read_texts
 
 
 def plan(params: Params, arguments: argparse.Namespace) -> StagePlan:
@@ -45,7 +45,7 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
     for end in (".md", ".csv", ".png", "-samples.png"):
         stage.run.artifact(ABLATION_REPORTS / f"{table}{end}")
     stage.run.table("cells", sets.to_dict("records"))
-    stage.run.adopt([read_json(cell.directory / RUN_FILE, remedy(cell.directory))["key"] for cell in cells])
+    stage.run.adopt([read_texts(cell.directory / RUN_FILE, ["key"], remedy(cell.directory))["key"] for cell in cells])
     stage.metrics["cells"] = len(cells)
 
 

@@ -26,7 +26,7 @@ from pipelines.stages.score import open_reference_batch, open_references, score_
 from pipelines.tracking import stage_key
 from vapi_core.alignment.data import batch_conditions
 from vapi_core.data.subset import Subset
-from vapi_core.files import read_json, write_json
+from vapi_core.files import read_texts, write_json
 from vapi_core.memory import free_bytes
 from vapi_core.models.policy import Policy
 from vapi_core.models.tokenizer import Tokenizer
@@ -61,7 +61,7 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
     stage.output.mkdir(parents=True, exist_ok=True)
     identity = stage_key("cell", stage.plan.params, upstream_keys(stage.plan))
     as_it_stands = Cell(SUBJECT, "", cell.seed).directory
-    if cell.changes and read_json(as_it_stands / IDENTITY, remedy(as_it_stands))["identity"] == identity:
+    if cell.changes and read_texts(as_it_stands / IDENTITY, ["identity"], remedy(as_it_stands))["identity"] == identity:
         copy(stage, as_it_stands)
     else:
         compute(stage, cell)

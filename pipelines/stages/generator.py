@@ -9,6 +9,7 @@ from pipelines.params import grid_side
 from pipelines.paths import GENERATOR, SUBSET, TOKENS
 from pipelines.rules import is_janus
 from pipelines.stage import Stage, StagePlan, run_stage
+from vapi_core.data.sources import require_class_numbers
 from vapi_core.data.subset import Subset
 from vapi_core.models.checkpoints import save_model
 from vapi_core.models.generator import Generator
@@ -28,13 +29,15 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
         stage.skip_training()
         finish(stage, *import_janus(stage.params))
         return
-    classes = len(Subset.open(SUBSET).classes)
+    classes = Subset.open(SUBSET).classes
+    if stage.params.task == "c2i" and params.checkpoint is not None:
+        require_class_numbers(classes, SUBSET)
     captions = open_captions() if stage.params.task == "t2i" else None
     seed_torch(params.seed, "generator weights")
     config = params.config(
         grid_side(stage.params),
         stage.params.tokenizer.codebook_size,
-        classes,
+        len(classes),
         **({} if captions is None else {"caption_dim": captions.dim, "caption_tokens": captions.limit}),
     )
     generator = Generator(config).to(stage.device)

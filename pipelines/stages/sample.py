@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from pipelines.figures import save_grid
-from pipelines.inputs import caption_conditions, open_generator, open_prompts, open_tokenizer
+from pipelines.inputs import IMAGES, LABELS, caption_conditions, open_generator, open_prompts, open_tokenizer
 from pipelines.params import Params, decimal
 from pipelines.paths import (
     BASE,
@@ -40,8 +40,8 @@ from pipelines.stage import Stage, StagePlan, descriptions, run_stage
 from vapi_core import distributed
 from vapi_core.alignment.data import Conditions, batch_conditions
 from vapi_core.data.partial import PartialArray
-from vapi_core.data.subset import Subset
-from vapi_core.files import atomic_path, read_json, write_json
+from vapi_core.data.subset import Subset, write_manifest
+from vapi_core.files import atomic_path, read_texts
 from vapi_core.fingerprint import fingerprint, training_code
 from vapi_core.images import images_of_a_pass, resize_bicubic, to_uint8
 from vapi_core.memory import free_bytes
@@ -276,14 +276,14 @@ def draw_images(
 def write_set(sample_set: SampleSet, images: PartialArray, stage: Stage) -> None:
     """Writes the directory of a set: images.npy, labels.npy, grid.png, manifest.json."""
     labels = choose_labels(stage.params, stage.params.sample.seed + sample_set.seed)
-    run = read_json(sample_set.trained / RUN_FILE)["key"]
+    run = read_texts(sample_set.trained / RUN_FILE, ["key"], remedy(sample_set.trained))["key"]
     with atomic_path(sample_set.directory) as temporary:
         temporary.mkdir()
-        images.finish(temporary / "images.npy")
-        np.save(temporary / "labels.npy", labels.astype(np.int64))
+        images.finish(temporary / IMAGES)
+        np.save(temporary / LABELS, labels.astype(np.int64))
         shown = grid_items(stage.params, len(labels))
-        save_grid(temporary / "grid.png", np.load(temporary / "images.npy", mmap_mode="r")[shown], GRID_COLUMNS)
-        write_json(temporary / "manifest.json", describe(sample_set, stage.params) | {"run": run})
+        save_grid(temporary / "grid.png", np.load(temporary / IMAGES, mmap_mode="r")[shown], GRID_COLUMNS)
+        write_manifest(temporary, describe(sample_set, stage.params) | {"run": run}, (IMAGES, LABELS))
 
 
 if __name__ == "__main__":

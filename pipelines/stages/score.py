@@ -25,7 +25,7 @@ from pipelines.stage import Stage, StagePlan, outputs_hash, run_stage
 from pipelines.stages.sample import STEPS, TEMPERATURES, SampleSet, plan_sets, samples_of
 from pipelines.tracking import add_scores, now
 from vapi_core.data.subset import Subset, array_writer
-from vapi_core.files import atomic_path, read_json, write_json
+from vapi_core.files import atomic_path, read_texts, write_json
 from vapi_core.images import images_of_a_pass, to_uint8
 from vapi_core.scoring.classifier import accuracy
 from vapi_core.scoring.features import Extractor, Features, cached_features, load_extractor
@@ -204,7 +204,7 @@ def log_scores(table: pd.DataFrame, params: Params, source: str) -> None:
     headers: dict[str, Header] = {}
     outputs: dict[str, str] = {}
     for generator, part in table.groupby(table["generator"]):
-        run = read_json(Path(generator) / RUN_FILE, remedy(Path(generator)))
+        run = read_texts(Path(generator) / RUN_FILE, ["experiment", "stage", "key"], remedy(Path(generator)))
         headers[run["key"]] = Header(run["experiment"], run["stage"], run["key"], now())
         row: dict[str, float] = {}
         for (temperature, guidance, extractor), group in part.groupby(["temperature", "guidance_scale", "extractor"]):

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 from pipelines.params import Params, SubsetParams
@@ -12,7 +13,7 @@ from pipelines.stage import Stage, StagePlan, run_stage
 from vapi_core.data.captioned import captioned_folder_source, dataset_source, webdataset_source
 from vapi_core.data.labelled import labelled_dataset_source, labelled_webdataset_source
 from vapi_core.data.scenes import DIGITS, plan_scenes, scene_prompts
-from vapi_core.data.sources import ImageSource, folder_source, mnist_source
+from vapi_core.data.sources import ImageSource, folder_source, mnist_source, require_class_numbers
 from vapi_core.data.subset import SubsetPlan, plan_subset, write_subset
 from vapi_core.scoring.geneval_folder import read_prompts
 
@@ -29,11 +30,16 @@ def open_source(params: SubsetParams) -> ImageSource:
         assert params.dataset is not None
         split, image, label = params.dataset.split, params.dataset.image_column, params.dataset.target_column
         return labelled_dataset_source(
-            params.path, params.image_size, split=split, image_column=image, label_column=label
+            params.path,
+            params.image_size,
+            split=split,
+            image_column=image,
+            label_column=label,
+            exif_orientation=params.exif_orientation,
         )
     if params.source == "webdataset":
-        return labelled_webdataset_source(params.path, params.image_size)
-    return folder_source(params.path, params.image_size)
+        return labelled_webdataset_source(params.path, params.image_size, exif_orientation=params.exif_orientation)
+    return folder_source(params.path, params.image_size, exif_orientation=params.exif_orientation)
 
 
 def open_captioned_source(params: SubsetParams) -> ImageSource:
@@ -41,10 +47,17 @@ def open_captioned_source(params: SubsetParams) -> ImageSource:
     if params.source == "dataset":
         assert params.dataset is not None
         split, image, caption = params.dataset.split, params.dataset.image_column, params.dataset.target_column
-        return dataset_source(params.path, params.image_size, split=split, image_column=image, caption_column=caption)
+        return dataset_source(
+            params.path,
+            params.image_size,
+            split=split,
+            image_column=image,
+            caption_column=caption,
+            exif_orientation=params.exif_orientation,
+        )
     if params.source == "webdataset":
-        return webdataset_source(params.path, params.image_size)
-    return captioned_folder_source(params.path, params.image_size)
+        return webdataset_source(params.path, params.image_size, exif_orientation=params.exif_orientation)
+    return captioned_folder_source(params.path, params.image_size, exif_orientation=params.exif_orientation)
 
 
 def plan_images(params: Params) -> tuple[ImageSource, SubsetPlan]:
@@ -74,15 +87,19 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
     params = stage.params.subset
     prompts = prompt_lines(params)
     source, subset = plan_images(stage.params)
+    if source.passed_over:
+        counts = ", ".join(f"{count} {kind}" for kind, count in source.passed_over.items())
+        print(f"{params.path}: passed over, as no images by their names: {counts}", file=sys.stderr)
+    if stage.params.task == "c2i" and stage.params.generator.checkpoint is not None:
+        require_class_numbers(source.classes, str(params.path))
     with progress("subset", sum(params.splits.values()), "images") as advance:
 
         def load(index: int):
             advance()
             return source.load(index)
 
-        write_subset(dataclasses.replace(source, load=load), subset, SUBSET)
-    if prompts:
-        PROMPTS.write_text("".join(prompts), encoding="utf-8")
+        texts = {PROMPTS.name: "".join(prompts)} if prompts else {}
+        write_subset(dataclasses.replace(source, load=load), subset, SUBSET, texts)
     stage.metrics |= {"images": sum(params.splits.values()), "classes": len(source.classes)}
 
 

@@ -22,6 +22,7 @@ from vapi_core.alignment.straight_through import (
     straight_through,
 )
 from vapi_core.alignment.tokenizer_post_training import TokenizerPostTraining
+from vapi_core.errors import TrainingError
 from vapi_core.flops import flops_per_image
 from vapi_core.images import to_uint8
 from vapi_core.models.policy import Captions
@@ -259,3 +260,14 @@ def test_the_operations_of_a_linear_layer_are_counted_forward_and_backward():
 
     config = OptimizationConfig(learning_rate=1.0, steps=1, batch_size=4)
     assert flops_per_image(layer, loss_of, config, COUNT, seed=0) == 2 * 2 * 8 * 5  # forward, and the weights' gradient
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_logits_that_are_not_numbers_end_in_an_error_of_the_training(data, method):
+    """Also those of a generator that is not what is trained."""
+    loss_of, module = objective(method, data)
+    with torch.no_grad():
+        loss_of.generator.output.weight[3] = torch.inf
+    settings = OptimizationConfig(learning_rate=1e-3, steps=4, batch_size=4)
+    with pytest.raises(TrainingError, match="stopped at step 1: loss is nan"):
+        train(module, loss_of, settings, count=COUNT, seed=0, log=lambda step, row: None)

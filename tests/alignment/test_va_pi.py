@@ -15,6 +15,7 @@ from vapi_core.alignment.data import AlignmentData
 from vapi_core.alignment.objective import group_advantages
 from vapi_core.alignment.reward import ReconstructionReward, RewardWeights
 from vapi_core.alignment.va_pi import VaPi, VaPiConfig
+from vapi_core.errors import TrainingError
 from vapi_core.images import to_uint8
 from vapi_core.models.policy import Captions
 from vapi_core.pretraining import GeneratorObjective, held_out_cross_entropy
@@ -309,3 +310,15 @@ def test_alignment_raises_the_reward_of_fresh_rollouts(tokenizer, data):
     train(generator, objective, config, count=COUNT, seed=0, log=lambda step, row: None)
     after = reward()
     assert before < 0 and after > 0.8 * before  # nearer to 0, the reward of the reference tokens
+
+
+def test_logits_that_are_not_numbers_end_in_an_error_of_the_training_although_nothing_can_be_drawn_from_them(
+    tokenizer, data
+):
+    generator = policy()
+    with torch.no_grad():
+        generator.output.weight[3] = torch.inf
+    settings = OptimizationConfig(learning_rate=1e-3, steps=4, batch_size=4)
+    with pytest.raises(TrainingError, match="stopped at step 1: loss is nan"):
+        objective = va_pi(tokenizer, data, generator=generator)
+        train(generator, objective, settings, count=COUNT, seed=0, log=lambda step, row: None)

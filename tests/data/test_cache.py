@@ -1,4 +1,3 @@
-import json
 import shutil
 import tracemalloc
 from collections.abc import Iterator
@@ -7,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.damage import check_every_flip_is_named
 from vapi_core.data.cache import TokenCache, write_token_cache
 from vapi_core.errors import FileError
-from vapi_core.files import read_json, sha256_file
+from vapi_core.files import read_checked_json, sha256_file, write_checked_json
 
 TOKENIZER = "a1b2c3d4e5f6" + "0" * 52
 SUBSET = "123456789abc" + "0" * 52
@@ -53,7 +53,7 @@ def test_a_split_is_a_view_of_its_tokens_and_labels(directory):
 
 
 def test_the_manifest_says_what_the_tokens_are_and_what_they_were_made_from(directory):
-    assert read_json(directory / "manifest.json") == {
+    assert read_checked_json(directory / "manifest.json") == {
         "kind": "tokens",
         "count": 10,
         "shape": [10, 16],
@@ -111,21 +111,33 @@ def test_a_missing_or_cut_off_file_is_named_with_the_remedy(directory, name):
         TokenCache.open(directory, tokenizer_sha256=TOKENIZER)
 
 
-@pytest.mark.parametrize("name", ["tokens.npy", "labels.npy"])
-def test_a_single_changed_byte_is_noticed(directory, name):
-    content = bytearray((directory / name).read_bytes())
-    content[-2] ^= 1
-    (directory / name).write_bytes(content)
-    with pytest.raises(FileError, match=f"{name}: the file is damaged"):
-        TokenCache.open(directory, tokenizer_sha256=TOKENIZER)
+@pytest.mark.parametrize("name", ["tokens.npy", "labels.npy", "manifest.json"])
+def test_whatever_byte_flips_the_file_is_named_and_no_other(directory, name):
+    def read():
+        TokenCache.open(directory, tokenizer_sha256=TOKENIZER, subset_sha256=SUBSET)
+
+    check_every_flip_is_named(directory / name, read)
 
 
 def test_a_manifest_that_lacks_an_entry_is_refused(directory):
-    manifest = read_json(directory / "manifest.json")
+    manifest = read_checked_json(directory / "manifest.json")
     del manifest["tokenizer_sha256"]
-    (directory / "manifest.json").write_text(json.dumps(manifest))
+    write_checked_json(directory / "manifest.json", manifest)
     with pytest.raises(FileError, match="manifest.json.*tokenizer_sha256.*run `dvc repro tokenize`"):
         TokenCache.open(directory, tokenizer_sha256=TOKENIZER)
+
+
+KEYS = ("count", "shape", "grid", "codebook_size", "tokenizer_sha256", "subset_sha256", "splits", "sha256")
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("value", [None, "five", [], {}])
+def test_an_entry_of_the_manifest_that_is_missing_or_of_another_type_is_refused(directory, key, value):
+    manifest = read_checked_json(directory / "manifest.json")
+    changed = {name: entry for name, entry in manifest.items() if name != key} | ({} if value is None else {key: value})
+    write_checked_json(directory / "manifest.json", changed)
+    with pytest.raises(FileError, match="run `dvc repro tokenize`"):
+        TokenCache.open(directory, tokenizer_sha256=TOKENIZER, subset_sha256=SUBSET)
 
 
 def test_a_failure_halfway_leaves_the_old_cache_and_nothing_else(directory, tmp_path):

@@ -1,11 +1,13 @@
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from vapi_core.data import shards
 from vapi_core.data.captioned import captioned_folder_source, dataset_source, webdataset_source
 from vapi_core.data.subset import Subset, plan_subset, write_subset
 from vapi_core.errors import FileError, ParameterError
@@ -111,6 +113,74 @@ def test_a_line_that_cannot_be_read_is_named(folder, name, content, problem):
         captioned_folder_source(folder, 8)
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "txt"])
+def test_a_byte_order_mark_is_no_part_of_the_first_caption(folder, kind):
+    mark, rows = "\ufeff", [{"file_name": "1.png", "text": "red"}, {"file_name": "more/2.PNG", "text": "blue"}]
+    if kind == "jsonl":
+        (folder / "captions.jsonl").write_text(mark + "\n".join(map(json.dumps, rows)), encoding="utf-8")
+    elif kind == "csv":
+        (folder / "captions.csv").write_text(f"{mark}file_name,text\r\n1.png,red\r\nmore/2.PNG,blue\r\n", "utf-8")
+    else:
+        (folder / "1.txt").write_text(f"{mark}red\r\n", encoding="utf-8")
+        (folder / "more" / "2.txt").write_text("blue", encoding="utf-8")
+    source = captioned_folder_source(folder, 8)
+    assert source.captions == ("red", "blue") and source.passed_over == {}
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
+def test_a_line_separator_inside_of_a_caption_stays_there(folder, separator):
+    caption = f"a{separator}red square"
+    rows = [{"file_name": "1.png", "text": caption}, {"file_name": "more/2.PNG", "text": "blue"}]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (folder / "captions.jsonl").write_text(lines, encoding="utf-8")
+    assert captioned_folder_source(folder, 8).captions == (caption, "blue")
+    (folder / "captions.jsonl").unlink()
+    (folder / "captions.csv").write_text(f"file_name,text\n1.png,{caption}\nmore/2.PNG,blue\n", encoding="utf-8")
+    assert captioned_folder_source(folder, 8).captions == (caption, "blue")
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (rb'{"file_name": "1.png", "text": "a \ud83d cat"}', r"\(line 2: it holds half of a character"),
+        (b'{"file_name": "1.png", "text": "caf\xe9"}', r"\(line 2 is not UTF-8"),
+        (b"[" * 100_000, r"\(line 2: it is nested too deeply\)"),
+    ],
+)
+def test_a_line_that_no_manifest_could_hold_is_named_before_any_image_is_read(folder, line, problem):
+    (folder / "captions.jsonl").write_bytes(b'{"file_name": "1.png", "text": "red"}\n' + line + b"\n")
+    (folder / "1.png").write_bytes(b"no image")
+    with pytest.raises(FileError, match=r"captions\.jsonl: the file is damaged " + problem):
+        captioned_folder_source(folder, 8)
+
+
+def test_a_line_of_a_table_is_counted_in_the_file_and_not_in_rows(folder):
+    (folder / "captions.csv").write_text('file_name,text\n1.png,"two\nlines"\nmore/2.PNG\n')
+    with pytest.raises(FileError, match="line 4 does not hold"):
+        captioned_folder_source(folder, 8)
+
+
+@pytest.mark.parametrize("name", ["captions.jsonl", "captions.csv", "1.txt"])
+def test_captions_in_a_pipe_are_refused_and_not_waited_for(folder, name):
+    os.mkfifo(folder / name)
+    with pytest.raises(FileError, match=f"{name}: this is no file"):
+        captioned_folder_source(folder, 8)
+
+
+def test_what_is_neither_image_nor_caption_is_counted(folder):
+    write_lines(folder, {"file_name": "1.png", "text": "red"}, {"file_name": "more/2.PNG", "text": "blue"})
+    for name in ("3.heic", "more/4.heic", "1.txt"):
+        (folder / name).write_text("?")
+    assert captioned_folder_source(folder, 8).passed_over == {".heic": 2, ".txt": 1}
+
+
+def test_an_image_whose_name_is_not_utf8_is_refused(folder):
+    write_lines(folder, {"file_name": "1.png", "text": "red"}, {"file_name": "more/2.PNG", "text": "blue"})
+    Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png")).write_bytes(png("red"))
+    with pytest.raises(FileError, match=r"the name caf\\xe9\.png in it is not UTF-8"):
+        captioned_folder_source(folder, 8)
+
+
 def test_a_folder_that_is_missing_or_has_no_captions_is_told_the_layout(folder, tmp_path):
     for path in (folder, tmp_path / "nowhere"):
         with pytest.raises(FileError, match=r"Expected layout: .*captions.jsonl"):
@@ -183,6 +253,81 @@ def test_samples_without_image_or_caption_are_counted_and_named(tmp_path):
         webdataset_source(tmp_path, 8)
     with pytest.raises(FileError, match="2 samples have no caption: 0/b, 0/c"):
         webdataset_source(tmp_path, 8, caption_key="top_caption")
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_shard_of_archives_that_were_joined_gives_the_samples_of_all(tmp_path, count):
+    parts = []
+    for i, color in zip(range(count), COLORS, strict=False):
+        write_shard(tmp_path / "part", *sample(str(i), color))
+        parts.append((tmp_path / "part").read_bytes())
+    (tmp_path / "0.tar").write_bytes(b"".join(parts))  # as `cat` does
+    source = webdataset_source(tmp_path, 8)
+    assert source.ids == tuple(f"0/{i}" for i in range(count))
+    assert [seen(source, i) for i in range(count)] == list(COLORS)[:count]
+
+
+def test_archives_that_were_joined_far_apart_are_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "CHUNK", 1536)
+    write_shard(tmp_path / "part", *sample("b", "blue"))
+    write_shard(tmp_path / "0.tar", *sample("a", "red"))
+    for zeros in (0, 512, 5 * 1536):
+        joined = (tmp_path / "0.tar").read_bytes() + bytes(zeros) + (tmp_path / "part").read_bytes()
+        (tmp_path / "1.tar").write_bytes(joined)
+        source = webdataset_source(tmp_path, 8)
+        assert source.ids == ("0/a", "1/a", "1/b") and seen(source, 2) == "blue"
+
+
+def test_what_follows_an_archive_and_is_none_is_told(tmp_path):
+    write_shard(tmp_path / "0.tar", *sample("b", "blue"))
+    cut_off = (tmp_path / "0.tar").read_bytes()[:700]
+    write_shard(tmp_path / "0.tar", *sample("a", "red"))
+    whole = (tmp_path / "0.tar").read_bytes()
+    for rest in (b"what a failed download leaves" * 40, cut_off):
+        (tmp_path / "0.tar").write_bytes(whole + rest)
+        with pytest.raises(FileError, match="0.tar: the shard is damaged or cut off"):
+            webdataset_source(tmp_path, 8)
+
+
+def test_texts_in_a_shard_are_bounded_and_refused_with_their_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "LONGEST_TEXT", 1000)
+    for name, content, problem in (
+        ("a.txt", b"x" * 1001, "a.txt: the file has 1,001 bytes"),
+        ("a.txt", b"caf\xe9", "a.txt: the file is damaged .line 1 is not UTF-8"),
+        ("a.json", rb'{"caption": "\ud83d"}', "a.json: the file is damaged .it holds half of a character"),
+    ):
+        write_shard(tmp_path / "0.tar", ("a.png", png("red")), (name, content))
+        with pytest.raises(FileError, match=problem):
+            webdataset_source(tmp_path, 8)
+    monkeypatch.undo()
+    write_shard(tmp_path / "0.tar", ("a.png", png("red")), ("a.json", b"[" * 100_000))
+    with pytest.raises(FileError, match="a.json: the file is damaged .it is nested too deeply"):
+        webdataset_source(tmp_path, 8)
+    write_shard(tmp_path / "0.tar", ("a.png", png("red")), ("a.txt", b"\xef\xbb\xbfa cat"))
+    assert webdataset_source(tmp_path, 8).captions == ("a cat",)
+
+
+def test_a_name_in_a_shard_that_is_not_utf8_is_refused(tmp_path):
+    write_shard(tmp_path / "0.tar", *sample(os.fsdecode(b"caf\xe9"), "red"))
+    with pytest.raises(FileError, match=r"0\.tar: the name caf\\xe9\.jpg in it is not UTF-8"):
+        webdataset_source(tmp_path, 8)
+
+
+def test_shards_that_are_compressed_are_not_passed_over_in_silence(tmp_path):
+    write_shard(tmp_path / "0.tar", *sample("a", "red"))
+    for name in ("0.tar.json", "0_stats.json", "0.parquet"):  # what img2dataset leaves beside a shard
+        (tmp_path / name).write_text("{}")
+    assert webdataset_source(tmp_path, 8).ids == ("0/a",)
+    for name in ("1.tar.gz", "2.TGZ"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(FileError, match="2 shards are compressed, 1.tar.gz first"):
+        webdataset_source(tmp_path, 8)
+
+
+def test_a_shard_that_is_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "0.tar")
+    with pytest.raises(FileError, match="0.tar: this is no file"):
+        webdataset_source(tmp_path, 8)
 
 
 def test_a_file_that_comes_twice_in_a_shard_is_named(tmp_path):

@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 import torch
 
+from tests.damage import check_every_flip_is_named
 from tests.tiny import write_tiny_t5
 from vapi_core.data.captions import CaptionCache, CaptionConditions, caption_hash, write_caption_cache
 from vapi_core.errors import FileError, ParameterError
-from vapi_core.files import read_json
+from vapi_core.files import read_checked_json, read_json, write_checked_json
 from vapi_core.models.captions import LongCaptionError, encode_captions, load_flan_t5
 
 CAPTIONS = ["a green cat", "a photo of two red dogs", "a cat", "a green cat", "the blue dog left of the cat"]
@@ -100,6 +101,21 @@ def test_a_missing_or_damaged_file_is_named_with_the_remedy(directory, encoder, 
             open_cache(directory, encoder)
     (directory / name).unlink()
     with pytest.raises(FileError, match=f"{name}: the file is missing.*run `dvc repro tokenize`"):
+        open_cache(directory, encoder)
+
+
+@pytest.mark.parametrize("name", ["features.npy", "offsets.npy", "hashes.npy", "manifest.json"])
+def test_whatever_byte_flips_the_file_is_named(directory, encoder, name):
+    check_every_flip_is_named(directory / name, lambda: open_cache(directory, encoder))
+
+
+@pytest.mark.parametrize("key", ["count", "shape", "dtype", "limit", "encoder_fingerprint", "sha256"])
+@pytest.mark.parametrize("value", [None, "five", [], {}])
+def test_an_entry_of_the_manifest_that_is_missing_or_of_another_type_is_refused(directory, encoder, key, value):
+    manifest = read_checked_json(directory / "manifest.json")
+    changed = {name: entry for name, entry in manifest.items() if name != key} | ({} if value is None else {key: value})
+    write_checked_json(directory / "manifest.json", changed)
+    with pytest.raises(FileError, match="run `dvc repro tokenize`"):
         open_cache(directory, encoder)
 
 

@@ -78,6 +78,22 @@ def test_rows_without_a_class_and_labels_that_are_no_numbers_are_refused(dataset
         read(dataset(tmp_path / "set", [0, 1, 2, 3]), label_column="fine_label")
 
 
+def test_rows_without_a_class_among_numbers_are_counted_whatever_the_type(dataset, tmp_path):
+    import datasets
+
+    kinds = {"names": datasets.ClassLabel(names=["a", "b"]), "int64": None, "int32": datasets.Value("int32")}
+    for name, feature in kinds.items():
+        with pytest.raises(FileError, match="1 images have no class, train/0000002 first"):
+            read(dataset(tmp_path / name, [0, 1, None, 1], feature))
+    with pytest.raises(ParameterError, match="holds no class numbers"):
+        read(dataset(tmp_path / "lists", [[0], [1], None, [1]], datasets.List(datasets.Value("int64"))))
+
+
+def test_ids_that_are_no_class_numbers_are_refused_and_no_names_made_for_all_below(dataset, tmp_path):
+    with pytest.raises(FileError, match="the class of train/0000001 is 300000000, but there are only 4 images"):
+        read(dataset(tmp_path / "set", [0, 300_000_000, 1, 2]))
+
+
 def test_an_id_on_the_hub_that_cannot_be_reached_is_named_with_what_to_do(monkeypatch):
     import datasets
 
@@ -118,6 +134,16 @@ def test_a_class_is_read_from_a_cls_or_a_json_file(tmp_path):
         ({"0.png": b"", "0.json": b"{"}, "0.tar/0: the class cannot be read"),
         ({"0.cls": b"1"}, "0.tar/0: the sample has no image"),
         ({"0.png": b"", "0.cls": b"-1"}, "1 images have no class, 0/0 first"),
+        ({"0.png": b"", "0.cls": str(2**70).encode()}, "0.tar/0: the class cannot be read .it has 22 digits"),
+        ({"0.png": b"", "0.json": b'{"label": %d}' % (2**70)}, "0.tar/0: the class cannot be read .it has 22 digits"),
+        ({"0.png": b"", "0.cls": b"1" * 5000}, "0.tar/0: the class cannot be read"),
+        (
+            {"0.png": b"", "0.json": b'{"label": 300000000}'},
+            "the class of 0/0 is 300000000, but there are only 1 images",
+        ),
+        ({"0.png": b"", "0.json": b'{"label": true}'}, "0.tar/0: the sample has no class"),
+        ({"0.png": b"", "0.json": b"[" * 100_000}, "0.tar/0: the class cannot be read .it is nested too deeply"),
+        ({"0.png": b"", "0.cls": b"1" * (2**24 + 1)}, "0.cls: the file has 16,777,217 bytes"),
     ],
 )
 def test_a_sample_that_lacks_something_is_named(tmp_path, files, problem):

@@ -57,3 +57,28 @@ def test_an_array_of_another_shape_in_the_directory_is_named(tmp_path):
     PartialArray(tmp_path / "work", (4, 2, 3), np.uint8)
     with pytest.raises(FileError, match=r"rows\.npy: holds uint8 \[4, 2, 3\].*Remove "):
         PartialArray(tmp_path / "work", (5, 2, 3), np.uint8)
+
+
+def test_rows_that_are_damaged_while_the_array_grows_are_made_anew(tmp_path):
+    array = PartialArray(tmp_path / "work", (10, 2, 3), np.uint8)
+    for part in array.missing(3):
+        array.write(part, rows_of(part))
+    path = tmp_path / "work" / "rows.npy"
+    damaged = bytearray(path.read_bytes())
+    damaged[-30] ^= 1  # row 5, of 6 bytes each
+    path.write_bytes(damaged)
+    again = PartialArray(tmp_path / "work", (10, 2, 3), np.uint8)
+    assert again.missing(3) == [range(3, 6)]
+    with pytest.raises(FileError, match=r"rows\.npy: 3 rows are damaged, from row 3 on.*Run the same again"):
+        again.finish(tmp_path / "rows.npy")
+    again.write(range(3, 6), rows_of(range(3, 6)))
+    again.finish(tmp_path / "rows.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "rows.npy"), rows_of(range(10)))
+
+
+@pytest.mark.parametrize("content", [b"", b"0" * 64])
+def test_rows_whose_hash_was_not_written_do_not_count_as_done(tmp_path, content):
+    array = PartialArray(tmp_path / "work", (2, 2, 3), np.uint8)
+    array.write(range(0, 2), rows_of(range(2)))
+    (tmp_path / "work" / "done" / "0-2").write_bytes(content)  # killed between the rows and their hash
+    assert PartialArray(tmp_path / "work", (2, 2, 3), np.uint8).missing(2) == [range(0, 2)]

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vapi_core.data.sources import center_crop, folder_source, mnist_source
+from vapi_core.data.sources import center_crop, folder_source, mnist_source, require_class_numbers
 from vapi_core.errors import FileError, ParameterError
 
 
@@ -64,6 +65,65 @@ def test_a_folder_gives_classes_in_sorted_order_and_relative_paths_as_ids(tmp_pa
     assert source.ids == ("cat/z.webp", "dog/a.bmp", "dog/b.PNG")
     assert source.labels.tolist() == [0, 1, 1]
     assert source.load(2)[0, 0].tolist() == [1, 2, 3]
+
+
+def test_classes_that_are_numbers_keep_their_number(tmp_path):
+    for number in range(12):
+        save_image(tmp_path / str(number) / "0.png", (number, 0, 0))
+    source = folder_source(tmp_path, 8)
+    assert source.classes == tuple(map(str, range(12))) and source.labels.tolist() == list(range(12))
+    assert [source.load(i)[0, 0, 0] for i in range(12)] == list(range(12))
+    require_class_numbers(source.classes, tmp_path)
+
+
+def test_numbers_with_leading_zeros_are_numbers_and_one_word_makes_all_of_them_words(tmp_path):
+    for name in ("010", "009", "2"):
+        save_image(tmp_path / name / "0.png", (0, 0, 0))
+    assert folder_source(tmp_path, 8).classes == ("2", "009", "010")
+    save_image(tmp_path / "other" / "0.png", (0, 0, 0))
+    assert folder_source(tmp_path, 8).classes == ("009", "010", "2", "other")
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("1", "2", "3"), "not 0 to 2: class '1' would be number 0"),
+        (("0", "1", "207"), "not 0 to 2: class '207' would be number 2"),
+        (("0", "1", "01"), "not 0 to 2: class '01' would be number 2"),
+        (("0", "1", "10", "2"), "not 0 to 3: class '10' would be number 2"),  # a data set that has sorted them as text
+    ],
+)
+def test_other_numbers_are_refused_for_a_checkpoint_that_knows_classes_by_number(names, told):
+    with pytest.raises(FileError, match=f"data/set: the names of the . classes are numbers, but {told}"):
+        require_class_numbers(names, "data/set")
+
+
+def test_words_are_no_class_numbers_and_neither_are_wordnet_ids():
+    require_class_numbers(("n01440764", "n01443537"), "data/set")
+    require_class_numbers(("0", "cat"), "data/set")
+
+
+def test_what_is_no_image_is_counted(tmp_path):
+    for name in ("1.png", "2.gif", "3.tif", "4.jfif", "sub/5.png"):
+        form = {".jfif": "JPEG"}.get(Path(name).suffix)
+        (tmp_path / "cat" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (255, 255, 255)).save(tmp_path / "cat" / name, form)
+    for name in ("cat/6.heic", "cat/7.HEIC", "cat/notes.txt", "README"):
+        (tmp_path / name).write_text("no image")
+    source = folder_source(tmp_path, 8)
+    assert source.ids == ("cat/1.png", "cat/2.gif", "cat/3.tif", "cat/4.jfif")
+    assert all((source.load(i) == 255).all() for i in range(4))
+    expected = {".heic": 2, ".txt": 1, "without a suffix": 1, "folders inside of class folders": 1}
+    assert source.passed_over == expected
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9/1.png", b"cat/caf\xe9.png"])
+def test_a_name_that_is_not_utf8_is_refused_before_any_image_is_read(tmp_path, name):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    path.parent.mkdir()
+    path.write_bytes(b"no image")
+    with pytest.raises(FileError, match=r"the name caf\\xe9(\.png)? in it is not UTF-8"):
+        folder_source(tmp_path, 8)
 
 
 def test_a_folder_that_is_missing_or_has_no_subfolders_is_told_the_layout(tmp_path):

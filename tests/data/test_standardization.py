@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.damage import check_every_flip_is_named
 from tests.tiny import write_tiny_t5
 from vapi_core.data.captions import CaptionCache, write_caption_cache
-from vapi_core.data.standardization import FILE, Standardization, measure_features, standardize
+from vapi_core.data.standardization import FILE, HASH_FILE, Standardization, measure_features, standardize
 from vapi_core.errors import FileError
 from vapi_core.models.captions import LongCaptionError, encode_captions, load_flan_t5
 
@@ -78,6 +79,8 @@ def test_what_was_measured_is_kept_beside_the_cache(tmp_path, encoder):
     by.save(tmp_path)
     kept = Standardization.open(tmp_path, 16)
     assert np.array_equal(kept.mean, by.mean) and np.array_equal(kept.deviation, by.deviation)
+    for name in (FILE, HASH_FILE):
+        check_every_flip_is_named(tmp_path / name, lambda: Standardization.open(tmp_path, 16))
     (tmp_path / FILE).unlink()
     with pytest.raises(FileError, match="dvc repro tokenize"):
         Standardization.open(tmp_path, 16)

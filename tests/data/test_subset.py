@@ -1,6 +1,6 @@
 import dataclasses
 import hashlib
-import json
+import os
 import shutil
 import tracemalloc
 from collections.abc import Iterable
@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.damage import check_every_flip_is_named
 from vapi_core.data.sources import ImageSource, mnist_source
-from vapi_core.data.subset import Subset, array_writer, plan_subset, subset_hash, write_subset
+from vapi_core.data.subset import Subset, array_writer, plan_subset, read_subset_text, subset_hash, write_subset
 from vapi_core.errors import FileError, ParameterError
-from vapi_core.files import read_json, sha256_file
+from vapi_core.files import read_checked_json, read_json, sha256_file, write_checked_json
 
 CLASSES = ("ant", "bee", "cow")
 LABELS = np.array([0, 1, 2] * 10)  # 10 images of each class
@@ -111,7 +112,7 @@ def test_the_arrays_hold_the_planned_images_in_the_planned_order(written):
 
 
 def test_the_manifest_tells_where_every_image_comes_from(written):
-    manifest = read_json(written / "manifest.json")
+    manifest = read_checked_json(written / "manifest.json")
     assert {key: value for key, value in manifest.items() if key != "items"} == {
         "kind": "subset",
         "source": "made-up",
@@ -120,6 +121,7 @@ def test_the_manifest_tells_where_every_image_comes_from(written):
         "classes": list(CLASSES),
         "splits": {"train": [0, 18], "heldout": [18, 24]},
         "count": 24,
+        "sha256": {name: sha256_file(written / name) for name in ("images.npy", "labels.npy")},
     }
     source = make_source()
     for item in manifest["items"]:
@@ -256,12 +258,52 @@ def test_labels_that_are_not_those_of_the_manifest_are_refused(copied):
         Subset.open(copied)
 
 
+@pytest.mark.parametrize("name", ["images.npy", "labels.npy", "manifest.json", "prompts.jsonl"])
+def test_whatever_byte_flips_the_file_is_named(tmp_path, name):
+    texts = {"prompts.jsonl": "one\ntwo\n"}
+    write_subset(make_source(), plan({"train": 18, "heldout": 6}), tmp_path / "subset", texts)
+
+    def read():
+        assert len(Subset.open(tmp_path / "subset").images) == 24 and len(subset_hash(tmp_path / "subset")) == 64
+        assert read_subset_text(tmp_path / "subset", "prompts.jsonl") == "one\ntwo\n"
+
+    check_every_flip_is_named(tmp_path / "subset" / name, read)
+
+
+def test_a_text_that_a_subset_has_not_is_none_and_one_that_was_lost_is_named(tmp_path):
+    write_subset(make_source(), plan({"train": 18}), tmp_path / "subset", {"prompts.jsonl": "one"})
+    assert read_subset_text(tmp_path / "subset", "others.jsonl") is None
+    (tmp_path / "subset" / "prompts.jsonl").unlink()
+    with pytest.raises(FileError, match="prompts.jsonl: the file is missing.*run `dvc repro subset`"):
+        read_subset_text(tmp_path / "subset", "prompts.jsonl")
+
+
+@pytest.mark.parametrize("name", ["images.npy", "labels.npy"])
+def test_an_array_that_is_a_pipe_is_not_waited_for(copied, name):
+    (copied / name).unlink()
+    os.mkfifo(copied / name)
+    with pytest.raises(FileError, match=f"{name}: this is no file"):
+        Subset.open(copied)
+
+
+KEYS = ("count", "image_size", "classes", "splits", "items", "sha256")
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("value", [None, 5, "five", [], {}, [[5]]])
+def test_an_entry_of_the_manifest_that_is_missing_or_of_another_type_is_refused(copied, key, value):
+    manifest = read_checked_json(copied / "manifest.json")
+    changed = {name: entry for name, entry in manifest.items() if name != key} | ({} if value is None else {key: value})
+    write_checked_json(copied / "manifest.json", changed)
+    with pytest.raises(FileError, match="run `dvc repro subset`"):
+        Subset.open(copied)
+
+
 @pytest.mark.parametrize(
     "change", [{"kind": "tokens"}, {"splits": {"train": [0, 25]}}, {"splits": {"train": 18}}, {"items": [{}]}]
 )
 def test_a_manifest_that_cannot_be_right_is_refused(copied, change):
-    manifest = read_json(copied / "manifest.json") | change
-    (copied / "manifest.json").write_text(json.dumps(manifest))
+    write_checked_json(copied / "manifest.json", read_checked_json(copied / "manifest.json") | change)
     with pytest.raises(FileError, match="manifest.json.*run `dvc repro subset`"):
         Subset.open(copied)
 

@@ -1,12 +1,14 @@
 """Janus on a tiny checkpoint in the real format; `tests/parity` compares it with the official numbers."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.damage import check_every_flip_is_named
 from tests.tiny import random_tokens, write_tiny_janus
 from vapi_core.alignment.ar_grpo import ArGrpo, ArGrpoConfig
 from vapi_core.alignment.data import AlignmentData
@@ -332,3 +334,18 @@ def test_another_language_models_tokenizer_is_refused(checkpoint, tmp_path):
     )
     with pytest.raises(FileError, match="<begin_of_image>"):
         load_prompt_tokenizer(tmp_path)
+
+
+def test_a_kept_text_tokenizer_whose_bytes_flip_is_named(checkpoint, tmp_path):
+    kept = load_prompt_tokenizer(checkpoint)
+    kept.save(tmp_path)
+    assert load_prompt_tokenizer(tmp_path).token_ids(["a red cat"]) == kept.token_ids(["a red cat"])
+    for path in (tmp_path / "tokenizer.json", tmp_path / "tokenizer_config.json", tmp_path / "hashes.json"):
+        check_every_flip_is_named(path, lambda: load_prompt_tokenizer(tmp_path), flips=10)
+
+
+def test_a_configuration_that_is_nested_too_deeply_is_no_checkpoint(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(FileError, match="no checkpoint here"):
+        load_janus(tmp_path)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import logging
 import os
 import re
 import subprocess
@@ -14,14 +15,15 @@ from pipelines import dashboards
 from pipelines.flows import ablation_sweep
 from pipelines.sweep import Cell
 from tests.toy import WORK, make_toy
+from vapi_core.errors import FileError
 
 PNG = b"\x89PNG\r\n\x1a\n"
 PROFILE = {"profile": "tiny", "score": {"extractors": ["scorer-classifier"], "geneval": None}}
 CELL = Cell("noise0-ce0.1-mse-00000000", {"noise_ratio": 0.0}, {}, ("cell",))
 PLAIN = """
 import json
+from pipelines.flows.ablation_sweep import ablation_sweep  # before prefect, whose settings it makes
 from prefect.client.orchestration import get_client
-from pipelines.flows.ablation_sweep import ablation_sweep
 from pipelines.flows.reproduce import reproduce
 from pipelines.sweep import opening_form
 from vapi_core.errors import VapiError
@@ -89,6 +91,28 @@ def test_a_cell_whose_scores_are_gone_is_listed_with_its_problem_and_ends_nothin
 def test_the_scores_of_several_seeds_have_a_standard_error_and_that_of_one_seed_stands_alone():
     assert ablation_sweep.scores_row({"score/fid toy": [1.0, 3.0]}) == {"fid toy": "2 ± 1"}
     assert ablation_sweep.scores_row({"score/fid toy": [9.25]}) == {"fid toy": "9.25"}
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("PATH", "", "git, which versions it, cannot be found"),
+        ("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1", "dubious ownership"),
+    ],
+)
+def test_where_git_cannot_be_asked_a_sweep_is_one_message_from_the_command_line_and_in_prefect(
+    tmp_path, monkeypatch, capsys, variable, value, words
+):
+    make_toy(tmp_path / "toy")
+    monkeypatch.chdir(tmp_path / "toy")
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(sys, "argv", ["ablation_sweep", "--dry-run"])
+    assert ablation_sweep.main() == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and words in err and "Traceback" not in err
+    monkeypatch.setattr(ablation_sweep, "get_run_logger", lambda: logging.getLogger("flow"))
+    with pytest.raises(FileError, match=words):  # which Prefect shows as the state of the run
+        ablation_sweep.ablation_sweep.fn(dry_run=True)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import pytest
 import yaml
 
+from vapi_core.fingerprint import EXTRACTION, REWARDS, STATISTICS
+
 STAGES = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
 # what types, tracks, shows and saves; results do not come from it
 FRAME = {
@@ -29,6 +31,10 @@ FRAME = {
         "tracking",
     )
 } | {Path("vapi_core/errors.py"), Path("vapi_core/files.py"), Path("vapi_core/fingerprint.py")}
+
+
+# reached from the modules of features and statistics, and no part of what these are
+OF_NO_FEATURE = {Path("vapi_core", name) for name in ("models/weights.py", "randomness.py")}
 
 
 class Module(NamedTuple):
@@ -121,6 +127,17 @@ def missing(stage: dict) -> list[str]:
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_depends_on_the_code_that_its_results_come_from(name):
     assert missing(STAGES[name]) == []
+
+
+def test_the_fingerprints_of_what_is_kept_between_runs_hold_the_code_that_it_comes_from():
+    package = Path("vapi_core")
+    rewards = {Path(path).name for path in STAGES["align"]["deps"] if path.startswith("vapi_core/scoring/")}
+    assert rewards == set(REWARDS)
+    for names, module in ((EXTRACTION, "features.py"), (STATISTICS, "fidelity.py")):
+        needed = {path for path in reached(package / "scoring" / module) if path.is_relative_to(package)}
+        own = {package / name for name in names}
+        assert needed - own <= OF_NO_FEATURE, module
+        assert own <= needed | {package / "images.py"}
 
 
 def test_code_that_is_reached_through_several_modules_would_be_missed():

@@ -8,7 +8,7 @@ import torch
 
 from pipelines.export import main
 from tests.tiny import tiny_generator, tiny_tokenizer
-from vapi_core.files import write_json
+from vapi_core.data.subset import write_manifest
 from vapi_core.models.checkpoints import import_model, save_model
 
 
@@ -28,7 +28,8 @@ def test_a_set_of_images_goes_to_the_file_that_adms_evaluator_reads(tmp_path):
     folder = tmp_path / "t1.0-g1.0-0"
     folder.mkdir()
     np.save(folder / "images.npy", images)
-    write_json(folder / "manifest.json", {"kind": "samples", "shape": [5, 8, 8, 3]})
+    np.save(folder / "labels.npy", np.arange(5))
+    write_manifest(folder, {"kind": "samples", "shape": [5, 8, 8, 3]}, ("images.npy", "labels.npy"))
     assert main(["images", str(folder), str(tmp_path / "samples.npz")]) == 0
     with np.load(tmp_path / "samples.npz") as written:
         assert written.files == ["arr_0"]

@@ -88,7 +88,8 @@ def test_images_that_could_not_be_scored_are_named_and_the_exit_code_is_1(folder
     err = capsys.readouterr().err
     assert "1 images are missing, 1 cannot be read; the scores are those of the other 2" in err
     assert (
-        "00000/samples/0000.png: the image cannot be read" in err and "00001/samples/0000.png: the image is miss" in err
+        "00000/samples/0000.png: the file cannot be read as an image" in err
+        and "00001/samples/0000.png: the image is miss" in err
     )
     assert len(read_results(folder / "results.jsonl")) == 2
 

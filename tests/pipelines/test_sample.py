@@ -8,12 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pipelines.inputs import open_samples
 from pipelines.params import load_params
 from pipelines.paths import GENERATOR, RUN_FILE, SUBSET, TOKENIZER, WORK
 from pipelines.stage import Stage
 from pipelines.stages import sample
 from pipelines.stages.sample import choose_classes, draw_images, plan, plan_sets, work
+from tests.damage import check_every_flip_is_named
 from tests.tiny import tiny_generator, tiny_tokenizer
+from vapi_core import fingerprint
 from vapi_core.data.sources import ImageSource
 from vapi_core.data.subset import plan_subset, write_subset
 from vapi_core.files import read_json, write_json
@@ -104,6 +107,37 @@ def test_a_killed_stage_goes_on_from_the_images_it_has_whatever_the_batch_size(w
     assert not any((WORK / "samples" / "sample-base").iterdir())
 
 
+def test_images_that_are_damaged_before_a_set_is_whole_are_drawn_anew_and_they_alone(workspace, monkeypatch):
+    whole = np.load(run(workspace) / "images.npy")
+    shutil.rmtree("data/samples")
+    drawn = []
+
+    def draw_and_die(sampler, tokenizer, class_ids, indices, *rest):
+        if len(drawn) == 5:
+            raise KeyboardInterrupt
+        drawn.append(indices)
+        return draw_images(sampler, tokenizer, class_ids, indices, *rest)
+
+    monkeypatch.setattr(sample, "draw_images", draw_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        run(workspace)
+    first = next(d for d in (WORK / "samples" / "sample-base").iterdir() if len(list((d / "done").iterdir())) == 3)
+    content = bytearray((first / "rows.npy").read_bytes())
+    content[128 + 5 * 12 * 12 * 3] ^= 1  # image 5, of the batch 4..8, behind the header
+    (first / "rows.npy").write_bytes(content)
+
+    drawn.clear()
+    directory = run(workspace)
+    assert drawn == [range(4, 8), range(8, 11)]  # the damaged ones of the first set, the rest of the second
+    np.testing.assert_array_equal(np.load(directory / "images.npy"), whole)
+
+
+def test_a_finished_set_is_hashed_so_that_whatever_byte_flips_is_noticed(workspace):
+    directory = run(workspace)
+    for name in ("images.npy", "labels.npy", "manifest.json"):
+        check_every_flip_is_named(directory / name, lambda: open_samples(directory))
+
+
 def test_without_a_batch_size_memory_says_how_many_are_drawn_at_once(workspace, monkeypatch):
     whole = np.load(run(workspace) / "images.npy")
     shutil.rmtree("data/samples")
@@ -129,6 +163,28 @@ def test_images_of_other_settings_are_not_gone_on_with(workspace, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             run(workspace, **change)
     assert len(list((WORK / "samples" / "sample-base").iterdir())) == 2  # of the last change alone
+
+
+def test_images_that_other_code_has_drawn_are_not_gone_on_with(workspace, monkeypatch, tmp_path):
+    code = shutil.copytree(fingerprint.CODE, tmp_path / "code", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(fingerprint, "CODE", code)
+    drawn = []
+
+    def draw_and_die(sampler, tokenizer, class_ids, indices, *rest):
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        drawn.append(indices)
+        return draw_images(sampler, tokenizer, class_ids, indices, *rest)
+
+    monkeypatch.setattr(sample, "draw_images", draw_and_die)
+    for change in ("", "scoring/geneval.py", "sampling.py", "models/generator.py"):
+        if change:
+            (code / change).write_text("# other code\n")
+        first = 2 if change == "scoring/geneval.py" else 0  # which has no part in images
+        drawn.clear()
+        with pytest.raises(KeyboardInterrupt):
+            run(workspace)
+        assert drawn[0].start == 4 * first, change
 
 
 def test_the_manifest_tells_what_the_images_are(workspace):

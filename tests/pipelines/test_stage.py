@@ -14,11 +14,13 @@ import pytest
 from pipelines.inputs import open_samples, read_scores
 from pipelines.journal import all_journals
 from pipelines.params import load_params
-from pipelines.paths import ABLATIONS, REPORTS, remedy
-from pipelines.stage import Stage, StagePlan, UntrackedRun
+from pipelines.paths import ABLATIONS, REPORTS, TOKENS, remedy
+from pipelines.stage import Stage, StagePlan, UntrackedRun, upstream_keys
+from tests.damage import check_every_flip_is_named
 from vapi_core import fingerprint
+from vapi_core.data.subset import write_manifest
 from vapi_core.errors import FileError
-from vapi_core.files import write_json
+from vapi_core.files import read_checked_json, write_checked_json, write_json
 
 
 @pytest.fixture
@@ -44,8 +46,22 @@ def test_a_checkpoint_is_that_of_the_same_parameters_inputs_and_code(training, t
     other_inputs = training.fingerprint
     (tmp_path / "vapi_core/alignment/objective.py").write_text("# another objective\n")
     other_code = training.fingerprint
+    (tmp_path / "vapi_core/scoring/classifier.py").write_text("# another network that rewards\n")
+    other_reward = training.fingerprint
+    (tmp_path / "generator/captions").mkdir()
+    write_json(tmp_path / "generator/captions/manifest.json", {"sha256": "c"})
+    other_captions = training.fingerprint
     training.key = "another"
-    assert len({first, other_inputs, other_code, training.fingerprint}) == 4
+    assert len({first, other_inputs, other_code, other_reward, other_captions, training.fingerprint}) == 6
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[1]", '{"key": 5}'])
+def test_an_input_whose_run_cannot_be_told_is_named_with_the_command_that_makes_it(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    (TOKENS / "run.json").parent.mkdir(parents=True)
+    (TOKENS / "run.json").write_text(content)
+    with pytest.raises(FileError, match=r"tokens/run\.json: the file is damaged.*`dvc repro tokenize`"):
+        upstream_keys(StagePlan("generator", tmp_path, {}, (TOKENS,)))
 
 
 def test_the_command_that_makes_an_output_anew_names_the_stage_of_dvc_yaml():
@@ -70,7 +86,7 @@ def samples(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     np.save(folder / "images.npy", np.zeros((3, 4, 4, 3), np.uint8))
     np.save(folder / "labels.npy", np.arange(3))
-    write_json(folder / "manifest.json", {"kind": "samples", "shape": [3, 4, 4, 3]})
+    write_manifest(folder, {"kind": "samples", "shape": [3, 4, 4, 3]}, ("images.npy", "labels.npy"))
     return folder
 
 
@@ -89,6 +105,27 @@ def test_a_set_that_lacks_something_is_named_with_the_command_that_draws_it(samp
     with pytest.raises(
         FileError, match=rf"{name}: .*{damage if damage == 'missing' else 'damaged'}.*repro sample@va-pi`"
     ):
+        open_samples(samples)
+
+
+@pytest.mark.parametrize("name", ["images.npy", "labels.npy", "manifest.json"])
+def test_whatever_byte_of_a_set_flips_the_file_is_named(samples, name):
+    check_every_flip_is_named(samples / name, lambda: open_samples(samples))
+
+
+@pytest.mark.parametrize("key", ["shape", "sha256"])
+@pytest.mark.parametrize("value", [None, 5, "five", [], {}])
+def test_a_manifest_of_samples_without_an_entry_is_named_with_the_command_that_draws_them(samples, key, value):
+    manifest = read_checked_json(samples / "manifest.json")
+    changed = {name: entry for name, entry in manifest.items() if name != key} | ({} if value is None else {key: value})
+    write_checked_json(samples / "manifest.json", changed)
+    with pytest.raises(FileError, match=r"manifest\.json: the manifest is damaged.*repro sample@va-pi`"):
+        open_samples(samples)
+
+
+def test_a_set_of_an_older_version_is_told_so(samples):
+    write_json(samples / "manifest.json", {"kind": "samples", "shape": [3, 4, 4, 3]})
+    with pytest.raises(FileError, match=r"manifest\.json: .*written by an older version.*repro sample@va-pi`"):
         open_samples(samples)
 
 

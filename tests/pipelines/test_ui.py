@@ -1,5 +1,6 @@
 """What `make ui` hands to its servers. The servers themselves are asked in test_flows.py."""
 
+import socket
 from contextlib import ExitStack
 
 import pytest
@@ -38,6 +39,16 @@ def test_the_login_that_the_server_asks_for_is_the_one_that_worker_and_commands_
     assert env["PREFECT_API_AUTH_STRING"] == "lab:correct-horse" and "correct-horse" not in " ".join(command)
     assert env["PREFECT_API_URL"] == given["PREFECT_SERVER_UI_API_URL"]
     assert env["PREFECT_API_URL"] == f"http://127.0.0.1:{given['PREFECT_SERVER_API_PORT']}/api"
+
+
+def test_a_server_that_cannot_be_asked_is_one_message_without_the_password(monkeypatch, capsys):
+    with socket.socket() as s:  # a port at which nobody listens
+        s.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("PREFECT_API_URL", f"http://lab:correct-horse@127.0.0.1:{s.getsockname()[1]}/api")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example:5000")
+        assert ui.main() == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: the Prefect server at http://lab:***@127.0.0.1:") and len(err.splitlines()) == 1
 
 
 def test_a_command_that_fails_tells_no_password():

@@ -1,9 +1,12 @@
 """Features of images under the extractors."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
+from vapi_core import fingerprint
 from vapi_core.errors import FileError, ParameterError
 from vapi_core.images import to_tensor
 from vapi_core.scoring.classifier import PlainClassifier, ResidualClassifier, save_classifier
@@ -159,6 +162,30 @@ def test_other_images_or_other_weights_get_their_own_file_in_the_cache(digit_cla
     cached_features(tmp_path / "cache", changed, extractor)
     cached_features(tmp_path / "cache", images, load_extractor("classifier", weights=tmp_path / "other"))
     assert len(list((tmp_path / "cache").iterdir())) == 3
+
+
+def test_changed_code_does_not_return_the_features_of_the_old_one(digit_classifier, images, tmp_path, monkeypatch):
+    _, extractor = digit_classifier
+    code = shutil.copytree(fingerprint.CODE, tmp_path / "code", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(fingerprint, "CODE", code)
+    passes = []
+    extractor.network.register_forward_hook(lambda *args: passes.append(1))
+    cached_features(tmp_path / "cache", images, extractor)
+    (code / "scoring" / "geneval.py").write_text("# no part of features\n")
+    cached_features(tmp_path / "cache", images, extractor)
+    assert len(passes) == 1
+    for number, name in enumerate(("scoring/features.py", "scoring/classifier.py", "images.py"), start=2):
+        (code / name).write_text("# another preprocessing\n")
+        cached_features(tmp_path / "cache", images, extractor)
+        assert len(passes) == number
+
+
+def test_another_version_of_a_library_extracts_anew(digit_classifier, images, tmp_path, monkeypatch):
+    _, extractor = digit_classifier
+    cached_features(tmp_path / "cache", images, extractor)
+    monkeypatch.setattr(fingerprint, "version", lambda library: "another")
+    cached_features(tmp_path / "cache", images, extractor)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def test_a_damaged_file_in_the_cache_is_named(digit_classifier, images, tmp_path):

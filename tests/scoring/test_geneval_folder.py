@@ -1,11 +1,13 @@
 """Prompts, folders and results: what is wrong is named and counted, and the official files are read and written."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from vapi_core.data.image_files import read_rgb
 from vapi_core.errors import FileError
 from vapi_core.scoring.geneval import FoundObject
 from vapi_core.scoring.geneval_folder import (
@@ -13,7 +15,6 @@ from vapi_core.scoring.geneval_folder import (
     Prompt,
     append_results,
     read_folder,
-    read_image,
     read_prompts,
     read_results,
     write_prompts,
@@ -48,6 +49,8 @@ def clause(**changes):
         (GOOD | {"include": "one"}, "line 2: 'include' is not a list of clauses"),
         ({"tag": "colors"}, "line 2: it has no 'prompt'"),
         ("{", "line 2: not JSON"),
+        ("[" * 100_000, r"line 2: not JSON \(it is nested too deeply\)"),
+        (r'{"prompt": "a \ud83d cat"}', "line 2: not JSON .it holds half of a character"),
     ],
 )
 def test_a_wrong_line_of_a_prompt_file_is_named(tmp_path, line, problem):
@@ -70,6 +73,35 @@ def test_a_missing_and_an_empty_prompt_file_are_refused(tmp_path):
         read_prompts(write_lines(tmp_path / "empty.jsonl"), DIGITS)
 
 
+@pytest.mark.parametrize("inside", ["\u2028", "\u2029", "\x85"])
+@pytest.mark.parametrize("escaped", [True, False])
+def test_a_prompt_is_a_line_and_a_byte_order_mark_is_no_part_of_it(tmp_path, inside, escaped):
+    wanted = GOOD | {"prompt": f"a photo of{inside}a one"}
+    text = "".join(json.dumps(line, ensure_ascii=escaped) + "\n" for line in (wanted, GOOD))
+    (tmp_path / "prompts.jsonl").write_text("\ufeff" + text, encoding="utf-8")
+    prompts = read_prompts(tmp_path / "prompts.jsonl", DIGITS)
+    assert [p.metadata for p in prompts] == [wanted, GOOD]
+    write_prompts(tmp_path, prompts)
+    write_sample(tmp_path, 0, 0, GREY)
+    assert read_folder(tmp_path, DIGITS).samples[0].prompt == prompts[0]
+
+
+def test_prompts_that_are_not_utf8_or_a_pipe_are_named(tmp_path):
+    (tmp_path / "prompts.jsonl").write_bytes(json.dumps(GOOD).encode() + b"\n{caf\xe9}\n")
+    with pytest.raises(FileError, match=r"prompts\.jsonl: .*line 2 is not UTF-8"):
+        read_prompts(tmp_path / "prompts.jsonl", DIGITS)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileError, match="pipe: this is no file"):
+        read_prompts(tmp_path / "pipe", DIGITS)
+
+
+def test_a_file_whose_name_is_an_enormous_number_does_not_make_as_many_missing(tmp_path):
+    write_prompts(tmp_path, [Prompt(GOOD)])
+    write_sample(tmp_path, 0, 300_000_000_000, GREY)
+    with pytest.raises(FileError, match="an image has the number 300000000000"):
+        read_folder(tmp_path, DIGITS)
+
+
 def test_a_folder_comes_back_as_it_was_written(tmp_path):
     prompts = [Prompt(GOOD), Prompt(GOOD | {"prompt": "ein Foto von 1 – groß"})]
     write_prompts(tmp_path, prompts)
@@ -78,7 +110,7 @@ def test_a_folder_comes_back_as_it_was_written(tmp_path):
     samples = read_folder(tmp_path, DIGITS)
     assert [s.path for s in samples.samples] == paths and samples.missing == []
     assert [s.prompt for s in samples.samples] == [prompts[0], prompts[0], prompts[1], prompts[1]]
-    assert np.array_equal(np.asarray(read_image(paths[0])), GREY)
+    assert np.array_equal(np.asarray(read_rgb(paths[0])), GREY)
 
 
 def test_prompts_are_not_written_over_others_whose_images_may_be_there(tmp_path):
@@ -131,9 +163,17 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path, content):
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
         content = path.read_bytes()[:6000]
     path.write_bytes(content)
-    with pytest.raises(FileError, match="0000.png: the image cannot be read") as error:
-        read_image(path)
+    with pytest.raises(FileError, match="0000.png: the file cannot be read as an image") as error:
+        read_rgb(path)
     assert error.value.path == path
+
+
+def test_results_of_prompts_with_a_line_separator_are_one_line_each(tmp_path):
+    metadata = json.dumps(GOOD, ensure_ascii=False)
+    line = {"filename": "x", "tag": "colors", "prompt": "a\u2028b", "correct": True, "reason": "", "details": "{}"}
+    text = json.dumps(line | {"metadata": metadata}, ensure_ascii=False) + "\n"
+    (tmp_path / "results.jsonl").write_text("\ufeff" + text * 2, encoding="utf-8")
+    assert [r.prompt for r in read_results(tmp_path / "results.jsonl")] == ["a\u2028b"] * 2
 
 
 def result(name: str = "0000.png", correct: bool = True) -> GenEvalResult:

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from tests.tiny_vision import save_tiny_clip
+from vapi_core.data.image_files import read_rgb
 from vapi_core.errors import FileError, ParameterError
 from vapi_core.scoring.clip import load_clip
-from vapi_core.scoring.geneval_folder import Prompt, read_image, write_prompts, write_sample
+from vapi_core.scoring.geneval_folder import Prompt, write_prompts, write_sample
 from vapi_core.scoring.preference import (
     load_preference_model,
     preference_scores,
@@ -42,7 +43,7 @@ def folder(tmp_path):
 
 
 def test_the_score_is_the_cosine_of_each_image_with_its_own_text(clip, folder):
-    images = [read_image(folder / f"0000{i}" / "samples" / "0000.png") for i in range(3)]
+    images = [read_rgb(folder / f"0000{i}" / "samples" / "0000.png") for i in range(3)]
     texts = ["a cat", "two dogs", "three birds"]
     with torch.no_grad():
         image_features = clip.model.encode_image(torch.stack([clip.preprocess(image) for image in images]))
@@ -120,6 +121,15 @@ def test_prompts_with_categories_are_read_from_tables_and_json(tmp_path, name, c
     ]
 
 
+@pytest.mark.parametrize("inside", ["\u2028", "\u2029", "\x85"])
+@pytest.mark.parametrize("name", ["p.txt", "p.csv", "p.json"])
+def test_a_line_separator_inside_of_a_prompt_parts_nothing(tmp_path, inside, name):
+    prompts = [f"a photo of{inside}a bench", "second"]
+    text = {"p.csv": "\ufeffPrompts\r\n" + "\r\n".join(prompts), "p.json": json.dumps(prompts, ensure_ascii=False)}
+    (tmp_path / name).write_text(text.get(name, "\n".join(prompts)), encoding="utf-8", newline="")
+    assert [p.text for p in read_prompt_list(tmp_path / name)] == prompts
+
+
 def test_plain_texts_need_no_category(tmp_path):
     (tmp_path / "p.txt").write_text("A cat\n\nTwo, or three, dogs\n")
     (tmp_path / "p.json").write_text('["A cat", "Two, or three, dogs"]')
@@ -139,6 +149,10 @@ def test_plain_texts_need_no_category(tmp_path):
         ("p.json", "{}", "it is not a list"),
         ("p.json", "[3]", "3 is neither a text nor an object"),
         ("p.txt", "\n", "there is no prompt in it"),
+        ("p.json", '[{"prompt": 3}]', "holds something else than text"),
+        ("p.json", '[{"prompt": "a", "tag": [1]}]', "holds something else than text"),
+        ("p.json", "[" * 100_000, "it is nested too deeply"),
+        ("p.json", r'["a \ud83d cat"]', "half of a character"),
     ],
 )
 def test_a_file_without_prompts_is_refused_with_the_reason(tmp_path, name, content, problem):

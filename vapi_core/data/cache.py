@@ -4,6 +4,7 @@ A cache is a directory of `tokens.npy` (uint16 or uint32 [N, T], T = grid * grid
 and `manifest.json`. Its rows and splits are those of the subset. LlamaGen's own cache is a file per image.
 """
 
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,16 @@ from pathlib import Path
 import numpy as np
 
 from vapi_core import distributed
-from vapi_core.data.subset import find_split, open_array, read_manifest, read_splits
-from vapi_core.errors import FileError, quoted
-from vapi_core.files import sha256_file, write_json
+from vapi_core.data.subset import (
+    MANIFEST,
+    entries_of,
+    find_split,
+    open_array,
+    read_manifest,
+    read_splits,
+    write_manifest,
+)
+from vapi_core.errors import FileError
 
 REMEDY = "To make it anew, run `dvc repro tokenize`."
 
@@ -71,9 +79,8 @@ def write_token_cache(
             "tokenizer_sha256": tokenizer_sha256,
             "subset_sha256": subset_sha256,
             "splits": {name: list(bounds) for name, bounds in splits.items()},
-            "sha256": {name: sha256_file(temporary / name) for name in ("tokens.npy", "labels.npy")},
         }
-        write_json(temporary / "manifest.json", manifest)
+        write_manifest(temporary, manifest, ("tokens.npy", "labels.npy"))
 
 
 @dataclass(frozen=True)
@@ -99,27 +106,22 @@ class TokenCache:
             FileError: a file is missing or damaged, or it was made with another tokenizer or from another subset.
         """
         directory = Path(directory)
-        path = directory / "manifest.json"
+        path = directory / MANIFEST
         manifest = read_manifest(path, "tokens", REMEDY)
-        try:
-            grid, codebook_size = manifest["grid"], manifest["codebook_size"]
-            count, shape = manifest["count"], tuple(manifest["shape"])
-            made_with, made_from = manifest["tokenizer_sha256"], manifest["subset_sha256"]
+        with entries_of(path, REMEDY):
+            grid, codebook_size, count = (operator.index(manifest[name]) for name in ("grid", "codebook_size", "count"))
+            shape = tuple(map(operator.index, manifest["shape"]))
+            made_with, made_from = str(manifest["tokenizer_sha256"]), str(manifest["subset_sha256"])
             splits, dtype = read_splits(manifest), token_dtype(codebook_size)
-            hashes = {directory / name: manifest["sha256"][name] for name in ("tokens.npy", "labels.npy")}
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileError(path, f"the manifest is damaged ({quoted(error)}).", REMEDY) from None
+            tokens_sha256, labels_sha256 = (manifest["sha256"][name] for name in ("tokens.npy", "labels.npy"))
         if made_with != tokenizer_sha256:
             difference = f"made with tokenizer {made_with[:12]}, but read with tokenizer {tokenizer_sha256[:12]}"
             raise FileError(directory, f"the token cache was {difference}.", REMEDY)
         if subset_sha256 is not None and made_from != subset_sha256:
             difference = f"made from subset {made_from[:12]}, but read with subset {subset_sha256[:12]}"
             raise FileError(directory, f"the token cache was {difference}.", REMEDY)
-        tokens = open_array(directory / "tokens.npy", shape, dtype, REMEDY)
-        labels = np.array(open_array(directory / "labels.npy", (count,), np.int64, REMEDY))
-        for file, sha256 in hashes.items():
-            if sha256_file(file) != sha256:
-                raise FileError(file, "the file is damaged: its sha256 is not that of the manifest.", REMEDY)
+        tokens = open_array(directory / "tokens.npy", shape, dtype, REMEDY, tokens_sha256)
+        labels = np.array(open_array(directory / "labels.npy", (count,), np.int64, REMEDY, labels_sha256))
         return cls(directory, tokens, labels, grid, codebook_size, splits)
 
     def split(self, name: str) -> tuple[np.ndarray, np.ndarray]:

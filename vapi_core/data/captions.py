@@ -7,6 +7,7 @@ per image, 120 tokens or fewer.
 """
 
 import hashlib
+import operator
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,9 +17,9 @@ from typing import Literal
 import numpy as np
 import torch
 
-from vapi_core.data.subset import array_writer, open_array, read_manifest
-from vapi_core.errors import FileError, quoted
-from vapi_core.files import atomic_path, sha256_file, write_json
+from vapi_core.data.subset import MANIFEST, array_writer, entries_of, open_array, read_manifest, write_manifest
+from vapi_core.errors import FileError
+from vapi_core.files import atomic_path
 from vapi_core.models.captions import (
     LongCaption,
     LongCaptionError,
@@ -104,9 +105,8 @@ def write_caption_cache(
             "encoder": encoder.name,
             "encoder_fingerprint": encoder.fingerprint,
             "truncated": [asdict(caption) for caption in long],
-            "sha256": {name: sha256_file(temporary / name) for name in FILES},
         }
-        write_json(temporary / "manifest.json", manifest)
+        write_manifest(temporary, manifest, FILES)
     seconds = max(time.monotonic() - started, 1e-9)
     return CaptionCacheReport(len(captions), len(stored), rows, long, len(stored) / seconds, rows / seconds)
 
@@ -134,23 +134,19 @@ class CaptionCache:
             FileError: a file is missing or damaged, or another encoder made the features.
         """
         directory = Path(directory)
-        path = directory / "manifest.json"
+        path = directory / MANIFEST
         manifest = read_manifest(path, "captions", REMEDY)
-        try:
-            count, (rows, dim), dtype = manifest["count"], manifest["shape"], DTYPES[manifest["dtype"]]
-            limit, encoder, made_with = manifest["limit"], manifest["encoder"], manifest["encoder_fingerprint"]
-            hashes = {directory / name: manifest["sha256"][name] for name in FILES}
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileError(path, f"the manifest is damaged ({quoted(error)}).", REMEDY) from None
+        with entries_of(path, REMEDY):
+            count, limit = operator.index(manifest["count"]), operator.index(manifest["limit"])
+            (rows, dim), dtype = map(operator.index, manifest["shape"]), DTYPES[manifest["dtype"]]
+            encoder, made_with = manifest["encoder"], str(manifest["encoder_fingerprint"])
+            sha256 = [manifest["sha256"][name] for name in FILES]
         if encoder_fingerprint not in (None, made_with):
             difference = f"made with {encoder} {made_with[:12]}, but read with encoder {str(encoder_fingerprint)[:12]}"
             raise FileError(directory, f"the caption cache was {difference}.", REMEDY)
-        features = open_array(directory / "features.npy", (rows, dim), dtype, REMEDY)
-        offsets = np.array(open_array(directory / "offsets.npy", (count + 1,), np.int64, REMEDY))
-        digests = open_array(directory / "hashes.npy", (count, 32), np.uint8, REMEDY)
-        for file, sha256 in hashes.items():
-            if sha256_file(file) != sha256:
-                raise FileError(file, "the file is damaged: its sha256 is not that of the manifest.", REMEDY)
+        features = open_array(directory / FILES[0], (rows, dim), dtype, REMEDY, sha256[0])
+        offsets = np.array(open_array(directory / FILES[1], (count + 1,), np.int64, REMEDY, sha256[1]))
+        digests = open_array(directory / FILES[2], (count, 32), np.uint8, REMEDY, sha256[2])
         row_of = {digest.tobytes(): row for row, digest in enumerate(digests)}
         return cls(directory, features, offsets, row_of, limit, made_with)
 

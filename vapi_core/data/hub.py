@@ -63,10 +63,13 @@ def open_dataset(path: Path | str, split: str, image_column: str, column: str) -
     return data.cast_column(image_column, datasets.Image(decode=False))
 
 
-def load_row(data: Any, image_column: str, index: int, image_id: Path, image_size: int) -> Any:
+def load_row(
+    data: Any, image_column: str, index: int, image_id: Path, image_size: int, *, exif_orientation: bool
+) -> Any:
     """The image of a row, uint8 [S, S, 3]; `image_id` names it in messages. Raises FileError."""
     image = data[index][image_column]
-    if image is None:
+    if image is None or (image["bytes"] is None and image["path"] is None):
         raise FileError(image_id, "the row has no image.", "Remove it from the data set.")
     content = image["bytes"]
-    return read_image(Path(image["path"]) if content is None else image_id, image_size, content)
+    path = Path(image["path"]) if content is None else image_id
+    return read_image(path, image_size, content, exif_orientation=exif_orientation)

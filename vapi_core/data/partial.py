@@ -1,10 +1,11 @@
 """A .npy array whose rows come in any order and from any number of processes, and whose finished rows outlive a kill.
 
-The array lies in a directory of its own: `rows.npy`, at full size from the start, and one empty file `START-STOP` in
-`done/` for each range of rows that is on disk. What is left to do follows from these files alone, whatever the batch size
-or the number of processes was before.
+The array lies in a directory of its own: `rows.npy`, at full size from the start, and one file `START-STOP` in `done/` for
+each range of rows that is on disk, which holds their sha256. What is left to do follows from these files alone, whatever
+the batch size or the number of processes was before; rows that are not those of their hash are to be done again.
 """
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ import numpy as np
 
 from vapi_core.data.subset import open_array
 from vapi_core.distributed import create_array, write_rows
+from vapi_core.errors import FileError
 from vapi_core.files import atomic_path
 
 ROWS = "rows.npy"
@@ -39,8 +41,7 @@ class PartialArray:
         if not self._path.exists():
             shutil.rmtree(self.directory, ignore_errors=True)
             self._create()
-        remedy = f"Remove {self.directory}: it holds an unfinished array."
-        open_array(self._path, shape, dtype, remedy)
+        self._open()
 
     @property
     def _path(self) -> Path:
@@ -51,21 +52,45 @@ class PartialArray:
         with atomic_path(self._path) as temporary:
             create_array(temporary, self.shape, self.dtype)
 
+    def _open(self) -> np.ndarray:
+        remedy = f"Remove {self.directory}: it holds an unfinished array."
+        return open_array(self._path, self.shape, self.dtype, remedy, None)
+
+    def _done(self) -> dict[range, Path]:
+        """The ranges that were written, damaged or not, and the file that tells of each."""
+        files = {path: path.name.split("-") for path in (self.directory / "done").iterdir()}
+        return {range(int(start), int(stop)): path for path, (start, stop) in files.items()}
+
     def missing(self, size: int) -> list[range]:
-        """What is left to do, in ranges of at most `size` rows."""
-        names = (path.name.split("-") for path in (self.directory / "done").iterdir())
-        return missing_ranges(self.shape[0], [range(int(start), int(stop)) for start, stop in names], size)
+        """What is left to do, in ranges of at most `size` rows. Reads and hashes what is done."""
+        rows = self._open()
+        whole = [
+            part for part, file in self._done().items() if file.read_bytes() == _hash(rows[part.start : part.stop])
+        ]
+        return missing_ranges(self.shape[0], whole, size)
 
     def write(self, rows: range, values: np.ndarray) -> None:
         """Writes these rows, [len(rows), *shape[1:]]; when it returns they are on disk."""
         write_rows(self._path, rows.start, values)
         with open(self._path, "rb") as file:
             os.fsync(file.fileno())
-        (self.directory / "done" / f"{rows.start}-{rows.stop}").touch()
+        (self.directory / "done" / f"{rows.start}-{rows.stop}").write_bytes(_hash(values))
 
     def finish(self, path: Path | str) -> None:
-        """Moves the whole array to `path`, an .npy file, and removes the directory."""
-        assert not self.missing(self.shape[0]), "rows are missing"
+        """Moves the whole array to `path`, an .npy file, and removes the directory.
+
+        Raises:
+            FileError: rows are not what was written; the next run makes them anew, and them alone.
+        """
+        count = self.shape[0]
+        assert not missing_ranges(count, self._done(), count), "rows are missing"
+        if damaged := self.missing(count):
+            problem = f"{sum(map(len, damaged))} rows are damaged, from row {damaged[0].start} on."
+            raise FileError(self._path, problem, "Run the same again: these are made anew. Is the disk sound?")
         with atomic_path(path) as temporary:
             shutil.move(self._path, temporary)
         shutil.rmtree(self.directory)
+
+
+def _hash(values: np.ndarray) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest().encode()

@@ -4,9 +4,9 @@ Whoever chooses images looks at ids and labels only, so no image is decoded that
 (a hub data set, tar shards) is one more function that returns an `ImageSource`.
 """
 
-import io
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vapi_core.data.image_files import count_suffixes, is_image_name, read_rgb
 from vapi_core.errors import FileError, ParameterError
+from vapi_core.files import require_utf8_name
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 MNIST_SIZE = 28
 MNIST_PADDED_SIZE = 32
+LONGEST_NUMBER = 18  # digits; longer ones are ids
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class ImageSource:
     load: Callable[[int], np.ndarray]  # index of an image -> uint8 [S, S, 3], RGB
     captions: tuple[str, ...] | None = None  # [N]
     annotations: tuple[Mapping[str, Any], ...] | None = None  # [N], what else is known of each, ready for JSON
+    passed_over: Mapping[str, int] = field(default_factory=dict)  # ending -> files that lie there and are no images
 
 
 def mnist_source(image_size: int) -> ImageSource:
@@ -68,60 +71,104 @@ def mnist_source(image_size: int) -> ImageSource:
     )
 
 
-def folder_source(root: Path | str, image_size: int) -> ImageSource:
+def folder_source(root: Path | str, image_size: int, *, exif_orientation: bool = True) -> ImageSource:
     """The images of a folder with one subfolder per class; an id is a path relative to the folder.
 
-    Classes are the names of the subfolders in sorted order. Images are the png, jpg, jpeg, webp and bmp files directly
-    inside; names that begin with a dot are passed over (file managers and notebooks leave such). Every image is cut to
-    `image_size` by `center_crop`.
+    Classes are the names of the subfolders, sorted; where all are numbers, as numbers: 2 before 10. Images are the files
+    directly inside whose names end as those of images do (`image_suffixes`); others are counted as passed over, but for
+    names that begin with a dot (file managers and notebooks leave such). Every image is cut to `image_size` by
+    `center_crop`.
+
+    Args:
+        exif_orientation: whether images are turned as their EXIF says; LlamaGen's own loader leaves them as stored.
 
     Raises:
-        FileError: no such folder, no subfolder in it, or a subfolder without images; and, when an image is loaded,
-            a file that cannot be read as an image.
+        FileError: no such folder, no subfolder in it, a subfolder without images, or a name that is not UTF-8; and, when
+            an image is loaded, a file that cannot be read as an image.
     """
     root = Path(root)
     layout = f"Expected layout: one subfolder per class with its images in it, such as {root}/cat/1.png."
     if not root.is_dir():
         raise FileError(root, "there is no such folder.", layout)
-    classes = tuple(sorted(entry.name for entry in root.iterdir() if entry.is_dir() and entry.name[0] != "."))
+    folders, passed_over = _list(root)
+    classes = sort_classes(folders)
     if not classes:
         raise FileError(root, "the folder has no subfolders.", layout)
     ids: list[str] = []
     labels: list[int] = []
+    nested = 0
     for label, name in enumerate(classes):
-        files = [file.name for file in (root / name).iterdir() if file.name[0] != "."]
-        images = sorted(file for file in files if Path(file).suffix.lower() in IMAGE_SUFFIXES)
+        require_utf8_name(name, root)
+        deeper, files = _list(root / name)
+        images = sorted(filter(is_image_name, files))
         if not images:
-            raise FileError(root / name, "the folder of this class has no png, jpg, jpeg, webp or bmp images.", layout)
+            raise FileError(root / name, "the folder of this class has no images.", layout)
+        for file in images:
+            require_utf8_name(file, root / name)
         ids.extend(f"{name}/{file}" for file in images)
         labels.extend([label] * len(images))
+        passed_over += [file for file in files if not is_image_name(file)]
+        nested += len(deeper)
     return ImageSource(
         name="folder",
         image_size=image_size,
         classes=classes,
         ids=tuple(ids),
         labels=np.array(labels, dtype=np.int64),
-        load=lambda index: read_image(root / ids[index], image_size),
+        load=lambda index: read_image(root / ids[index], image_size, exif_orientation=exif_orientation),
+        passed_over=count_suffixes(passed_over) | ({"folders inside of class folders": nested} if nested else {}),
     )
 
 
-def read_image(path: Path, image_size: int, content: bytes | None = None) -> np.ndarray:
-    """Reads an image file as RGB and cuts it to uint8 [S, S, 3]. An alpha channel is dropped, as in LlamaGen's loader.
+def _list(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of the folders and of everything else in a folder, but for names that begin with a dot."""
+    folders: list[str] = []
+    others: list[str] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.name.startswith("."):
+                (folders if entry.is_dir() else others).append(entry.name)
+    return folders, others
 
-    Args:
-        content: the bytes of a file that lies inside another one; `path` then only names it.
+
+def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
+    """Class names in the order of their labels: sorted as numbers where all are numbers, else as text."""
+    names = sorted(names)
+    if all(_is_number(name) for name in names):
+        names.sort(key=int)
+    return tuple(names)
+
+
+def require_class_numbers(classes: Sequence[str], where: Path | str) -> None:
+    """For a checkpoint that knows classes by number: names that are numbers must be their own labels, 0 to N-1.
 
     Raises:
-        FileError: the file is not an image, is damaged, or holds more than 8 bits per channel.
+        FileError: the names are numbers, and other ones: the checkpoint would take each image for another class.
     """
-    remedy = "Repair, convert or remove the file."
-    try:
-        with Image.open(path if content is None else io.BytesIO(content)) as image:
-            if image.mode.startswith(("I", "F")):  # convert("RGB") would clip these to white without a word
-                raise FileError(path, f"the image has more than 8 bits per channel (mode {image.mode}).", remedy)
-            return center_crop(image.convert("RGB"), image_size)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise FileError(path, f"the file cannot be read as an image ({error}).", remedy) from None
+    if not all(map(_is_number, classes)):
+        return
+    wrong = [(label, name) for label, name in enumerate(classes) if int(name) != label]
+    if wrong:
+        label, name = wrong[0]
+        problem = (
+            f"the names of the {len(classes)} classes are numbers, but not 0 to {len(classes) - 1}: class '{name}'"
+        )
+        remedy = (
+            "Name the folders by the numbers that the checkpoint has for them, from 0 and without gaps, or by words."
+        )
+        raise FileError(where, f"{problem} would be number {label} to the imported checkpoint.", remedy)
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdecimal() and len(name) <= LONGEST_NUMBER
+
+
+def read_image(
+    path: Path, image_size: int, content: bytes | None = None, *, exif_orientation: bool = True
+) -> np.ndarray:
+    """`read_rgb`, cut to uint8 [S, S, 3] by `center_crop`. Raises FileError."""
+    image = read_rgb(path, content, exif_orientation=exif_orientation, shorter_side=image_size)
+    return center_crop(image, image_size)
 
 
 def center_crop(image: Image.Image, image_size: int) -> np.ndarray:

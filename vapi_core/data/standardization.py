@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from vapi_core.data.subset import open_array
-from vapi_core.files import atomic_path
+from vapi_core.data.subset import entries_of, open_array
+from vapi_core.files import atomic_path, read_checked_json, sha256_file, write_checked_json
 from vapi_core.models.captions import LongCaptionError, TextEncoder, count_tokens, encode_padded, find_long
 
 REMEDY = "To make it anew, run `dvc repro tokenize`."
 FILE = "standardization.npy"
+HASH_FILE = "standardization.json"
 SMALLEST_DEVIATION = 0.1  # of the mean one: dimensions that hardly vary are not blown up
 
 
@@ -35,11 +36,14 @@ class Standardization:
     def save(self, directory: Path) -> None:
         with atomic_path(directory / FILE) as temporary, open(temporary, "wb") as file:
             np.save(file, np.stack([self.mean, self.deviation]))
+        write_checked_json(directory / HASH_FILE, {FILE: sha256_file(directory / FILE)})
 
     @classmethod
     def open(cls, directory: Path, dim: int) -> "Standardization":
-        """Of the caption cache in `directory`. Raises FileError where it is missing or of another width."""
-        return cls(*np.array(open_array(directory / FILE, (2, dim), np.float32, REMEDY)))
+        """Of the caption cache in `directory`. Raises FileError where it is missing, damaged or of another width."""
+        with entries_of(directory / HASH_FILE, REMEDY):
+            sha256 = read_checked_json(directory / HASH_FILE, REMEDY)[FILE]
+        return cls(*np.array(open_array(directory / FILE, (2, dim), np.float32, REMEDY, sha256)))
 
 
 def measure_features(

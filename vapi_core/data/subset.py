@@ -1,12 +1,15 @@
 """A fixed subset of an image source: planned from the labels alone, written as arrays, read memory-mapped.
 
 A subset is a directory of `images.npy` (uint8 [N, S, S, 3]), `labels.npy` (int64 [N]) and `manifest.json` (where each
-image comes from). Every split is one contiguous range of it. The array files of the token cache are handled here too.
+image comes from). Every split is one contiguous range of it. The array files and manifests of token caches, caption caches
+and sets of samples are handled here too: a manifest holds the sha256 of each file beside it and a checksum of itself, and
+every reader compares them, so that a byte that flipped on a disk is told with the name of its file.
 """
 
 import hashlib
+import operator
 import tokenize
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +19,18 @@ import numpy as np
 
 from vapi_core.data.sources import ImageSource
 from vapi_core.errors import FileError, ParameterError, quoted, shortened
-from vapi_core.files import atomic_path, read_json, sha256_file, write_json
+from vapi_core.files import (
+    atomic_path,
+    read_checked_json,
+    read_text,
+    require_regular,
+    require_sha256,
+    sha256_file,
+    write_checked_json,
+)
 from vapi_core.randomness import stream
 
+MANIFEST = "manifest.json"
 REMEDY = "To make it anew, run `dvc repro subset`."
 
 
@@ -70,10 +82,15 @@ def plan_subset(labels: np.ndarray, classes: Sequence[str], splits: Mapping[str,
     return SubsetPlan(seed, chosen, [queue[t:].tolist() for queue, t in zip(queues, taken, strict=True)])
 
 
-def write_subset(source: ImageSource, plan: SubsetPlan, directory: Path | str) -> None:
+def write_subset(
+    source: ImageSource, plan: SubsetPlan, directory: Path | str, texts: Mapping[str, str] | None = None
+) -> None:
     """Loads the planned images one by one and writes the subset; memory does not grow with their number.
 
     Two splits never hold the same pixels: an image already seen in an earlier split gives way to a spare of its class.
+
+    Args:
+        texts: further files of the subset, by name, for `read_subset_text`.
 
     Raises:
         ParameterError: no spare is left for such an image.
@@ -98,6 +115,8 @@ def write_subset(source: ImageSource, plan: SubsetPlan, directory: Path | str) -
                     items.append(item | _further(source, index))
                 splits[split] = [len(items) - len(indices), len(items)]
         np.save(temporary / "labels.npy", np.array(labels, dtype=np.int64))
+        for name, text in (texts or {}).items():
+            (temporary / name).write_text(text, encoding="utf-8", newline="")
         manifest = {
             "kind": "subset",
             "source": source.name,
@@ -108,7 +127,7 @@ def write_subset(source: ImageSource, plan: SubsetPlan, directory: Path | str) -
             "count": count,
             "items": items,
         }
-        write_json(temporary / "manifest.json", manifest)
+        write_manifest(temporary, manifest, ("images.npy", "labels.npy", *(texts or {})))
 
 
 def _further(source: ImageSource, index: int) -> dict[str, Any]:
@@ -156,26 +175,29 @@ class Subset:
 
     @classmethod
     def open(cls, directory: Path | str) -> "Subset":
-        """Opens what `write_subset` wrote. Pixels are not hashed again: that would read the whole array.
+        """Opens what `write_subset` wrote, after hashing its files again (1 GB in about a second).
 
         Raises:
             FileError: a file is missing or damaged, or the files do not belong together.
         """
         directory = Path(directory)
-        path = directory / "manifest.json"
+        path = directory / MANIFEST
         manifest = read_manifest(path, "subset", REMEDY)
-        try:
-            count, size, classes = manifest["count"], manifest["image_size"], tuple(manifest["classes"])
+        with entries_of(path, REMEDY):
+            count, size, classes = (
+                operator.index(manifest["count"]),
+                operator.index(manifest["image_size"]),
+                tuple(manifest["classes"]),
+            )
             splits = read_splits(manifest)
             expected = [classes.index(item["class"]) for item in manifest["items"]]
             captioned = any("caption" in item for item in manifest["items"])
             captions = tuple(item["caption"] for item in manifest["items"]) if captioned else None
             annotated = any("annotation" in item for item in manifest["items"])
             annotations = tuple(item["annotation"] for item in manifest["items"]) if annotated else None
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileError(path, f"the manifest is damaged ({quoted(error)}).", REMEDY) from None
-        images = open_array(directory / "images.npy", (count, size, size, 3), np.uint8, REMEDY)
-        labels = np.array(open_array(directory / "labels.npy", (count,), np.int64, REMEDY))
+            images_sha256, labels_sha256 = (manifest["sha256"][name] for name in ("images.npy", "labels.npy"))
+        images = open_array(directory / "images.npy", (count, size, size, 3), np.uint8, REMEDY, images_sha256)
+        labels = np.array(open_array(directory / "labels.npy", (count,), np.int64, REMEDY, labels_sha256))
         if labels.tolist() != expected:
             raise FileError(directory / "labels.npy", "the labels are not those of the manifest.", REMEDY)
         return cls(directory, images, labels, classes, size, splits, captions, annotations)
@@ -194,26 +216,57 @@ def subset_hash(directory: Path | str) -> str:
     """Hex sha256 of the manifest, which holds the hash of every image: equal for equal subsets.
 
     Raises:
-        FileError: the manifest is missing.
+        FileError: the manifest is missing or damaged.
     """
-    path = Path(directory) / "manifest.json"
-    if not path.is_file():
-        raise FileError(path, "the file is missing.", REMEDY)
+    path = Path(directory) / MANIFEST
+    read_manifest(path, "subset", REMEDY)
     return sha256_file(path)
+
+
+def read_subset_text(directory: Path | str, name: str) -> str | None:
+    """A further file of a subset, as `write_subset` was given it; None if there was none of this name.
+
+    Raises:
+        FileError: the manifest or the file is missing or damaged.
+    """
+    path = Path(directory) / MANIFEST
+    manifest = read_manifest(path, "subset", REMEDY)
+    with entries_of(path, REMEDY):
+        sha256 = manifest["sha256"].get(name)
+    if sha256 is None:
+        return None
+    text = read_text(path.with_name(name), REMEDY)
+    require_sha256(path.with_name(name), sha256, REMEDY)
+    return text
+
+
+def write_manifest(directory: Path, manifest: dict[str, Any], files: Iterable[str]) -> None:
+    """Writes `manifest.json` with the sha256 of these files of the same directory, and a checksum of itself."""
+    sha256 = {name: sha256_file(directory / name) for name in files}
+    write_checked_json(directory / MANIFEST, manifest | {"sha256": sha256})
 
 
 def read_manifest(path: Path, kind: str, remedy: str) -> dict[str, Any]:
     """Reads a manifest of this kind. Raises FileError where it is missing, damaged or of another kind."""
-    manifest = read_json(path, remedy)
-    if not isinstance(manifest, dict) or manifest.get("kind") != kind:
+    manifest = read_checked_json(path, remedy)
+    if manifest.get("kind") != kind:
         raise FileError(path, f'this is not a manifest of kind "{kind}".', remedy)
     return manifest
 
 
+@contextmanager
+def entries_of(path: Path, remedy: str) -> Iterator[None]:
+    """Turns what goes wrong with the entries of a manifest, one that is missing or of another type, into a FileError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FileError(path, f"the manifest is damaged ({quoted(error)}).", remedy) from None
+
+
 def read_splits(manifest: dict[str, Any]) -> dict[str, tuple[int, int]]:
     """The table of splits of a manifest. Raises KeyError, TypeError or ValueError where it is damaged."""
-    splits = {name: (start, stop) for name, (start, stop) in manifest["splits"].items()}
-    if not all(0 <= start < stop <= manifest["count"] for start, stop in splits.values()):
+    splits = {name: (operator.index(start), operator.index(stop)) for name, (start, stop) in manifest["splits"].items()}
+    if not splits or not all(0 <= start < stop <= manifest["count"] for start, stop in splits.values()):
         raise ValueError("a split lies outside the array")
     return splits
 
@@ -248,13 +301,19 @@ def array_writer(path: Path, shape: tuple[int, ...], dtype: type[np.number]) -> 
     assert written == shape[0], f"{written} rows came for an array of {shape}"
 
 
-def open_array(path: Path, shape: tuple[int, ...], dtype: type[np.number], remedy: str) -> np.ndarray:
-    """Memory-maps a .npy file, read-only.
+def open_array(
+    path: Path, shape: tuple[int, ...], dtype: type[np.number], remedy: str, sha256: str | None
+) -> np.ndarray:
+    """Memory-maps a .npy file, read-only, after hashing it; once in a process, unless the file changes.
+
+    Args:
+        sha256: what the manifest says; None where rows are checked in another way (`vapi_core.data.partial`).
 
     Raises:
         FileError: the file is missing, damaged or cut off, or holds something else than the manifest says.
     """
     try:
+        require_regular(path, remedy)
         array = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError:
         raise FileError(path, "the file is missing.", remedy) from None
@@ -263,4 +322,6 @@ def open_array(path: Path, shape: tuple[int, ...], dtype: type[np.number], remed
     if array.shape != shape or array.dtype != dtype:
         expected = f"{np.dtype(dtype)} {list(shape)}"
         raise FileError(path, f"holds {array.dtype} {list(array.shape)}, the manifest says {expected}.", remedy)
+    if sha256 is not None:
+        require_sha256(path, sha256, remedy)
     return array

@@ -26,12 +26,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vapi_core.errors import FileError, quoted
+from vapi_core.files import parse_json, read_checked_json, require_sha256, sha256_file, write_checked_json
 from vapi_core.models.captions import LongCaption, LongCaptionError
 from vapi_core.models.policy import Policy, Prompts
 from vapi_core.models.tokenizer import OFFICIAL_USAGE_BUFFER, Tokenizer, TokenizerConfig
 from vapi_core.models.weights import check_expansion, check_loaded, load_strictly, read_state_dict
 
 JANUS_PRO_1B = "deepseek-community/Janus-Pro-1B"
+HASHES = "hashes.json"  # of what `PromptTokenizer.save` wrote
+ANEW = "To make it anew, run `dvc repro tokenize`."
 REMEDY = f"Give a folder with a Janus checkpoint, or fetch one with `hf download {JANUS_PRO_1B}`."
 OFFICIAL_TYPE = "multi_modality"  # "model_type" of the official config.json
 BEGIN_OF_IMAGE, PAD = "<begin_of_image>", "<｜▁pad▁｜>"
@@ -184,7 +187,9 @@ class PromptTokenizer:
         return lengths
 
     def save(self, directory: Path | str) -> None:
-        self.tokenizer.save_pretrained(directory)
+        """Writes the tokenizer's files and their sha256."""
+        written = [Path(file) for file in self.tokenizer.save_pretrained(directory)]
+        write_checked_json(Path(directory) / HASHES, {f.name: sha256_file(f) for f in written if f.is_file()})
 
 
 def pad_prompts(ids: Sequence[Sequence[int]], pad_id: int) -> Prompts:
@@ -214,11 +219,15 @@ def load_prompt_tokenizer(path: Path | str = JANUS_PRO_1B) -> PromptTokenizer:
     """The text tokenizer of a checkpoint, or of a folder that `PromptTokenizer.save` wrote.
 
     Raises:
-        FileError: no tokenizer here, or one without the tokens that a prompt for an image needs.
+        FileError: no tokenizer here, one without the tokens that a prompt for an image needs, or a file that is not what
+            `PromptTokenizer.save` wrote.
     """
     from transformers import PreTrainedTokenizerFast
     from transformers.utils import cached_file
 
+    if (hashes := Path(path) / HASHES).is_file():
+        for name, sha256 in read_checked_json(hashes, ANEW).items():
+            require_sha256(hashes.with_name(name), sha256, ANEW)
     try:
         cached_file(str(path), "tokenizer.json", local_files_only=True)
         # not AutoTokenizer: the class that Janus's files name would replace their byte-level rules by Llama's
@@ -372,7 +381,7 @@ def _open_checkpoint(path: Path | str) -> tuple[Path, dict[str, Any]]:
 
     try:
         file = str(cached_file(str(path), "config.json", local_files_only=True))
-        description = json.loads(Path(file).read_text(encoding="utf-8"))
+        description = parse_json(Path(file).read_bytes())
         kind = description["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FileError(path, f"no checkpoint here ({_first_line(error)}).", REMEDY) from None

@@ -47,6 +47,8 @@ def read_state_dict(path: Path, remedy: str = "") -> dict[str, Tensor]:
         )
         raise FileError(path, problem, remedy) from None
     except Exception as error:  # a damaged pickle ends in nearly any error: KeyError, EOFError, AssertionError, ...
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            raise FileError(path, "it asks for more memory than there is; perhaps it is damaged.", remedy) from None
         raise FileError(path, f"the file is damaged or truncated ({type(error).__name__}: {error}).", remedy) from None
     content = _unwrapped(content)
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from vapi_core.errors import FileError, quoted
-from vapi_core.files import atomic_path
+from vapi_core.files import atomic_path, parse_json, read_text, split_lines
 from vapi_core.scoring.geneval import COLORS, RELATIONS, TASKS, FoundObjects
 
 PROMPT_FILE = "metadata.jsonl"
+MOST_SAMPLES = 10**6  # of a prompt
 LISTED = 5  # problems that one message tells in full
 
 
@@ -138,7 +139,7 @@ def read_prompts(path: Path | str, classes: Sequence[str], tasks: Sequence[str] 
         FileError: the file is missing or empty, or lines are wrong; all of them are counted, the first ones named.
     """
     prompts, problems = [], []
-    for number, line in enumerate(_read_text(path).splitlines(), 1):
+    for number, line in enumerate(split_lines(read_text(path)), 1):
         if line.strip():
             try:
                 prompts.append(_parse_prompt(line, classes, tasks))
@@ -154,8 +155,8 @@ def read_prompts(path: Path | str, classes: Sequence[str], tasks: Sequence[str] 
 def _parse_prompt(text: str, classes: Sequence[str] | None, tasks: Sequence[str]) -> Prompt:
     """One prompt; without `classes` anything with a text is one. Raises ValueError."""
     try:
-        metadata = json.loads(text)
-    except json.JSONDecodeError as error:
+        metadata = parse_json(text)
+    except ValueError as error:
         raise ValueError(f"not JSON ({error})") from None
     if classes is not None and (problem := prompt_problem(metadata, classes, tasks)):
         raise ValueError(problem)
@@ -181,7 +182,7 @@ def write_prompts(folder: Path | str, prompts: Iterable[Prompt]) -> None:
     texts = [json.dumps(prompt.metadata, ensure_ascii=False) for prompt in prompts]
     paths = [prompt_directory(folder, i) / PROMPT_FILE for i in range(len(texts))]
     for path, text in zip(paths, texts, strict=True):
-        if path.exists() and _read_text(path).strip() != text:
+        if path.exists() and read_text(path).strip() != text:
             raise FileError(path, "there is another prompt already.", "Name another folder, or remove this one.")
     for path, text in zip(paths, texts, strict=True):
         with atomic_path(path) as temporary:
@@ -216,7 +217,7 @@ def read_folder(folder: Path | str, classes: Sequence[str] | None, tasks: Sequen
     problems: list[str] = []
     for directory in directories:
         try:
-            prompts.append(_parse_prompt(_read_text(directory / PROMPT_FILE), classes, tasks))
+            prompts.append(_parse_prompt(read_text(directory / PROMPT_FILE), classes, tasks))
         except (ValueError, FileError) as error:
             problems.append(f"{directory.name}/{PROMPT_FILE}: {error}")
     if problems:
@@ -225,6 +226,10 @@ def read_folder(folder: Path | str, classes: Sequence[str] | None, tasks: Sequen
     numbers = sorted({number for found in images for number in found})
     if not numbers:
         raise FileError(folder, "there is no image in it.", layout)
+    if numbers[-1] >= MOST_SAMPLES:
+        raise FileError(
+            folder, f"an image has the number {numbers[-1]}; they count the images of a prompt, from 0.", layout
+        )
     numbers = list(range(numbers[-1] + 1))
     missing = [
         d / "samples" / f"{n:04}.png"
@@ -238,34 +243,21 @@ def read_folder(folder: Path | str, classes: Sequence[str] | None, tasks: Sequen
     return Samples(samples, missing)
 
 
-def read_image(path: Path) -> Image.Image:
-    """An image as RGB, turned as its EXIF says.
-
-    Raises:
-        FileError: it is missing or cannot be read.
-    """
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise FileError(path, f"the image cannot be read ({error}).") from None
-
-
 def read_results(path: Path | str) -> list[GenEvalResult]:
     """Results of ours or of the official script. A last line that was cut off, by a kill, is left out.
 
     Raises:
         FileError: the file is missing, or a line is no result; it is named.
     """
-    text = _read_text(path)
-    lines = text.splitlines()
+    text = read_text(path)
+    lines = split_lines(text)
     results = []
     for number, line in enumerate(lines, 1):
         try:
-            given = json.loads(line)
+            given = parse_json(line)
             known = {f.name: given[f.name] for f in fields(GenEvalResult) if f.name in given}
             results.append(GenEvalResult(**known))
-        except (json.JSONDecodeError, TypeError) as error:
+        except (ValueError, TypeError) as error:
             if number == len(lines) and not text.endswith("\n"):
                 break
             raise FileError(path, f"line {number} is not a result ({error}).", "Remove the line or the file.") from None
@@ -286,14 +278,6 @@ def append_results(path: Path | str, results: Iterable[GenEvalResult]) -> None:
 
 def _line(result: GenEvalResult) -> str:
     return json.dumps({name: value for name, value in asdict(result).items() if value is not None}) + "\n"
-
-
-def _read_text(path: Path | str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        problem = "the file is missing." if isinstance(error, FileNotFoundError) else f"it cannot be read ({error})."
-        raise FileError(path, problem) from None
 
 
 def _first(problems: Sequence[Any]) -> str:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from PIL import Image
 
+from vapi_core.data.image_files import read_rgb
 from vapi_core.errors import FileError
 from vapi_core.files import sha256_file
 from vapi_core.scoring.geneval import (
@@ -27,7 +28,6 @@ from vapi_core.scoring.geneval_folder import (
     Sample,
     append_results,
     read_folder,
-    read_image,
     read_results,
     write_results,
 )
@@ -128,7 +128,7 @@ def evaluate_folder(
         images: list[Image.Image] = []
         for sample in pending[start : start + batch_size]:
             try:
-                images.append(read_image(sample.path))
+                images.append(read_rgb(sample.path))
                 readable.append(sample)
             except FileError as error:
                 unreadable.append(error)

@@ -9,7 +9,7 @@ padded by open_clip's own rule.
 """
 
 import csv
-import json
+import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,9 +20,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vapi_core.data.image_files import read_rgb
 from vapi_core.errors import FileError, ParameterError, quoted, shortened
+from vapi_core.files import parse_json, read_text, split_lines
 from vapi_core.scoring.clip import Clip, hub_file, load_clip
-from vapi_core.scoring.geneval_folder import Prompt, read_folder, read_image
+from vapi_core.scoring.geneval_folder import Prompt, read_folder
 from vapi_core.scoring.statistics import bootstrap_interval, mean_and_standard_error
 
 CLIP_ARCHITECTURE, HPS_ARCHITECTURE = "ViT-L-14-quickgelu", "ViT-H-14"
@@ -111,7 +113,7 @@ def score_folder(
         images, texts = [], []
         for sample in samples.samples[start : start + batch_size]:
             try:
-                images.append(read_image(sample.path))
+                images.append(read_rgb(sample.path))
             except FileError as error:
                 unreadable.append(error)
                 continue
@@ -155,12 +157,10 @@ def read_prompt_list(path: Path | str) -> list[Prompt]:
         FileError: the file is missing, has no such column or no prompt, or an empty one, whose row is named.
     """
     path = Path(path)
+    text = read_text(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
         rows = _rows(path.suffix.lower(), text)
-    except FileNotFoundError:
-        raise FileError(path, "the file is missing.") from None
-    except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
+    except (ValueError, csv.Error) as error:
         raise FileError(path, f"no prompts can be read from it ({error}).") from None
     empty = [number for number, row in enumerate(rows, 1) if not row["prompt"]]
     if empty or not rows:
@@ -174,14 +174,14 @@ def read_prompt_list(path: Path | str) -> list[Prompt]:
 def _rows(suffix: str, text: str) -> list[dict[str, Any]]:
     """Metadata of each prompt: "prompt", and "tag" if it has a category. Raises ValueError."""
     if suffix == ".json":
-        items = json.loads(text)
+        items = parse_json(text)
         if not isinstance(items, list):
             raise ValueError("it is not a list")
         return [_row({"prompt": item} if isinstance(item, str) else item) for item in items]
     if suffix in (".csv", ".tsv"):
-        lines = text.splitlines(keepends=True)
+        lines = io.StringIO(text, newline="")
         return [_row(row) for row in csv.DictReader(lines, delimiter="\t" if suffix == ".tsv" else ",")]
-    return [{"prompt": line.strip()} for line in text.splitlines() if line.strip()]
+    return [{"prompt": line.strip()} for line in split_lines(text) if line.strip()]
 
 
 def _row(item: Any) -> dict[str, Any]:
@@ -191,6 +191,8 @@ def _row(item: Any) -> dict[str, Any]:
     column = next((name for name in TEXT_COLUMNS if name in fields), None)
     if column is None:
         raise ValueError(f"there is no column {', '.join(TEXT_COLUMNS)}, but {shortened(', '.join(fields))}")
-    row = {"prompt": (fields[column] or "").strip()}
     category = next((fields[name] for name in CATEGORY_COLUMNS if fields.get(name)), None)
+    if any(not isinstance(value, str | None) for value in (fields[column], category)):
+        raise ValueError(f"{quoted(item)} holds something else than text as prompt or category")
+    row = {"prompt": (fields[column] or "").strip()}
     return row | ({"tag": category.strip()} if category else {})
