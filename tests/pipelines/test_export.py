@@ -58,7 +58,7 @@ def test_a_misspelt_place_makes_no_folder_and_a_folder_is_no_file(tmp_path, caps
 def test_a_set_whose_manifest_has_no_shape_is_told(tmp_path, capsys, shape):
     write_checked_json(tmp_path / "manifest.json", {"kind": "samples", "shape": shape})
     assert main(["images", str(tmp_path), str(tmp_path / "out.npz")]) == 1
-    assert "manifest.json: the file is damaged" in capsys.readouterr().err
+    assert "manifest.json: the manifest is damaged" in capsys.readouterr().err
 
 
 def test_a_place_that_cannot_be_written_and_a_name_that_is_no_text_are_told(tmp_path, capsys):

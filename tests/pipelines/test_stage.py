@@ -171,5 +171,5 @@ def test_a_stage_that_is_asked_to_end_closes_its_run_as_killed_and_says_one_line
     stage.send_signal(number)
     _, errors = stage.communicate()
     assert stage.returncode == code and errors.splitlines()[-1] == f"stopped by {name}" and "Traceback" not in errors
-    (journal,) = all_journals(tmp_path / ".work/tracking")
+    (journal,), _ = all_journals(tmp_path / ".work/tracking")
     assert journal.state()["status"] == "KILLED" and not (tmp_path / "out").exists()
