@@ -49,11 +49,10 @@ parity: .venv/installed # checks against the official numbers: make parity REFER
 	python -m tests.parity $(or $(REFERENCE),../shared/reference)
 
 profile: .venv/installed # makes a profile the one that runs: make profile NAME=mnist
-	@test -f profiles/$(NAME).yaml || { echo "error: no profile '$(NAME)'; there are: $(basename $(notdir $(wildcard profiles/*.yaml)))"; exit 1; }
-	cp profiles/$(NAME).yaml params.yaml
+	@python -m pipelines.commands.profile $(NAME)
 
 check-assets: .venv/installed # which files a profile needs, where to get them, which are missing: make check-assets NAME=...
-	@python -m pipelines.assets $(NAME)
+	@python -m pipelines.commands.assets $(NAME)
 
 lock: # the lock file anew from pyproject.toml
 	uv pip compile --universal --generate-hashes --python-version 3.11 --extra dev --quiet pyproject.toml -o requirements.lock

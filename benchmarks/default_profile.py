@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from pipelines.params import AlignParams, Params, grid_side, load_params
+from pipelines.config.params import AlignParams, Params, grid_side, load_params
 
 from vapi_core.alignment.ar_grpo import ArGrpo
 from vapi_core.alignment.cross_entropy import CrossEntropy

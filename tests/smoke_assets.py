@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from pipelines.params import Params, grid_side, load_params
+from pipelines.config.params import Params, grid_side, load_params
 
 from vapi_core.models.llamagen.generator import Generator
 from vapi_core.models.llamagen.tokenizer import Tokenizer

@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from pipelines.stores import bypass_proxies
+from pipelines.tracking.stores import bypass_proxies
 
 # before prefect is imported
 bypass_proxies(os.environ)

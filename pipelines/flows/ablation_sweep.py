@@ -26,12 +26,12 @@ from prefect.artifacts import (
 from prefect.states import Completed, State
 from pydantic import ValidationError
 
-from pipelines import dashboards
 from pipelines.config.paths import WORK
 from pipelines.flows.running import gpu_tags, run_all, run_command, visible_gpus
-from pipelines.launch import one_message
-from pipelines.results import publish
-from pipelines.sweep import (
+from pipelines.frame.launch import one_message
+from pipelines.reporting.grid import publish
+from pipelines.tracking import dashboards
+from pipelines.variants.sweep import (
     TARGETS,
     Cell,
     SweepForm,

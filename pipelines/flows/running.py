@@ -16,10 +16,10 @@ from prefect.exceptions import ObjectNotFound
 from prefect.futures import PrefectFuture, as_completed
 from prefect.states import State
 
-from pipelines import processes
 from pipelines.config.paths import WORK
-from pipelines.masking import masked
-from pipelines.stores import DEFAULT_URI
+from pipelines.frame import processes
+from pipelines.tracking.masking import masked
+from pipelines.tracking.stores import DEFAULT_URI
 
 GPU = "gpu"  # tag of tasks that need one, and name of the limit on how many run at the same time
 TAIL = 8  # lines of a failed command's output that its task's message repeats

@@ -27,9 +27,9 @@ from prefect.workers.process import ProcessWorker
 
 from pipelines.config.paths import WORK
 from pipelines.flows.running import environment
-from pipelines.launch import one_message
-from pipelines.masking import masked
-from pipelines.processes import Guarded
+from pipelines.frame.launch import one_message
+from pipelines.frame.processes import Guarded
+from pipelines.tracking.masking import masked
 from vapi_core.errors import VapiError
 
 HOST = "127.0.0.1"
@@ -163,7 +163,7 @@ def serve(stack: ExitStack) -> None:
         service.wait_for(url)
     create_pool(env["PREFECT_API_URL"], env.get("PREFECT_API_AUTH_STRING"))
     run(["prefect", "--no-prompt", "deploy", "--all"], env)
-    dashboards = run([sys.executable, "-m", "pipelines.dashboards"], env)
+    dashboards = run([sys.executable, "-m", "pipelines.tracking.dashboards"], env)
     prefect_ui = env["PREFECT_API_URL"].removesuffix("/api")
     print(masked(f"Prefect: {prefect_ui}/deployments"), flush=True)
     print(masked(f"MLflow:  {env['MLFLOW_TRACKING_URI']}"), flush=True)

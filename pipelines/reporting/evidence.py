@@ -7,7 +7,7 @@ import pandas as pd
 
 from pipelines.config.params import Params
 from pipelines.config.paths import STAGE_METRICS
-from pipelines.inputs import read_scores
+from pipelines.frame.inputs import read_scores
 from pipelines.reporting.statistics import (
     blind_extractors,
     compare,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipelines.config.paths import CURVES, FIGURES
-from pipelines.inputs import open_samples, open_subset, open_tokenizer
+from pipelines.frame.inputs import open_samples, open_subset, open_tokenizer
 from pipelines.reporting.charts import draw_bars, draw_lines, panels, plot_samples
 from pipelines.reporting.evidence import Evidence
 from pipelines.reporting.figures import plot_curves, plot_densities, plot_precision_recall, save_figure, side_by_side

@@ -4,7 +4,7 @@ import argparse
 
 from pipelines.config.params import Params
 from pipelines.config.paths import ALIGNED, CLASSIFIERS, GENERATOR, TOKENIZER, TOKENS
-from pipelines.stage import Stage, StagePlan, run_stage
+from pipelines.frame.stage import Stage, StagePlan, run_stage
 from pipelines.variants.training import align_variant
 from pipelines.variants.variant import find_variant
 from vapi_core.errors import ParameterError
@@ -23,7 +23,8 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
     align_variant(stage, find_variant(stage.params, arguments.variant))
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
+def main(arguments: list[str]) -> int:
+    """Runs the stage; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.stages align")
     parser.add_argument("variant", help="its name in params.yaml")
-    run_stage(plan, work, parser, parallel=True)
+    return run_stage(plan, work, parser.parse_args(arguments), parallel=True)

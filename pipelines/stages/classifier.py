@@ -10,8 +10,8 @@ import math
 import numpy as np
 
 from pipelines.config.paths import CLASSIFIERS, SUBSET, remedy
-from pipelines.inputs import open_subset
-from pipelines.stage import Stage, StagePlan, run_stage
+from pipelines.frame.inputs import open_subset
+from pipelines.frame.stage import Stage, StagePlan, run_stage
 from vapi_core.data.subset import Subset, subset_hash
 from vapi_core.models.classifier import accuracy, save_classifier
 from vapi_core.scenes.detector import annotated_crops
@@ -68,7 +68,8 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
     stage.metrics["held_out_accuracy"] = accuracy(logits, held_out_labels)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
+def main(arguments: list[str]) -> int:
+    """Runs the stage; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.stages classifier")
     parser.add_argument("--role", required=True, choices=("reward", "scorer"))
-    run_stage(plan, work, parser)
+    return run_stage(plan, work, parser.parse_args(arguments))

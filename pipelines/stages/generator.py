@@ -6,8 +6,8 @@ from typing import Any
 
 from pipelines.config.params import grid_side
 from pipelines.config.paths import CAPTIONS, GENERATOR, SUBSET, TOKENS, remedy
-from pipelines.inputs import open_split, open_subset
-from pipelines.stage import Stage, StagePlan, run_stage
+from pipelines.frame.inputs import open_split, open_subset
+from pipelines.frame.stage import Stage, StagePlan, run_stage
 from vapi_core.data.sources import require_class_numbers
 from vapi_core.models.checkpoints import save_model
 from vapi_core.models.families import FAMILIES
@@ -66,5 +66,7 @@ def finish(stage: Stage, policy: Policy, imported: dict[str, Any]) -> None:
     save_model(GENERATOR, "generator", policy, **imported)
 
 
-if __name__ == "__main__":
-    run_stage(plan, work)
+def main(arguments: list[str]) -> int:
+    """Runs the stage; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.stages generator")
+    return run_stage(plan, work, parser.parse_args(arguments))

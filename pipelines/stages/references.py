@@ -4,7 +4,7 @@ import argparse
 
 from pipelines.config.params import Params
 from pipelines.config.paths import CLASSIFIERS, REFERENCES, SUBSET, TOKENIZER, TOKENS
-from pipelines.stage import Stage, StagePlan, run_stage
+from pipelines.frame.stage import Stage, StagePlan, run_stage
 from pipelines.variants.scoring import prepare_references
 
 
@@ -17,5 +17,7 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
     prepare_references(stage)
 
 
-if __name__ == "__main__":
-    run_stage(plan, work)
+def main(arguments: list[str]) -> int:
+    """Runs the stage; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.stages references")
+    return run_stage(plan, work, parser.parse_args(arguments))

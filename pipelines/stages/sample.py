@@ -4,7 +4,7 @@ import argparse
 
 from pipelines.config.params import Params
 from pipelines.config.paths import SUBSET, TOKENIZER, TOKENS
-from pipelines.stage import Stage, StagePlan, run_stage
+from pipelines.frame.stage import Stage, StagePlan, run_stage
 from pipelines.variants.drawing import draw_variant
 from pipelines.variants.variant import find_variant
 
@@ -22,7 +22,8 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
     draw_variant(stage, find_variant(stage.params, arguments.variant))
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
+def main(arguments: list[str]) -> int:
+    """Runs the stage; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.stages sample")
     parser.add_argument("variant", help="its name in params.yaml, of a variant or a control")
-    run_stage(plan, work, parser, parallel=True)
+    return run_stage(plan, work, parser.parse_args(arguments), parallel=True)

@@ -4,7 +4,7 @@ import argparse
 
 from pipelines.config.params import Params
 from pipelines.config.paths import REFERENCES
-from pipelines.stage import Stage, StagePlan, run_stage
+from pipelines.frame.stage import Stage, StagePlan, run_stage
 from pipelines.variants.run_scores import report_scores
 from pipelines.variants.scoring import score_variant
 from pipelines.variants.variant import find_variant
@@ -22,7 +22,8 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
     report_scores(stage, variant, table, judged)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
+def main(arguments: list[str]) -> int:
+    """Runs the stage; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.stages score")
     parser.add_argument("variant", help="its name in params.yaml, of a variant or a control")
-    run_stage(plan, work, parser)
+    return run_stage(plan, work, parser.parse_args(arguments))

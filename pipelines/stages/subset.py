@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pipelines.config.params import Params, SubsetParams
 from pipelines.config.paths import PROMPTS, SUBSET
-from pipelines.progress import progress
-from pipelines.stage import Stage, StagePlan, run_stage
+from pipelines.frame.progress import progress
+from pipelines.frame.stage import Stage, StagePlan, run_stage
 from vapi_core.data.captioned import captioned_folder_source, dataset_source, webdataset_source
 from vapi_core.data.labelled import labelled_dataset_source, labelled_webdataset_source
 from vapi_core.data.sources import ImageSource, folder_source, mnist_source, require_class_numbers
@@ -103,5 +103,7 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
     stage.metrics |= {"images": sum(params.splits.values()), "classes": len(source.classes)}
 
 
-if __name__ == "__main__":
-    run_stage(plan, work)
+def main(arguments: list[str]) -> int:
+    """Runs the stage; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.stages subset")
+    return run_stage(plan, work, parser.parse_args(arguments))

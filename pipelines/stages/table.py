@@ -4,12 +4,12 @@ import argparse
 
 from pipelines.config.params import Params
 from pipelines.config.paths import REFERENCES, REPORTS, RUN_FILE, TABLES, remedy
+from pipelines.frame.stage import Stage, StagePlan, run_stage
 from pipelines.reporting import tables
 from pipelines.reporting.evidence import Evidence, gather
 from pipelines.reporting.pages import page, target
 from pipelines.reporting.pictures import draw_pictures
 from pipelines.reporting.statistics import nested
-from pipelines.stage import Stage, StagePlan, run_stage
 from pipelines.variants.scoring import PROTOCOL
 from pipelines.variants.variant import variants_of
 from vapi_core.files import atomic_path, read_json, read_texts, write_json
@@ -57,7 +57,8 @@ def write_numbers(evidence: Evidence) -> None:
         write_json(REPORTS / "metrics.json", nested(evidence.summary))
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
+def main(arguments: list[str]) -> int:
+    """Runs the stage; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.stages table")
     parser.add_argument("table", choices=tables.TABLES)
-    run_stage(plan, work, parser)
+    return run_stage(plan, work, parser.parse_args(arguments))

@@ -7,9 +7,9 @@ from dataclasses import asdict
 
 from pipelines.config.params import grid_side
 from pipelines.config.paths import CAPTIONS, SUBSET, TOKENIZER, TOKENS, remedy
-from pipelines.inputs import open_prompts, open_subset, open_tokenizer
-from pipelines.progress import progress
-from pipelines.stage import Stage, StagePlan, run_stage
+from pipelines.frame.inputs import open_prompts, open_subset, open_tokenizer
+from pipelines.frame.progress import progress
+from pipelines.frame.stage import Stage, StagePlan, run_stage
 from vapi_core import distributed
 from vapi_core.data.cache import write_token_cache
 from vapi_core.data.images import encode_images, images_of_a_pass
@@ -68,5 +68,7 @@ def encode_texts(texts: Sequence[str], trained: Sequence[str], stage: Stage) -> 
         stage.metrics |= family.write_texts(CAPTIONS, texts, trained, config, stage.device, advance)
 
 
-if __name__ == "__main__":
-    run_stage(plan, work, parallel=True)
+def main(arguments: list[str]) -> int:
+    """Runs the stage; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.stages tokenize")
+    return run_stage(plan, work, parser.parse_args(arguments), parallel=True)

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from pipelines.config.paths import REPORTS, SUBSET, TOKENIZER
-from pipelines.inputs import open_subset
+from pipelines.frame.inputs import open_subset
+from pipelines.frame.stage import Stage, StagePlan, run_stage
 from pipelines.reporting.figures import side_by_side
-from pipelines.stage import Stage, StagePlan, run_stage
 from vapi_core.data.images import encode_images, images_of_a_pass, to_uint8
 from vapi_core.models.checkpoints import save_model
 from vapi_core.models.families import FAMILIES
@@ -96,5 +96,7 @@ def reconstruct(tokenizer: Tokenizer, images: np.ndarray, device: torch.device) 
     return np.concatenate(parts), tokens
 
 
-if __name__ == "__main__":
-    run_stage(plan, work)
+def main(arguments: list[str]) -> int:
+    """Runs the stage; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.stages tokenizer")
+    return run_stage(plan, work, parser.parse_args(arguments))

@@ -4,9 +4,7 @@
 stage looks for its own, and for those of the stages behind it, before it starts. Nothing is downloaded here.
 """
 
-import argparse
 import os
-import sys
 from collections.abc import Container, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -14,11 +12,9 @@ from pathlib import Path
 
 from pipelines.config.params import Params
 from pipelines.config.paths import REPOSITORY
-from pipelines.launch import one_message
-from pipelines.variants.loading import load_params
 from pipelines.variants.variant import EXPERIMENT, Variant, all_variants, variants_of
 from vapi_core.data.hub import is_hub_id
-from vapi_core.errors import FileError, VapiError
+from vapi_core.errors import VapiError
 from vapi_core.models.perceptual import HEADS_FILES, VGG_FILE
 
 STAGES = (
@@ -231,27 +227,3 @@ def summary(profile: str, missing: list[Asset]) -> str:
         f"profile {profile}: {len(missing)} of its files are missing. Put them there, or name other places in params.yaml; "
         "make check-assets lists them all."
     )
-
-
-@one_message
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines.variants.assets", description="Files that a profile needs."
-    )
-    parser.add_argument("profile", nargs="?", help="name of a file in profiles/; without one, params.yaml")
-    options = parser.parse_args(arguments)
-    path = Path("params.yaml") if options.profile is None else Path("profiles", f"{options.profile}.yaml")
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in Path("profiles").glob("*.yaml")))
-        raise FileError(path, f"there is no such profile; there are {known}.")
-    params = load_params(path)
-    assets = assets_of(params)
-    missing = [asset for asset in assets if asset.state == "missing"]
-    if assets:
-        print(table(assets))
-    print(summary(params.profile, missing))
-    return 1 if missing else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

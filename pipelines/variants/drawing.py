@@ -14,7 +14,7 @@ import numpy as np
 
 from pipelines.config.params import Params
 from pipelines.config.paths import OWN_WORK, RUN_FILE, SUBSET, TOKENS, remedy
-from pipelines.inputs import (
+from pipelines.frame.inputs import (
     IMAGES,
     LABELS,
     caption_conditions,
@@ -23,9 +23,9 @@ from pipelines.inputs import (
     open_subset,
     open_tokenizer,
 )
-from pipelines.progress import Advance, progress
+from pipelines.frame.progress import Advance, progress
+from pipelines.frame.stage import Stage, descriptions
 from pipelines.reporting.figures import save_grid
-from pipelines.stage import Stage, descriptions
 from pipelines.variants.variant import ImageSet, Variant
 from vapi_core import distributed
 from vapi_core.arrays import write_manifest

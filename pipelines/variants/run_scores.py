@@ -9,10 +9,10 @@ import pandas as pd
 
 from pipelines.config.params import Params, decimal
 from pipelines.config.paths import RUN_FILE, remedy
-from pipelines.journal import Header
+from pipelines.frame.stage import Stage, outputs_hash
 from pipelines.reporting.statistics import SCORE_TITLES, overall_scores, whole_alignments
-from pipelines.stage import Stage, outputs_hash
-from pipelines.tracking import add_scores, flatten, now, stage_key
+from pipelines.tracking.journal import Header
+from pipelines.tracking.runs import add_scores, flatten, now, stage_key
 from pipelines.variants.variant import Variant
 from vapi_core.files import read_texts
 

@@ -10,10 +10,10 @@ import torch
 
 from pipelines.config.params import Params, ScoreParams
 from pipelines.config.paths import CLASSIFIERS, OWN_WORK, REFERENCES, WORK, remedy
-from pipelines.inputs import open_prompts, open_samples, open_split, open_subset, open_tokenizer
-from pipelines.progress import progress
+from pipelines.frame.inputs import open_prompts, open_samples, open_split, open_subset, open_tokenizer
+from pipelines.frame.progress import progress
+from pipelines.frame.stage import Stage
 from pipelines.reporting.protocol import facts_of_protocol
-from pipelines.stage import Stage
 from pipelines.variants import judging
 from pipelines.variants.variant import ImageSet, Variant
 from vapi_core.arrays import array_writer

@@ -11,9 +11,9 @@ import sys
 import pytest
 from prefect.states import Completed
 
-from pipelines import dashboards
+from pipelines.tracking import dashboards
 from pipelines.flows import ablation_sweep
-from pipelines.sweep import Cell
+from pipelines.variants.sweep import Cell
 from tests.toy import WORK, make_toy
 from vapi_core.errors import FileError
 
@@ -25,7 +25,7 @@ import json
 from pipelines.flows.ablation_sweep import ablation_sweep  # before prefect, whose settings it makes
 from prefect.client.orchestration import get_client
 from pipelines.flows.reproduce import reproduce
-from pipelines.sweep import opening_form
+from pipelines.variants.sweep import opening_form
 from vapi_core.errors import VapiError
 
 state = reproduce(target="tokenize", parallelism=1, return_state=True)

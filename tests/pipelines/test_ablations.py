@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from pipelines.ablations import HOLDS, REVERSED, UNDECIDED, judge, summarize, verdict_of
 from pipelines.ablations_text import write_ablation
-from pipelines.params import load_params
+from pipelines.config.params import load_params
 from pipelines.stages.ablation import plot_table
 
 ROOT = Path(__file__).parents[2]

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from pipelines.params import check_params
-from pipelines.paths import CLASSIFIERS, GENERATOR, SUBSET, TOKENIZER, TOKENS, WORK, after_steps, aligned
+from pipelines.config.params import check_params
+from pipelines.config.paths import CLASSIFIERS, GENERATOR, SUBSET, TOKENIZER, TOKENS, WORK, after_steps, aligned
 from vapi_core.training_state import states
 
-from pipelines import stage as frame
-from pipelines.stage import Stage, UntrackedRun
+from pipelines.frame import stage as frame
+from pipelines.frame.stage import Stage, UntrackedRun
 from pipelines.stages import align, tokenize
 from tests.tiny import tiny_generator, tiny_tokenizer
 from vapi_core.data.sources import ImageSource

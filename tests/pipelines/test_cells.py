@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 from pipelines.cells import Cell, keep_terms, noise_cell, regularizer_cell, reward_cell, table_rows, terms_of
-from pipelines.params import AlignParams, load_params
+from pipelines.config.params import AlignParams, load_params
 
 from vapi_core.errors import ParameterError
 

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pandas as pd
 import pytest
-from pipelines.comparison import compare, main_question, match_temperatures, nested, summarize
+from pipelines.reporting.statistics import compare, main_question, match_temperatures, nested, summarize
 
 BASE_PRECISION = {1.0: 0.6, 0.9: 0.7, 0.8: 0.8}
 

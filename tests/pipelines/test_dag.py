@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from pipelines import sweep
+from pipelines.variants import sweep
 from tests.checkout import ROOT, Checkout
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import dashboards, tracking
+from pipelines.tracking import dashboards
+from pipelines.tracking import runs as tracking
 from tests.browser import needs_browser, open_browser, picture
 
 EXTRACTORS = ("efficientnet-lite0", "scorer-classifier")

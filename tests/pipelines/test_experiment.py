@@ -15,9 +15,9 @@ from dvc.repo.experiments.queue.workspace import WorkspaceQueue
 from dvc.repo.experiments.refs import WORKSPACE_STASH
 from dvc.utils.objects import cached_property
 
-from pipelines.experiment import OwnQueue, stash_of
-from pipelines.processes import Guarded, marked
-from pipelines.sweep import METRICS, Cell, command, experiments
+from pipelines.variants.experiment import OwnQueue, stash_of
+from pipelines.frame.processes import Guarded, marked
+from pipelines.variants.sweep import METRICS, Cell, command, experiments
 from tests.toy import WORK, make_toy
 
 TARGETS = ("cell",)
@@ -143,7 +143,7 @@ def test_a_killed_experiment_leaves_no_process_and_can_be_run_again(toy, monkeyp
     monkeypatch.chdir(toy.root)
     with Guarded(command(killed), killed.name, toy.environment) as guarded:
         assert any("> python toy.py data/cell/1" in line for line in guarded.lines())
-        (dvc,) = (p for p in marked(killed.name) if p.cmdline()[1:3] == ["-m", "pipelines.experiment"])
+        (dvc,) = (p for p in marked(killed.name) if p.cmdline()[1:3] == ["-m", "pipelines.variants.experiment"])
         dvc.kill()
         assert guarded.wait() != 0
         assert marked(killed.name) == []

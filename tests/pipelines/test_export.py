@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.export import main
+from pipelines.commands.export import main
 from tests.tiny import tiny_generator, tiny_tokenizer
 from vapi_core.data.subset import write_manifest
 from vapi_core.files import write_checked_json

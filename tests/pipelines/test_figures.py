@@ -2,7 +2,7 @@
 
 import numpy as np
 from PIL import Image
-from pipelines.figures import save_grid, tile
+from pipelines.reporting.figures import save_grid, tile
 
 
 def test_images_stand_row_by_row():

@@ -8,7 +8,7 @@ from pydantic import ValidationError as FormError
 
 from pipelines.flows.ablation_sweep import ablation_sweep, parse_form
 from pipelines.flows.reproduce import reproduce
-from pipelines.sweep import opening_form
+from pipelines.variants.sweep import opening_form
 
 SCHEMA = parameter_schema(ablation_sweep).model_dump_for_openapi()
 

@@ -41,7 +41,7 @@ from prefect.states import Cancelling
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from pipelines.sweep import SweepForm, opening_form
+from pipelines.variants.sweep import SweepForm, opening_form
 from tests.browser import needs_browser, open_browser, picture
 from tests.toy import NOISE, WORK, make_toy
 
@@ -170,7 +170,7 @@ class Ui:
     def stage_and_dvc(self) -> list[psutil.Process]:
         """The process of the one stage that waits, once all others have ended, and of the DVC that runs it."""
         (stage,) = wait_until(lambda: found if len(found := self.stages()) == 1 else None)
-        return [stage, next(p for p in stage.parents() if "pipelines.experiment" in p.cmdline())]
+        return [stage, next(p for p in stage.parents() if "pipelines.variants.experiment" in p.cmdline())]
 
 
 def works_in(process: psutil.Process, root: Path) -> bool:
@@ -336,7 +336,7 @@ def test_a_cancelled_run_and_a_killed_worker_leave_no_process_and_another_run_re
 
     run = ui.submit("ablation-sweep/ablation-sweep", form=form(0.2))
     wait_until(lambda: ui.events().count("began cell@1 0.2") == 2)
-    (worker,) = [p for p in ui.processes() if {"worker", "pipelines.processes"} & {*command_line(p)} == {"worker"}]
+    (worker,) = [p for p in ui.processes() if {"worker", "pipelines.frame.processes"} & {*command_line(p)} == {"worker"}]
     worker.kill()
     wait_until(lambda: not ui.stages())
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.geneval_command import main
+from pipelines.commands.geneval import main
 from tests.tiny_vision import save_tiny_clip, save_tiny_mask2former
 from vapi_core.scoring.geneval.folder import Prompt, read_results, write_prompts, write_sample
 

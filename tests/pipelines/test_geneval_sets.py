@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from pipelines.geneval_sets import (
+from pipelines.variants.judging import (
     compare_geneval,
     correct_images,
     geneval_metrics,
@@ -13,7 +13,7 @@ from pipelines.geneval_sets import (
     summarize_geneval,
 )
 from pipelines.geneval_text import geneval_findings, geneval_sections
-from pipelines.params import load_params
+from pipelines.config.params import load_params
 
 from vapi_core.scoring.geneval.folder import Prompt
 from vapi_core.scoring.geneval.rules import Decision

@@ -4,8 +4,9 @@ import subprocess
 
 import pytest
 
-from pipelines import sweep, tracking
-from pipelines.git import git
+from pipelines.variants import sweep
+from pipelines.tracking import runs as tracking
+from pipelines.repository.git import git
 from vapi_core.errors import FileError
 
 

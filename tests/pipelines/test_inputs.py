@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from pipelines.paths import SUBSET, TOKENIZER, TOKENS
+from pipelines.config.paths import SUBSET, TOKENIZER, TOKENS
 
-from pipelines.inputs import open_split
+from pipelines.frame.inputs import open_split
 from tests.damage import check_every_flip_is_named
 from tests.tiny import tiny_tokenizer
 from vapi_core.data.cache import write_token_cache

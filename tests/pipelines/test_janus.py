@@ -9,10 +9,10 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from pipelines.params import check_params
-from pipelines.paths import CAPTIONS, CLASSIFIERS, GENERATOR, SAMPLES, aligned
+from pipelines.config.params import check_params
+from pipelines.config.paths import CAPTIONS, CLASSIFIERS, GENERATOR, SAMPLES, aligned
 
-from pipelines.stage import Stage, UntrackedRun
+from pipelines.frame.stage import Stage, UntrackedRun
 from pipelines.stages import align, generator, sample, subset, tokenize, tokenizer
 from tests.tiny import write_tiny_janus
 from vapi_core.files import write_json

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pipelines.params import check_params
+from pipelines.config.params import check_params
 
-from pipelines import stage
-from pipelines.launch import one_message
+from pipelines.frame import stage
+from pipelines.frame.launch import one_message
 from pipelines.variants.loading import check_params
 from vapi_core.errors import ParameterError, VapiError
 
@@ -74,14 +74,14 @@ def test_a_programming_error_keeps_its_traceback(error):
 
 
 def test_a_name_that_is_no_text_can_be_told(tmp_path):
-    program = f"from pipelines.launch import one_message; one_message(print)({os.fsdecode(bytes([255]))!r})"
+    program = f"from pipelines.frame.launch import one_message; one_message(print)({os.fsdecode(bytes([255]))!r})"
     strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
     result = subprocess.run([sys.executable, "-c", program], env=strict, capture_output=True, text=True, check=True)
     assert result.stdout == "\\udcff\n"
 
 
 def test_a_reader_that_has_enough_ends_a_command_in_silence():
-    program = "import sys; from pipelines.launch import one_message; sys.exit(one_message(lambda: print('line\\n' * 99999))())"
+    program = "import sys; from pipelines.frame.launch import one_message; sys.exit(one_message(lambda: print('line\\n' * 99999))())"
     command = f'{sys.executable} -c "{program}" | head -1; exit ${{PIPESTATUS[0]}}'
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (128 + signal.SIGPIPE, "line\n", "")
@@ -89,7 +89,7 @@ def test_a_reader_that_has_enough_ends_a_command_in_silence():
 
 INTERRUPTED = """
 import signal, sys
-from pipelines.launch import heed_signals, one_message
+from pipelines.frame.launch import heed_signals, one_message
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.SIG_DFL)  # whatever the test's caller has ignored
 if {early}:
@@ -127,12 +127,12 @@ def test_every_command_says_one_line_also_while_it_imports():
         "import signal, sys; sys.argv[0] = '-m'; import pipelines; print(signal.getsignal(signal.SIGTERM).__module__)"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert result.stdout == "pipelines.launch\n"
+    assert result.stdout == "pipelines.frame.launch\n"
 
 
 LAUNCHER = """
 import subprocess, sys
-child = "import sys, time; sys.path.insert(0, '.'); from pipelines.launch import live_with_launcher; "
+child = "import sys, time; sys.path.insert(0, '.'); from pipelines.frame.launch import live_with_launcher; "
 child += "live_with_launcher(); print('ready', flush=True); time.sleep(20); print('outlived it')"
 subprocess.Popen([sys.executable, "-c", child], start_new_session=True)
 sys.stdin.read()

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.graph import stage_graph
-from pipelines.lockfile import check_dvc_files
-from pipelines.sweep import read_baseline
+from pipelines.repository.graph import stage_graph
+from pipelines.repository.lockfile import check_dvc_files
+from pipelines.variants.sweep import read_baseline
 from tests.toy import WORK, make_toy
 from vapi_core.errors import FileError
 
@@ -57,7 +57,7 @@ def toy(whole, monkeypatch):
 
 
 def test_a_whole_lock_file_is_nothing_to_speak_of(toy):
-    assert toy.run("python", "-m", "pipelines.lockfile").stderr == ""
+    assert toy.run("python", "-m", "pipelines.repository.lockfile").stderr == ""
     toy.lock.unlink()
     check_dvc_files()  # nor is none at all, as in a fresh repository
 
@@ -66,7 +66,7 @@ def test_a_whole_lock_file_is_nothing_to_speak_of(toy):
 def test_a_cut_lock_file_is_told_and_what_mends_it_loses_nothing(toy, last):
     toy.lock.write_bytes(toy.whole[: toy.whole.rindex(last.encode()) + len(last) - 1])
     assert toy.run("dvc", "repro", "cell", check=False).returncode != 0
-    told = toy.run("python", "-m", "pipelines.lockfile", check=False)
+    told = toy.run("python", "-m", "pipelines.repository.lockfile", check=False)
     assert told.returncode == 1
     assert told.stderr.startswith("error: dvc.lock: the file is cut off or damaged") and told.stderr.count("\n") == 1
     for look in (lambda: stage_graph("cell"), lambda: read_baseline(None)):

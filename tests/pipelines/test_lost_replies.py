@@ -6,7 +6,8 @@ import threading
 import pytest
 from werkzeug.serving import make_server
 
-from pipelines import mlflow_runs, tracking
+from pipelines.tracking import mlflow_runs
+from pipelines.tracking import runs as tracking
 
 
 class LossyServer:

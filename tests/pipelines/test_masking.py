@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.masking import masked
+from pipelines.tracking.masking import masked
 
 SECRET = "s3cr3t"
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from pipelines.params import check_params, load_params
+from pipelines.config.params import check_params, load_params
 
-from pipelines.memory_advice import asked_for, memory_advice, memory_explained
+from pipelines.frame.memory_advice import asked_for, memory_advice, memory_explained
 from vapi_core.errors import VapiError
 
 STAGES = [

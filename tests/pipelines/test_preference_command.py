@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from pipelines.preference_command import main
+from pipelines.commands.preference import main
 from tests.tiny_vision import save_tiny_clip
 from vapi_core.scoring.geneval.folder import write_sample
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines import processes
-from pipelines.processes import Guarded, marked
+from pipelines.frame import processes
+from pipelines.frame.processes import Guarded, marked
 
 ROOT = Path(__file__).parents[2]
 TREE = "sleep 100; true"  # a command with a child of its own
@@ -59,7 +59,7 @@ def test_what_the_command_leaves_behind_ends_with_it(environment):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_caller_takes_the_command_along(environment, number):
     program = (
-        f"from pipelines.processes import run; import os; run(['sh', '-c', {TREE!r}], 'caller', os.environ, print)"
+        f"from pipelines.frame.processes import run; import os; run(['sh', '-c', {TREE!r}], 'caller', os.environ, print)"
     )
     caller = subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.DEVNULL)
     tree("caller")
@@ -92,7 +92,7 @@ def test_a_second_command_of_a_name_waits_for_the_first_and_leaves_it_alone_when
 def test_a_process_that_is_to_end_ends_its_commands_and_starts_no_other(environment):
     program = f"""
 import os, threading
-from pipelines import processes
+from pipelines.frame import processes
 def command(): print(processes.run(['sh', '-c', {TREE!r}], 'ending', os.environ, print), flush=True)
 thread = threading.Thread(target=command)
 thread.start()
@@ -109,8 +109,8 @@ command()
 
 STAGE = """
 import os, signal, sys, time
-from pipelines import processes
-from pipelines.launch import one_message
+from pipelines.frame import processes
+from pipelines.frame.launch import one_message
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
 processes.GRACE_SECONDS = 0.1
 @one_message
@@ -160,7 +160,7 @@ def test_a_stage_without_dvc_belongs_to_nobody(monkeypatch):
 
 HOLDER = """
 import sys
-from pipelines.stage import _alone
+from pipelines.frame.stage import _alone
 with _alone("align@va-pi-0", sys.argv[1]):
     print("works", flush=True)
     sys.stdin.read()

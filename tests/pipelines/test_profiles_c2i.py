@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pipelines.params import grid_side, load_params
+from pipelines.config.params import grid_side, load_params
 
 from tests.reference import REFERENCE, needs_reference
 from vapi_core.models.llamagen.generator import Generator

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pipelines.params import check_params, load_params
+from pipelines.config.params import check_params, load_params
 
 from vapi_core.errors import ParameterError
 

@@ -1,6 +1,6 @@
 """A log gets a plain line now and then, not a bar."""
 
-from pipelines.progress import LINES, progress
+from pipelines.frame.progress import LINES, progress
 
 
 def test_a_log_gets_a_tenth_of_the_task_per_line(capsys):

@@ -4,8 +4,8 @@ import re
 
 import numpy as np
 import pytest
-from pipelines.params import load_params
-from pipelines.protocol import departures, facts_of_protocol, warning
+from pipelines.config.params import load_params
+from pipelines.reporting.protocol import departures, facts_of_protocol, warning
 
 from vapi_core.files import sha256_file
 from vapi_core.scoring.fidelity import FeatureStatistics, ReferenceBatch

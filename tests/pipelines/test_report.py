@@ -5,12 +5,12 @@ import subprocess
 
 import pandas as pd
 import pytest
-from pipelines.comparison import compare, nested, summarize
-from pipelines.params import load_params
+from pipelines.reporting.statistics import compare, nested, summarize
+from pipelines.config.params import load_params
 from pipelines.report_text import findings, markdown_table, write_report
 from pipelines.stages.report import best_control, stages_behind
 
-from pipelines.graph import stage_graph
+from pipelines.repository.graph import stage_graph
 
 NO_PROTOCOL = {"reference_batch": None, "inception_sha256": None}
 

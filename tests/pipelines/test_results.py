@@ -10,14 +10,15 @@ import pandas as pd
 import pytest
 import yaml
 
-from pipelines import mlflow_runs, results
+from pipelines.tracking import mlflow_runs
+from pipelines.reporting import grid as results
 
 ROOT = Path(__file__).parents[2]
 # stage `cell` without its training: it reports to DVC and MLflow as the real one does
 CELL = """
 import json, sys, yaml
 from pathlib import Path
-from pipelines.tracking import stage_run
+from pipelines.tracking.runs import stage_run
 align, seed = yaml.safe_load(open("params.yaml"))["align"], int(sys.argv[1])
 if align["noise_ratio"] > 0.9:
     sys.exit("this cell fails")
@@ -118,7 +119,7 @@ def test_dvc_and_mlflow_tell_the_same_grid(sweep):
 
 
 def test_a_reader_that_has_enough_ends_the_command_quietly(sweep):
-    command = [sys.executable, "-m", "pipelines.results"]
+    command = [sys.executable, "-m", "pipelines.reporting.grid"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()
         assert process.stderr.read() == ""

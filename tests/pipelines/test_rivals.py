@@ -6,9 +6,9 @@ import networkx
 import numpy as np
 import pandas as pd
 import pytest
-from pipelines.comparison import compare, match_temperatures, summarize
-from pipelines.figures import plot_densities
-from pipelines.params import load_params
+from pipelines.reporting.statistics import compare, match_temperatures, summarize
+from pipelines.reporting.figures import plot_densities
+from pipelines.config.params import load_params
 from pipelines.rivals_text import findings, write_rivals
 from pipelines.stages.rivals import project, ways
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from pipelines.params import load_params
-from pipelines.paths import GENERATOR, RUN_FILE, SUBSET, TOKENIZER, WORK
+from pipelines.config.params import load_params
+from pipelines.config.paths import GENERATOR, RUN_FILE, SUBSET, TOKENIZER, WORK
 
-from pipelines.inputs import open_samples
-from pipelines.stage import Stage
+from pipelines.frame.inputs import open_samples
+from pipelines.frame.stage import Stage
 from pipelines.stages import sample
 from pipelines.stages.sample import choose_classes, draw_images, plan, plan_sets, work
 from tests.damage import check_every_flip_is_named

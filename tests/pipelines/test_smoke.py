@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from pipelines.params import load_params
+from pipelines.config.params import load_params
 
-from pipelines.export import main as export
+from pipelines.commands.export import main as export
 from tests.checkout import ROOT, Checkout
 from tests.smoke_assets import PROFILE, write_smoke_assets
 from vapi_core.models.checkpoints import load_model

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pipelines.params import load_params
-from pipelines.paths import ABLATIONS, REPORTS, remedy
+from pipelines.config.params import load_params
+from pipelines.config.paths import ABLATIONS, REPORTS, remedy
 
 from pipelines.config.paths import ABLATIONS, REPORTS, TOKENS, remedy
-from pipelines.inputs import open_samples, read_scores
-from pipelines.journal import all_journals
-from pipelines.stage import Stage, StagePlan, UntrackedRun, upstream_keys
+from pipelines.frame.inputs import open_samples, read_scores
+from pipelines.tracking.journal import all_journals
+from pipelines.frame.stage import Stage, StagePlan, UntrackedRun, upstream_keys
 from pipelines.variants.loading import load_params
 from tests.damage import check_every_flip_is_named
 from vapi_core import fingerprint
@@ -145,7 +145,7 @@ def test_a_table_of_scores_that_is_missing_or_empty_is_named_with_the_command_th
 INTERRUPTED = """
 import argparse, signal, sys, time
 from pathlib import Path
-from pipelines.stage import StagePlan, run_stage
+from pipelines.frame.stage import StagePlan, run_stage
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.default_int_handler)  # whatever the test's caller has ignored
 def work(stage, arguments):

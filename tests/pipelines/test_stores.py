@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import mlflow_runs, stores, tracking
-from pipelines.stores import beside, bypass_proxies, sqlite_path
+from pipelines.tracking import mlflow_runs
+from pipelines.tracking import stores
+from pipelines.tracking import runs as tracking
+from pipelines.tracking.stores import beside, bypass_proxies, sqlite_path
 from vapi_core.errors import ParameterError
 
 ROOT = Path(__file__).parents[2]
@@ -207,7 +209,7 @@ def test_servers_on_this_machine_are_reached_without_a_proxy():
     assert not requests.utils.should_bypass_proxies("http://server:5000", environment["no_proxy"])
 
 
-@pytest.mark.parametrize("module", ["pipelines.flows", "pipelines.mlflow_runs"])
+@pytest.mark.parametrize("module", ["pipelines.flows", "pipelines.tracking.mlflow_runs"])
 def test_both_clients_have_their_environment_set_before_they_start(module):
     program = f"import os, {module} as m; getattr(m, 'import_client', int)(); print(os.environ['no_proxy'])"
     told = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)

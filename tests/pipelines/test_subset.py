@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from pipelines.params import check_params
-from pipelines.paths import PROMPTS, SUBSET
+from pipelines.config.params import check_params
+from pipelines.config.paths import PROMPTS, SUBSET
 
-from pipelines.inputs import open_prompts
+from pipelines.frame.inputs import open_prompts
 from pipelines.stages import generator, subset
 from tests.pipelines.test_janus import fill_workplace, run, tiny
 from vapi_core.data.subset import Subset

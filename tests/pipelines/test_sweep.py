@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pipelines.params import check_params
+from pipelines.config.params import check_params
 from pydantic import ValidationError
 
-from pipelines import sweep
-from pipelines.sweep import Baseline, opening_form, plan_cells, plan_upstream
+from pipelines.variants import sweep
+from pipelines.variants.sweep import Baseline, opening_form, plan_cells, plan_upstream
 from pipelines.variants.loading import check_params
 from vapi_core.errors import FileError, ParameterError
 from vapi_core.files import read_yaml
@@ -135,7 +135,7 @@ def test_another_profile_is_its_differences_from_params_yaml():
 def test_a_command_names_the_experiment_its_overrides_and_the_stage():
     (cell,) = plan_cells(opening_form(noise_ratios=[0.5]), baseline())
     line = sweep.command(cell)
-    assert line[:5] == ["python", "-m", "pipelines.experiment", "--name", cell.name]
+    assert line[:5] == ["python", "-m", "pipelines.variants.experiment", "--name", cell.name]
     assert "align.seeds=[4, 5, 6]" in line and line[-1] == "cell"
 
 

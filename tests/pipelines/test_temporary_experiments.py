@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines import mlflow_runs
+from pipelines.tracking import mlflow_runs
 
 ROOT = Path(__file__).parents[2]
 # a stage without its training: it reports, keeps a checkpoint, and asks for an asset, as the real ones do
 STAGE = """
 import yaml
 from pathlib import Path
-from pipelines.paths import OWN_WORK, REPOSITORY, WORK
-from pipelines.tracking import stage_run
+from pipelines.config.paths import OWN_WORK, REPOSITORY, WORK
+from pipelines.tracking.runs import stage_run
 noise = yaml.safe_load(open("params.yaml"))["noise"]
 Path("out.txt").write_text(str(noise))
 with stage_run(experiment="tiny", name="train", key=f"key-{noise}", params={"noise": noise}, tags={}) as run:

@@ -8,9 +8,10 @@ import textwrap
 
 import pytest
 
-from pipelines import mlflow_runs, tracking
-from pipelines.journal import Entry, Journal
-from pipelines.mlflow_runs import valid_name
+from pipelines.tracking import mlflow_runs
+from pipelines.tracking import runs as tracking
+from pipelines.tracking.journal import Entry, Journal
+from pipelines.tracking.mlflow_runs import valid_name
 from vapi_core.errors import ParameterError
 
 DEAD_SERVER = "http://127.0.0.1:9"  # the discard port: nothing listens

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import mlflow_runs, tracking
-from pipelines.uploader import UploadProcess
+from pipelines.tracking import mlflow_runs
+from pipelines.tracking import runs as tracking
+from pipelines.tracking.uploader import UploadProcess
 
 REPOSITORY = Path(__file__).parents[2]
 DEAD_SERVER = "http://127.0.0.1:9"  # the discard port: nothing listens
@@ -176,5 +177,5 @@ def test_a_stage_has_its_process_when_it_is_run_and_none_when_it_is_imported(wor
     command = [sys.executable, "-m", "pipelines.stages.subset", "--help"]
     told = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "usage" in told.stdout and " mlflow\n" in told.stderr
-    command[2] = "pipelines.export"  # no stage
+    command[2] = "pipelines.commands.export"  # no stage
     assert " mlflow\n" not in subprocess.run(command, capture_output=True, text=True, check=True).stderr

@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from pipelines.config.paths import REPOSITORY
-from pipelines.masking import masked
+from pipelines.tracking.masking import masked
 from vapi_core.errors import ParameterError
 
 DEFAULT_URI = "sqlite:///mlflow.db"

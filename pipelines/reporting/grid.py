@@ -1,10 +1,9 @@
 """The grid of a sweep, one row per cell and seed: from DVC's experiments and from MLflow's runs alike, and to MLflow.
 
-`python -m pipelines.results` prints it as CSV, from DVC or, with `--from mlflow`, from MLflow; `from_dvc` and `from_mlflow`
+`python -m pipelines.reporting.grid` prints it as CSV, from DVC or, with `--from mlflow`, from MLflow; `from_dvc` and `from_mlflow`
 are the same as pandas DataFrames. Scores have six digits, as in the metrics files.
 """
 
-import argparse
 import itertools
 import json
 import subprocess
@@ -16,15 +15,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipelines import mlflow_runs, tracking
 from pipelines.config.paths import WORK
-from pipelines.git import git
-from pipelines.launch import one_message
-from pipelines.lockfile import check_dvc_files
 from pipelines.reporting.charts import draw_heatmap, draw_lines, panels
-from pipelines.sweep import METRICS, experiments, is_cell, read_key
+from pipelines.repository.git import git
+from pipelines.repository.lockfile import check_dvc_files
+from pipelines.tracking import mlflow_runs
+from pipelines.tracking import runs as tracking
+from pipelines.variants.sweep import METRICS, experiments, is_cell, read_key
 from vapi_core.errors import FileError
-from vapi_core.files import atomic_path, read_yaml
+from vapi_core.files import atomic_path
 from vapi_core.scoring.statistics import mean_and_standard_error
 
 AXES = ("noise_ratio", "regularizer", "regularizer_weight", "reward")
@@ -189,23 +188,3 @@ def claim_runs(grid: pd.DataFrame, profile: str) -> None:
     for name, seed in zip(grid["experiment"], grid["seed"], strict=True):
         if (name, seed) not in known and (key := read_key(commits[name], seed)) is not None:
             mlflow_runs.name_experiment(profile, key, name)
-
-
-@one_message
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Prints the grid of all cells that were run, as CSV.")
-    parser.add_argument("--from", dest="source", choices=["dvc", "mlflow"], default="dvc")
-    parser.add_argument("--profile", help="for mlflow: the experiment; without it that of params.yaml")
-    parser.add_argument("experiments", nargs="*", help="only these cells, by the names of their DVC experiments")
-    arguments = parser.parse_args()
-    names = arguments.experiments or None
-    if arguments.source == "dvc":
-        grid = from_dvc(names)
-    else:
-        tracking.close_killed()
-        grid = from_mlflow(arguments.profile or read_yaml("params.yaml")["profile"], names)
-    grid.to_csv(sys.stdout, index=False, lineterminator="\n")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -14,9 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipelines.journal import JOURNALS, Entry, Header, Scores
-from pipelines.masking import masked
-from pipelines.stores import artifacts_of, bypass_proxies, check_database, keep_beside, sqlite_path, tracking_uri
+from pipelines.tracking.journal import JOURNALS, Entry, Header, Scores
+from pipelines.tracking.masking import masked
+from pipelines.tracking.stores import (
+    artifacts_of,
+    bypass_proxies,
+    check_database,
+    keep_beside,
+    sqlite_path,
+    tracking_uri,
+)
 from vapi_core.errors import ParameterError, VapiError
 
 KEY_TAG = "dvc.key"

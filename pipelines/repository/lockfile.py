@@ -1,6 +1,6 @@
 """Whether DVC can read its files; if not, which is wrong and what mends it.
 
-`python -m pipelines.lockfile` says so after DVC has failed; nothing where another thing is the cause.
+`python -m pipelines.repository.lockfile` says so after DVC has failed; nothing where another thing is the cause.
 """
 
 import sys
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from pipelines.git import git
-from pipelines.launch import one_message
+from pipelines.frame.launch import one_message
+from pipelines.repository.git import git
 from vapi_core.errors import FileError
 from vapi_core.files import check_merged
 

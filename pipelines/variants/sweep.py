@@ -19,8 +19,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipelines.git import git
-from pipelines.lockfile import check_dvc_files
+from pipelines.repository.git import git
+from pipelines.repository.lockfile import check_dvc_files
 from vapi_core.errors import FileError, ParameterError, quoted
 from vapi_core.files import read_yaml
 
@@ -149,7 +149,7 @@ def plan_cells(form: SweepForm, baseline: Baseline) -> list[Cell]:
     Raises:
         ParameterError: a cell breaks a rule between parameters, or there is no cell; names the parameter.
     """
-    from pipelines.config.params import check_params  # imports torch, which takes seconds and the form does not need
+    from pipelines.variants.loading import check_params  # imports torch, which takes seconds and the form does not need
 
     differences, shared = _differences(baseline.params, baseline.profile), _shared_overrides(form)
     cells: dict[str, Cell] = {}
@@ -196,7 +196,7 @@ def sweep_name(cells: Iterable[Cell]) -> str:
 
 def command(cell: Cell) -> list[str]:
     """The command that runs a cell."""
-    line = ["python", "-m", "pipelines.experiment", "--name", cell.name]
+    line = ["python", "-m", "pipelines.variants.experiment", "--name", cell.name]
     for name, value in cell.overrides.items():
         line += ["--set-param", name if name.startswith("~") else f"{name}={_hydra(value)}"]
     return [*line, *cell.targets]

@@ -1,4 +1,4 @@
-"""Commands that hand results to other people's scripts: `python -m pipelines.export weights ...` and `... images ...`.
+"""Commands that hand results to other people's scripts: `python -m pipelines.commands.export weights ...` and `... images ...`.
 
 `weights` writes a trained model as an official `.pt` of LlamaGen, {"model": state dict}, for its own sampling and training
 scripts. `images` writes a sampled set as the `.npz` of ADM's evaluator, arr_0 uint8 [N, H, W, 3].
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.inputs import open_samples
-from pipelines.launch import one_message
+from pipelines.frame.inputs import open_samples
+from pipelines.frame.launch import one_message
 from vapi_core.errors import FileError
 from vapi_core.files import atomic_path
 from vapi_core.models.checkpoints import load_model
@@ -58,7 +58,7 @@ def _refuse_place(path: Path) -> None:
 
 @one_message
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m pipelines.export", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m pipelines.commands.export", description=__doc__.partition("\n")[0])
     commands = parser.add_subparsers(dest="what", required=True)
     for what, example, written in (
         ("weights", "data/aligned/va-pi/0", "va-pi.pt"),

@@ -11,9 +11,9 @@ import argparse
 import math
 from pathlib import Path
 
-from pipelines.geneval_command import choose_device, counted, exit_code, positive
-from pipelines.launch import one_message
-from pipelines.uploader import dismiss_early
+from pipelines.commands.geneval import choose_device, counted, exit_code, positive
+from pipelines.frame.launch import one_message
+from pipelines.tracking.uploader import dismiss_early
 from vapi_core.errors import FileError
 from vapi_core.files import write_json
 from vapi_core.scoring.geneval.folder import read_folder, write_prompts

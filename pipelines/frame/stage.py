@@ -20,12 +20,12 @@ from typing import Any
 
 from pipelines.config.params import Params
 from pipelines.config.paths import CURVES, RUN_FILE, STAGE_METRICS, WORK, remedy
-from pipelines.launch import live_with_launcher, one_message, relaunch
-from pipelines.memory_advice import memory_advice, memory_explained
-from pipelines.processes import only_one
-from pipelines.progress import Advance, progress
-from pipelines.tracking import StageRun, stage_key, stage_run
-from pipelines.uploader import dismiss_early
+from pipelines.frame.launch import live_with_launcher, one_message, relaunch
+from pipelines.frame.memory_advice import memory_advice, memory_explained
+from pipelines.frame.processes import only_one
+from pipelines.frame.progress import Advance, progress
+from pipelines.tracking.runs import StageRun, stage_key, stage_run
+from pipelines.tracking.uploader import dismiss_early
 from pipelines.variants.assets import link_assets, require_assets
 from pipelines.variants.loading import load_params
 from vapi_core import distributed
@@ -202,26 +202,20 @@ def upstream_keys(plan: StagePlan) -> list[str]:
     return [read_texts(d / RUN_FILE, ["key"], remedy(d))["key"] for d in plan.upstream]
 
 
+@one_message
 def run_stage(
     plan: Callable[[Params, argparse.Namespace], StagePlan],
     work: Callable[[Stage, argparse.Namespace], None],
-    parser: argparse.ArgumentParser | None = None,
+    arguments: argparse.Namespace,
     *,
     parallel: bool = False,
-) -> None:
-    """Runs one stage; ends the process with what `one_message` says if it does not end well.
+) -> int:
+    """Runs one stage; returns its exit code, as `one_message` has it.
 
     Args:
         parallel: whether `work` shares its work out to `launch.processes` processes, as `vapi_core.distributed` has
             them. The stage then starts itself again under torchrun, unless torchrun has started it.
     """
-    arguments = (parser or argparse.ArgumentParser()).parse_args()
-    if code := _run_stage(plan, work, arguments, parallel):
-        sys.exit(code)
-
-
-@one_message
-def _run_stage(plan: Any, work: Any, arguments: argparse.Namespace, parallel: bool) -> int:
     params = load_params()
     stage_plan = plan(params, arguments)
     link_assets(params)

@@ -18,9 +18,9 @@ from typing import Any
 
 from PIL import Image
 
-from pipelines.launch import one_message
-from pipelines.progress import Advance, progress
-from pipelines.uploader import dismiss_early
+from pipelines.frame.launch import one_message
+from pipelines.frame.progress import Advance, progress
+from pipelines.tracking.uploader import dismiss_early
 from vapi_core.data.image_files import read_rgb
 from vapi_core.errors import FileError, ParameterError, quoted, shortened
 from vapi_core.files import write_json

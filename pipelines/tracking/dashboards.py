@@ -1,6 +1,6 @@
 """Preset dashboards of MLflow: which charts stand side by side when the experiment of a profile is opened.
 
-`python -m pipelines.dashboards` registers them for the profile of params.yaml and prints their URLs. A dashboard is a view
+`python -m pipelines.tracking.dashboards` registers them for the profile of params.yaml and prints their URLs. A dashboard is a view
 of an experiment's runs that MLflow keeps as an experiment tag, in a format that it does not document: what is here was
 read off MLflow 3.17's own user interface and is checked in a browser by tests/pipelines/test_dashboards.py.
 """
@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.launch import one_message
-from pipelines.masking import masked
-from pipelines.mlflow_runs import register_view
+from pipelines.frame.launch import one_message
+from pipelines.tracking.masking import masked
+from pipelines.tracking.mlflow_runs import register_view
 from vapi_core.files import read_yaml
 
 LOCAL_SERVER = "http://127.0.0.1:5000"

@@ -1,7 +1,7 @@
 """The user's command: images for any prompts, or those of a finished set, as a folder in GenEval's layout.
 
-    python -m pipelines.draw FOLDER --prompts drawbench.csv [--variant va-pi --seed 0] [--guidance 7.5] [--count 4]
-    python -m pipelines.draw FOLDER --set data/samples/experiment/va-pi/t1.0-g7.5-0
+    python -m pipelines.commands.draw FOLDER --prompts drawbench.csv [--variant va-pi --seed 0] [--guidance 7.5] [--count 4]
+    python -m pipelines.commands.draw FOLDER --set data/samples/experiment/va-pi/t1.0-g7.5-0
 
 Then `python -m pipelines.stages.score --geneval FOLDER`, `--preference FOLDER`, or the official scripts. Prompts are
 GenEval's (.jsonl) or any others (.csv, .tsv, .json, one a line), and need not be those of the run; its generators, text
@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipelines.commands.geneval import choose_device, positive
 from pipelines.config.params import Params
 from pipelines.config.paths import CAPTIONS, remedy
-from pipelines.geneval_command import choose_device, positive
-from pipelines.inputs import open_generator, open_prompts, open_samples, open_tokenizer
-from pipelines.launch import one_message
-from pipelines.progress import progress
+from pipelines.frame.inputs import open_generator, open_prompts, open_samples, open_tokenizer
+from pipelines.frame.launch import one_message
+from pipelines.frame.progress import progress
 from pipelines.variants.loading import load_params
 from pipelines.variants.variant import BASE, find_variant
 from vapi_core.data.subset import MANIFEST, read_manifest
@@ -46,7 +46,7 @@ BATCH = 16
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m pipelines.draw", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m pipelines.commands.draw", description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, help="where the images go, in GenEval's layout")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompts", type=Path, metavar="FILE", help="GenEval's .jsonl, or .csv, .tsv, .json, .txt")

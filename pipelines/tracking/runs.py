@@ -25,11 +25,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines import uploader
-from pipelines.git import git
-from pipelines.journal import JOURNALS, Entry, Header, Journal, Scores, Status, all_journals
-from pipelines.launch import one_message
-from pipelines.mlflow_runs import EXPERIMENT_TAG, LONGEST_PARAM, RemoteRun, connect, import_client, is_refused, summary
+from pipelines.frame.launch import one_message
+from pipelines.repository.git import git
+from pipelines.tracking import uploader
+from pipelines.tracking.journal import JOURNALS, Entry, Header, Journal, Scores, Status, all_journals
+from pipelines.tracking.mlflow_runs import (
+    EXPERIMENT_TAG,
+    LONGEST_PARAM,
+    RemoteRun,
+    connect,
+    import_client,
+    is_refused,
+    summary,
+)
 from vapi_core.errors import FileError
 
 FLUSH_SECONDS = 5.0
@@ -363,7 +371,3 @@ def main() -> None:
         sys.exit(f"error: {result.away.replace('server is', 'server is still', 1)}")
     if problems:
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipelines.lockfile import check_dvc_files
+from pipelines.repository.lockfile import check_dvc_files
 from vapi_core.errors import FileError, ParameterError, quoted
 
 

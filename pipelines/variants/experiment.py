@@ -1,6 +1,6 @@
 """One DVC experiment in a temporary directory, beside any number of others: what runs a cell.
 
-`python -m pipelines.experiment --name NAME ...` is `dvc --wait-for-lock exp run --temp --name NAME ...`, run by DVC's own
+`python -m pipelines.variants.experiment --name NAME ...` is `dvc --wait-for-lock exp run --temp --name NAME ...`, run by DVC's own
 command line in this process, with one departure from DVC (as of 3.67.1; dvc/repo/experiments/queue/tempdir.py and
 workspace.py). DVC puts the experiments of all its processes in one git stash, from which each takes by position, without the
 repository's lock, until the stash is empty: of two that run at the same time one may take the other's. Here every name has a
@@ -26,8 +26,8 @@ from dvc.repo.experiments.queue.base import QueueEntry, QueueGetResult
 from dvc.repo.experiments.queue.tempdir import TempDirQueue
 from dvc.utils.objects import cached_property
 
-from pipelines.launch import one_message
-from pipelines.processes import working_directories
+from pipelines.frame.launch import one_message
+from pipelines.frame.processes import working_directories
 
 STASHES = "refs/vapi"  # not below refs/exps, where DVC takes what it does not know for an experiment
 
@@ -97,7 +97,7 @@ def use_own_queue(name: str) -> None:
 def main() -> int:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # at once: the stage ends with it, and the next experiment tidies up
     parser = argparse.ArgumentParser(
-        usage="python -m pipelines.experiment --name NAME [any option of `dvc exp run`] TARGET ...",
+        usage="python -m pipelines.variants.experiment --name NAME [any option of `dvc exp run`] TARGET ...",
         description="Runs one DVC experiment in a temporary directory.",
         allow_abbrev=False,
     )
