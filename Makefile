@@ -19,13 +19,13 @@ help:
 	touch $@
 
 repro: .venv/installed # the experiment, then where the report and the tracked runs are
-	dvc repro report || { python -m pipelines.lockfile; exit 1; }
+	dvc repro report || { python -m pipelines.repository.lockfile; exit 1; }
 	@echo
 	@echo "The report:      reports/report.md"
 	@echo "The tracked runs: make mlflow, then open http://127.0.0.1:5000"
 
 rivals: .venv/installed # the table of VA-π's rivals; takes from the experiment whatever is done
-	dvc repro rivals || { python -m pipelines.lockfile; exit 1; }
+	dvc repro table@rivals || { python -m pipelines.repository.lockfile; exit 1; }
 	@echo
 	@echo "The report: reports/rivals.md"
 
