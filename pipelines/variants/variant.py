@@ -6,7 +6,7 @@ scored; its names in dvc.yaml are align@NAME, sample@NAME and score@NAME (of a c
 """
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from pipelines.config.paths import ALIGNED, GENERATOR, SAMPLES, SCORES, TOKENIZE
 from vapi_core.alignment.method import Method
 from vapi_core.alignment.methods import METHODS
 from vapi_core.errors import ParameterError
+from vapi_core.limits import CountOrNone
 from vapi_core.sampling.sampler import SamplingConfig
 from vapi_core.training.loop import OptimizationConfig
 
@@ -95,10 +96,11 @@ class Variant:
 
     @cached_property
     def sets(self) -> list[ImageSet]:
-        """All image sets: every sampling with every seed, then what the first seed's kept weights draw on their way."""
+        """All image sets: every sampling with every seed, then what the first seed's kept weights draw without guidance."""
         whole = [self.image_set(seed, config) for config in self.samplings for seed in self.seeds]
         kept = [] if self.alignment is None else self.alignment.kept_steps
-        return whole + [self.image_set(self.seeds[0], self.samplings[0], steps) for steps in kept]
+        plain = replace(self.samplings[0], guidance_scale=1.0)
+        return whole + [self.image_set(self.seeds[0], plain, steps) for steps in kept]
 
     def image_set(self, seed: int, config: SamplingConfig, steps: int | None = None) -> ImageSet:
         """The set of one seed and sampling, by the alignment as it was after so many steps; None: after all."""
@@ -186,7 +188,7 @@ def resolve(align: AlignParams, name: str, method: str, changes: dict[str, Any])
             lines = [line.partition(": ") for line in str(error).splitlines()]
             raise several([(key_of(name, key, changes), text) for key, _, text in lines]) from None
 
-    keep_every = checked(int, changes.get("keep_every", align.keep_every), f"{where}.align.keep_every")
+    keep_every = checked(CountOrNone, changes.get("keep_every", align.keep_every), f"{where}.align.keep_every")
     return Alignment(method, part(OptimizationConfig), part(config), keep_every)
 
 
