@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.params import AlignParams, Params, checked, decimal, several
+from pipelines.config.params import AlignParams, Params, checked, decimal, problems_of, several
 from pipelines.config.paths import ALIGNED, GENERATOR, SAMPLES, SCORES, TOKENIZER
 from vapi_core.alignment.method import Method
 from vapi_core.alignment.methods import METHODS
@@ -134,7 +134,16 @@ def all_variants(params: Params) -> list[Variant]:
     Raises:
         ParameterError: names every key that is wrong.
     """
-    return [find_variant(params, name) for name in (*params.controls, *params.variants)]
+    found: list[Variant] = []
+    problems: list[tuple[str, str]] = []
+    for name in (*params.controls, *params.variants):
+        try:
+            found.append(find_variant(params, name))
+        except ParameterError as error:
+            problems += problems_of(error)
+    if problems:
+        raise several(problems)
+    return found
 
 
 def variants_of(params: Params, *tables: str) -> list[Variant]:
@@ -180,16 +189,19 @@ def resolve(align: AlignParams, name: str, method: str, changes: dict[str, Any])
         raise several(problems)
     merged = overlay(align.shared, changes)
 
-    def part(kind: type) -> Any:
-        content = {key: value for key, value in merged.items() if key in names_of(kind)}
+    def part(kind: Any, content: Any, at: str = "") -> Any:
         try:
-            return checked(kind, content)
+            return checked(kind, content, at)
         except ParameterError as error:  # each key stands in the variant or in what all share
-            lines = [line.partition(": ") for line in str(error).splitlines()]
-            raise several([(key_of(name, key, changes), text) for key, _, text in lines]) from None
+            problems.extend((key_of(name, key, changes), text) for key, text in problems_of(error))
 
-    keep_every = checked(CountOrNone, changes.get("keep_every", align.keep_every), f"{where}.align.keep_every")
-    return Alignment(method, part(OptimizationConfig), part(config), keep_every)
+    parts = [
+        part(kind, {k: v for k, v in merged.items() if k in names_of(kind)}) for kind in (OptimizationConfig, config)
+    ]
+    keep_every = part(CountOrNone, changes.get("keep_every", align.keep_every), "keep_every")
+    if problems:
+        raise several(problems)
+    return Alignment(method, *parts, keep_every)
 
 
 def names_of(kind: type) -> set[str]:
