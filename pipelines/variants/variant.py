@@ -195,13 +195,14 @@ def resolve(align: AlignParams, name: str, method: str, changes: dict[str, Any])
         except ParameterError as error:  # each key stands in the variant or in what all share
             problems.extend((key_of(name, key, changes), text) for key, text in problems_of(error))
 
-    parts = [
-        part(kind, {k: v for k, v in merged.items() if k in names_of(kind)}) for kind in (OptimizationConfig, config)
-    ]
+    def fields(kind: type) -> dict[str, Any]:
+        return {key: value for key, value in merged.items() if key in names_of(kind)}
+
+    optimization, own_config = part(OptimizationConfig, fields(OptimizationConfig)), part(config, fields(config))
     keep_every = part(CountOrNone, changes.get("keep_every", align.keep_every), "keep_every")
     if problems:
         raise several(problems)
-    return Alignment(method, *parts, keep_every)
+    return Alignment(method, optimization, own_config, keep_every)
 
 
 def names_of(kind: type) -> set[str]:
