@@ -29,6 +29,9 @@ def tiny_content() -> dict:
     content["tokenizer"] |= {"encoder_multipliers": [1, 1, 1], "decoder_multipliers": [1, 1, 1]}
     content["align"] |= {"seeds": [0], "steps": 6, "batch_size": 4, "micro_batch_size": None, "warmup_steps": 0}
     content["align"] |= {"checkpoint_every": 2, "keep_every": 2, "group_size": 2}
+    content["align"]["reward"]["perceptual"] = 0.0  # no classifier is needed
+    kept = ("va-pi", "cross-entropy", "tokenizer-post-training")
+    content["variants"], content["tables"] = {name: content["variants"][name] for name in kept}, []
     content["sample"] |= {"count": 11, "batch_size": 4, "guidance_scales": [1.0, 2.0]}
     content["score"]["is_splits"] = 2
     content["controls"]["base"]["temperatures"] = [1.0]
