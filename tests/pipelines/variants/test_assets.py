@@ -4,10 +4,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from pipelines.variants.assets import assets_of, link_assets, main, needed_by, require_assets
-from pipelines.config.params import check_params, load_params
 
+from pipelines.config.params import check_params, load_params
 from pipelines.variants import assets
+from pipelines.variants.assets import assets_of, link_assets, main, needed_by, require_assets
 from vapi_core.errors import VapiError
 
 FILES = {
