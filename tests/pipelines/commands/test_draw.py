@@ -9,13 +9,13 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from pipelines.config.params import check_params
+from tests.pipelines.test_janus import fill_workplace, run, tiny
 
 from pipelines.commands.draw import main, open_text
+from pipelines.config.params import check_params
 from pipelines.frame.inputs import caption_conditions, open_prompts
 from pipelines.frame.stage import Stage, UntrackedRun
 from pipelines.stages import generator, sample, subset, tokenize, tokenizer
-from tests.pipelines.test_janus import fill_workplace, run, tiny
 from vapi_core.models.captions.encoders import LongCaptionError, standardization
 from vapi_core.scoring.geneval.folder import read_folder, sample_path
 

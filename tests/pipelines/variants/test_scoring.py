@@ -51,7 +51,9 @@ def test_every_set_has_its_scores_against_the_reference(params):
     assert table["steps"].isna().all() and set(table["reference"]) == {"train"}
     assert np.isfinite(table[["fid", "is_mean", "kid_mean", "precision", "recall", "accuracy"]].to_numpy()).all()
     written = pd.read_csv(SCORES / "experiment/base/scores.csv")
-    pd.testing.assert_frame_equal(written.drop(columns="steps"), table.drop(columns="steps"), check_dtype=False, rtol=1e-5)
+    pd.testing.assert_frame_equal(
+        written.drop(columns="steps"), table.drop(columns="steps"), check_dtype=False, rtol=1e-5
+    )
     assert list(written.columns[:5]) == ["variant", "steps", "seed", "temperature", "guidance_scale"]
     again = scored(params)
     pd.testing.assert_frame_equal(again, table)
