@@ -4,9 +4,9 @@ import subprocess
 
 import pytest
 
-from pipelines.variants import sweep
-from pipelines.tracking import runs as tracking
 from pipelines.repository.git import git
+from pipelines.tracking import runs as tracking
+from pipelines.variants import sweep
 from vapi_core.errors import FileError
 
 
