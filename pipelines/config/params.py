@@ -214,8 +214,17 @@ def checked(kind: type[T], content: Any, where: str = "") -> T:
 
 def several(problems: list[tuple[str, str]]) -> ParameterError:
     """One error of all problems, each a key and what is wrong with it."""
-    (key, first), *others = dict(problems).items()  # a union of types complains once for each
+    told: dict[str, list[str]] = {}  # a union of types complains once for each, and so may every variant
+    for key, problem in problems:
+        if problem not in told.setdefault(key, []):
+            told[key].append(problem)
+    (key, first), *others = ((key, " ".join(texts)) for key, texts in told.items())
     return ParameterError(key, first + "".join(f"\n{key}: {problem}" for key, problem in others))
+
+
+def problems_of(error: ParameterError) -> list[tuple[str, str]]:
+    """What `several` has put into one error."""
+    return [(key, problem) for key, _, problem in (line.partition(": ") for line in str(error).splitlines())]
 
 
 def _explain(error: Any, where: str) -> tuple[str, str]:

@@ -50,12 +50,13 @@ def metrics_of(scores: pd.DataFrame, variant: Variant) -> dict[str, float]:
 
 
 def header_of(params: Params, variant: Variant, seed: int) -> Header:
-    """The run of a seed. That of an alignment is there; a control, which trains nothing, is made one by its scores."""
-    output = variant.output(seed)
-    run = read_texts(output / RUN_FILE, ["key", "stage", "experiment"], remedy(output))
+    """The run of a seed. An alignment has made its own; a control, which trains nothing, is made one by its scores."""
+    output, name = variant.output(seed), f"{variant.name}@{seed}"
+    run = read_texts(output / RUN_FILE, ["key", "experiment"], remedy(output))
+    kind = "control" if variant.alignment is None else "align"
+    tags = {"stage": kind, "variant": variant.name, "table": variant.table, "profile": params.profile}
     if variant.alignment is not None:
-        return Header(run["experiment"], run["stage"], run["key"], now())
+        return Header(run["experiment"], name, run["key"], now(), tags=tags)
     settings: dict[str, Any] = {"variant": variant.name, "seed": seed}
-    key = stage_key("control", settings | {"samplings": [vars(c) for c in variant.samplings]}, [run["key"]])
-    tags = {"stage": "control", "variant": variant.name, "table": variant.table, "profile": params.profile}
-    return Header(params.profile, f"{variant.name}@{seed}", key, now(), flatten(settings), tags)
+    key = stage_key(kind, settings | {"samplings": [vars(c) for c in variant.samplings]}, [run["key"]])
+    return Header(params.profile, name, key, now(), flatten(settings), tags)
