@@ -29,7 +29,8 @@ Seeds = Annotated[tuple[Seed, ...], Length(least=1)]
 Temperatures = Annotated[tuple[Temperature, ...], Length(least=1)]
 GuidanceScales = Annotated[tuple[Guidance, ...], Length(least=1)]
 Side = Annotated[int, Bounds(least=1, most=MOST_PIXELS)]
-Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9.+_-]*$", max_length=60)]  # of a file and of a stage
+# of a file, a stage, and a part of the dotted keys by which DVC finds and overrides parameters: no dot and no plus
+Name = Annotated[str, Field(pattern=r"^[a-zA-Z][a-zA-Z0-9_-]*$", max_length=80)]
 Split = Annotated[str, Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]*$", max_length=60)]  # a part of MLflow's names
 T = TypeVar("T")
 
