@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -208,9 +209,14 @@ def checked(kind: type[T], content: Any, where: str = "") -> T:
     """
     try:
         # JSON has lists where YAML has them, so that nothing else need be cast
-        return TypeAdapter(kind).validate_json(json.dumps(content, default=str))
+        return _adapter(kind).validate_json(json.dumps(content, default=str))  # type: ignore[arg-type]
     except ValidationError as error:
         raise several([_explain(e, where) for e in error.errors()]) from None
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter:
+    return TypeAdapter(kind)
 
 
 def several(problems: list[tuple[str, str]]) -> ParameterError:

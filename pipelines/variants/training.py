@@ -93,7 +93,7 @@ def align_seed(stage: Stage, variant: Variant, seed: int, folder: Path) -> None:
     if distributed.from_main(float(finished)):
         return
     settings = alignment.settings | {"dtype": stage.params.launch.dtype, "seed": seed}
-    key = stage_key("align", settings, upstream_keys(stage.plan))
+    key = stage_key(variant.stage("align"), settings, upstream_keys(stage.plan))
     tags = {"stage": "align", "variant": variant.name, "table": variant.table}
     with stage.own_run(f"{variant.name}@{seed}", key, settings | described(alignment), tags) as run:
         metrics = train_seed(stage, alignment, seed, folder, run, f"{variant.name}@{seed}")
