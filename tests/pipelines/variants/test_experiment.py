@@ -15,8 +15,8 @@ from dvc.repo.experiments.queue.workspace import WorkspaceQueue
 from dvc.repo.experiments.refs import WORKSPACE_STASH
 from dvc.utils.objects import cached_property
 
-from pipelines.variants.experiment import OwnQueue, stash_of
 from pipelines.frame.processes import Guarded, marked
+from pipelines.variants.experiment import OwnQueue, stash_of
 from pipelines.variants.sweep import METRICS, Cell, command, experiments
 from tests.toy import WORK, make_toy
 

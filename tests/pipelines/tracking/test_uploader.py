@@ -12,7 +12,7 @@ from pipelines.tracking import mlflow_runs
 from pipelines.tracking import runs as tracking
 from pipelines.tracking.uploader import UploadProcess
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 DEAD_SERVER = "http://127.0.0.1:9"  # the discard port: nothing listens
 STAGE = """
     import os, signal, sys

@@ -13,7 +13,7 @@ import yaml
 from pipelines.tracking import mlflow_runs
 from pipelines.reporting import grid as results
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 # stage `cell` without its training: it reports to DVC and MLflow as the real one does
 CELL = """
 import json, sys, yaml

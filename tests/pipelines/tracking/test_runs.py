@@ -416,5 +416,5 @@ def python(program, directory, *arguments, **options):
     """A process that runs `program` in `directory` with this repository on its path."""
     from pathlib import Path
 
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n{textwrap.dedent(program)}"
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[3])!r})\n{textwrap.dedent(program)}"
     return subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=directory, **options)
