@@ -71,9 +71,9 @@ def tell(event: str, noise: float) -> None:
         file.write(f"{event} {os.environ['DVC_STAGE']} {noise}\n")
 
 
-def stage_of(noise: float) -> str:
-    """The stage of a sweep's cell of this noise ratio, all else as the form opens."""
-    return f"score@noise{f'{noise:g}'.replace('.', '_')}-ce0_1-mse_perceptual"
+def variant_of(noise: float) -> str:
+    """The variant of a sweep's cell of this noise ratio, all else as the form opens."""
+    return f"noise{f'{noise:g}'.replace('.', '_')}-ce0_1-mse_perceptual"
 
 
 def main() -> None:

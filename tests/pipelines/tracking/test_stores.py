@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.tracking import mlflow_runs
-from pipelines.tracking import stores
+from pipelines.tracking import mlflow_runs, stores
 from pipelines.tracking import runs as tracking
 from pipelines.tracking.stores import beside, bypass_proxies, sqlite_path
 from vapi_core.errors import ParameterError
