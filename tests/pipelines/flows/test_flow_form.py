@@ -8,7 +8,7 @@ from pydantic import ValidationError as FormError
 
 from pipelines.flows.ablation_sweep import ablation_sweep, parse_form
 from pipelines.flows.reproduce import reproduce
-from pipelines.variants.sweep import opening_form
+from pipelines.variants.sweep_form import opening_form
 
 SCHEMA = parameter_schema(ablation_sweep).model_dump_for_openapi()
 
@@ -92,7 +92,7 @@ def test_reproduce_refuses_to_run_no_stage_at_a_time():
 
 def test_reproduce_refuses_what_is_no_stage_and_takes_groups_and_their_members():
     schema = parameter_schema(reproduce).model_dump_for_openapi()
-    for target in ("report", "align", "align@va-pi-0"):
+    for target in ("report", "align", "align@va-pi"):
         validate({"target": target}, schema, raise_on_error=True)
     for target in ("reprot", "align-all", ""):
         with pytest.raises(ValidationError, match="Validation failed for field 'target'"):

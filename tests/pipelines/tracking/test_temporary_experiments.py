@@ -11,7 +11,7 @@ import yaml
 
 from pipelines.tracking import mlflow_runs
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 # a stage without its training: it reports, keeps a checkpoint, and asks for an asset, as the real ones do
 STAGE = """
 import yaml

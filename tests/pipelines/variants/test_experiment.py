@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -15,12 +16,11 @@ from dvc.repo.experiments.queue.workspace import WorkspaceQueue
 from dvc.repo.experiments.refs import WORKSPACE_STASH
 from dvc.utils.objects import cached_property
 
-from pipelines.variants.experiment import OwnQueue, stash_of
 from pipelines.frame.processes import Guarded, marked
-from pipelines.variants.sweep import METRICS, Cell, command, experiments
-from tests.toy import WORK, make_toy
-
-TARGETS = ("cell",)
+from pipelines.variants.cells import experiments
+from pipelines.variants.experiment import OwnQueue, stash_of
+from pipelines.variants.sweep import Experiment, command
+from tests.toy import WORK, make_toy, variant_of
 
 
 class Toy:
@@ -36,18 +36,20 @@ class Toy:
             "VAPI_WORK": str(self.work),
             "DVC_NO_ANALYTICS": "1",
         }
-        upstream = Cell("upstream", {}, {"align.seeds": [1]}, ("generator", "classifier"))
+        upstream = Experiment("upstream", {"align.seeds": [1]}, "score-control@base")
         assert self.start(upstream).wait() == 0
 
-    def start(self, cell: Cell) -> subprocess.Popen:
+    def start(self, cell: Experiment) -> subprocess.Popen:
         return subprocess.Popen(command(cell), cwd=self.root, env=self.environment)
 
     def runs(self, noise: float) -> int:
         """How often the stage of a cell has begun."""
-        return (self.work / "stages.log").read_text().splitlines().count(f"began cell@1 {noise}")
+        return (self.work / "stages.log").read_text().splitlines().count(f"began score@{variant_of(noise)} {noise}")
 
-    def result(self, cell: Cell) -> str:
-        return self.git("show", f"{experiments(self.root)[cell.name]}:{METRICS.format(seed=1)}")
+    def result(self, noise: float) -> float:
+        """The score that the experiment of a cell has in git."""
+        path = f"reports/scores/sweep/{variant_of(noise)}/scores.csv"
+        return float(self.git("show", f"{experiments(self.root)[cell(noise).name]}:{path}").rpartition(",")[2])
 
     def stash(self, ref: str) -> list[str]:
         """Commits of a stash."""
@@ -73,15 +75,18 @@ def repo(toy, monkeypatch):
         yield repo
 
 
-def cell(noise: float) -> Cell:
-    return Cell(f"noise{noise}", {}, {"align.seeds": [1], "align.noise_ratio": noise}, TARGETS)
+def cell(noise: float) -> Experiment:
+    name = variant_of(noise)
+    variant = {"table": "sweep", "method": "va-pi", "align": {"noise_ratio": noise}, "guidance_scales": [1.0]}
+    return Experiment(f"{name}-00000000", {"align.seeds": [1], f"+variants.{name}": variant}, f"score@{name}")
 
 
 def put(repo: Repo, queue: TempDirQueue, noise: float, name: str) -> str:
     """Puts an experiment into a queue, as a process does that is killed then; the commit of its entry."""
-    params = {"params.yaml": ["align.seeds=[1]", f"align.noise_ratio={noise}"]}
+    line = command(cell(noise))
+    params = {"params.yaml": [value for option, value in pairwise(line) if option == "--set-param"]}
     with lock_repo(repo):
-        return repo.experiments.new(queue, targets=TARGETS, params=params, name=name).stash_rev
+        return repo.experiments.new(queue, targets=[cell(noise).stage], params=params, name=name).stash_rev
 
 
 def test_experiments_that_start_at_the_same_moment_run_once_each_and_end_with_their_own_result(toy):
@@ -95,7 +100,7 @@ def test_experiments_that_start_at_the_same_moment_run_once_each_and_end_with_th
         hold.unlink()
     assert [process.wait() for process in held] == [0, 0]
     assert [toy.runs(noise) for noise in (0.2, 0.3, 0.4)] == [1, 1, 1]
-    assert [toy.result(c) for c in cells] == [f'{{"score/fid toy": {10 - noise}}}' for noise in (0.2, 0.3, 0.4)]
+    assert [toy.result(noise) for noise in (0.2, 0.3, 0.4)] == [9.8, 9.7, 9.6]
     assert all(toy.stash(stash_of(c.name)) == [] for c in cells)
     assert toy.git("status", "--porcelain", "--untracked-files=no") == ""
 
@@ -142,7 +147,7 @@ def test_a_killed_experiment_leaves_no_process_and_can_be_run_again(toy, monkeyp
     hold.touch()
     monkeypatch.chdir(toy.root)
     with Guarded(command(killed), killed.name, toy.environment) as guarded:
-        assert any("> python toy.py data/cell/1" in line for line in guarded.lines())
+        assert any(f"> python toy.py reports/scores/sweep/{variant_of(0.15)}" in line for line in guarded.lines())
         (dvc,) = (p for p in marked(killed.name) if p.cmdline()[1:3] == ["-m", "pipelines.variants.experiment"])
         dvc.kill()
         assert guarded.wait() != 0
@@ -150,7 +155,7 @@ def test_a_killed_experiment_leaves_no_process_and_can_be_run_again(toy, monkeyp
     hold.unlink()
     assert killed.name not in experiments(toy.root)
     assert toy.start(killed).wait() == 0
-    assert toy.result(killed) == '{"score/fid toy": 9.85}'
+    assert toy.result(0.15) == 9.85
 
 
 def standalone(toy) -> list[Path]:
@@ -179,7 +184,7 @@ def test_the_directory_of_a_killed_experiment_goes_with_the_next_one_when_nobody
 
 
 def test_dvc_still_has_what_is_overridden():
-    """If this fails, a new DVC needs a new look at `pipelines/experiment.py`."""
+    """If this fails, a new DVC needs a new look at `pipelines/variants/experiment.py`."""
     assert (
         WorkspaceQueue in TempDirQueue.__mro__ and "put" in WorkspaceQueue.__dict__ and "get" in TempDirQueue.__dict__
     )

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.tracking import mlflow_runs
-from pipelines.tracking import stores
+from pipelines.tracking import mlflow_runs, stores
 from pipelines.tracking import runs as tracking
 from pipelines.tracking.stores import beside, bypass_proxies, sqlite_path
 from vapi_core.errors import ParameterError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

@@ -7,25 +7,29 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from prefect.states import Completed
 
-from pipelines.tracking import dashboards
+from pipelines.config.profiles import read_profile
 from pipelines.flows import ablation_sweep
-from pipelines.variants.sweep import Cell
+from pipelines.tracking import dashboards
+from pipelines.variants.sweep import Baseline, plan_cells
+from pipelines.variants.sweep_form import opening_form
 from tests.toy import WORK, make_toy
 from vapi_core.errors import FileError
 
 PNG = b"\x89PNG\r\n\x1a\n"
 PROFILE = {"profile": "tiny", "score": {"extractors": ["scorer-classifier"], "geneval": None}}
-CELL = Cell("noise0-ce0.1-mse-00000000", {"noise_ratio": 0.0}, {}, ("cell",))
+PARAMS = read_profile("mnist", Path(__file__).parents[3])
+(CELL,) = plan_cells(opening_form(noise_ratios=[0.0], reward_terms=["mse"]), Baseline("abc", PARAMS, PARAMS))
 PLAIN = """
 import json
 from pipelines.flows.ablation_sweep import ablation_sweep  # before prefect, whose settings it makes
 from prefect.client.orchestration import get_client
 from pipelines.flows.reproduce import reproduce
-from pipelines.variants.sweep import opening_form
+from pipelines.variants.sweep_form import opening_form
 from vapi_core.errors import VapiError
 
 state = reproduce(target="tokenize", parallelism=1, return_state=True)
@@ -64,7 +68,7 @@ def test_at_its_end_a_sweep_shows_its_figures_and_links_to_its_runs_and_dashboar
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://lab:correct-horse@mlflow.example:5000")
     registered = []
     monkeypatch.setattr(dashboards, "register", lambda profile, boards: registered.append((profile, boards)) or "7")
-    progress = ablation_sweep.Progress([CELL], [1])
+    progress = ablation_sweep.Progress([CELL])
     (sweep,) = (key for key, (kind, *_) in made.items() if kind == "table")
     figure = tmp_path / "sweeps" / sweep / "over-noise_ratio.png"
     figure.parent.mkdir(parents=True)
@@ -83,7 +87,7 @@ def test_at_its_end_a_sweep_shows_its_figures_and_links_to_its_runs_and_dashboar
 
 
 def test_a_cell_whose_scores_are_gone_is_listed_with_its_problem_and_ends_nothing(made):
-    ablation_sweep.Progress([CELL], [1]).finished(CELL.name, Completed())
+    ablation_sweep.Progress([CELL]).finished(CELL.name, Completed())
     ((row,),) = (content for kind, content, _ in made.values() if kind == "table")
     assert "there is no such experiment" in row["problem"] and made["done"][1] == 100
 
@@ -140,8 +144,8 @@ def test_both_flows_run_from_plain_python_without_a_server(told):
 
 def test_a_cell_with_spoilt_metrics_is_red_and_listed_and_the_others_go_on(told):
     states = {name.partition("-")[0]: state for name, state in told["tasks"].items() if name.startswith("noise")}
-    assert states == {"noise0": "Completed", "noise0.5": "Failed", "noise0.75": "Completed"}
-    assert told["problem"].startswith("1 of 3 cells did not end well: noise0.5-")
+    assert states == {"noise0": "Completed", "noise0_5": "Failed", "noise0_75": "Completed"}
+    assert told["problem"].startswith("1 of 3 cells did not end well: noise0_5-")
     *_, table = (json.loads(data) for kind, data in told["artifacts"] if kind == "table")
     rows = {row["noise_ratio"]: row for row in table}
     assert [rows[n]["state"] for n in (0.0, 0.5, 0.75)] == ["completed", "failed", "completed"]

@@ -10,63 +10,81 @@ import pandas as pd
 import pytest
 import yaml
 
-from pipelines.tracking import mlflow_runs
+from pipelines.config.profiles import read_profile
 from pipelines.reporting import grid as results
+from pipelines.tracking import mlflow_runs
 
-ROOT = Path(__file__).parents[2]
-# stage `cell` without its training: it reports to DVC and MLflow as the real one does
-CELL = """
-import json, sys, yaml
+ROOT = Path(__file__).parents[3]
+# the stages of a variant without their work: it reports to DVC and MLflow as the real ones do
+VARIANT = """
+import json, sys
 from pathlib import Path
-from pipelines.tracking.runs import stage_run
-align, seed = yaml.safe_load(open("params.yaml"))["align"], int(sys.argv[1])
-if align["noise_ratio"] > 0.9:
+import pandas as pd
+from pipelines.tracking.runs import Header, add_scores, now, stage_run
+from pipelines.variants.loading import load_params
+from pipelines.variants.training import described
+from pipelines.variants.variant import find_variant
+params = load_params()
+variant = find_variant(params, sys.argv[1])
+alignment = variant.alignment
+if alignment.config.noise_ratio > 0.9:
     sys.exit("this cell fails")
-terms = "+".join(name for name, weight in align["reward"].items() if weight) or "prior"
-fid = 1 / 3 + align["noise_ratio"] + seed
-params = {**align, "seed": seed, "terms": terms}
-key = f"{align['noise_ratio']} {align['regularizer']} {seed}"
-with stage_run(experiment="tiny", name=f"cell@{seed}", key=key, params=params, tags={"stage": "cell"}) as run:
-    run.log({"score/fid scorer-classifier": fid, "stage/seconds": 1.0})
-def place(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
-place(Path(f"data/ablations/va-pi/{seed}/run.json")).write_text(json.dumps({"key": key}))
-place(Path(f"reports/ablations/stages/cell@{seed}.json")).write_text(json.dumps({"score/fid scorer-classifier": float(f"{fid:.6g}"), "seconds": 1.0}))
+rows = []
+for seed in variant.seeds:
+    key, fid = f"{variant.name} {seed}", 1 / 3 + alignment.config.noise_ratio + seed
+    settings = alignment.settings | described(alignment) | {"seed": seed}
+    tags = {"stage": "align", "variant": variant.name}
+    with stage_run(experiment="tiny", name=f"{variant.name}@{seed}", key=key, params=settings, tags=tags) as run:
+        run.log({"stage/seconds": 1.0})
+        run.made("the same")
+    add_scores({key: {"score/fid scorer-classifier": fid}}, {}, {key: "the same"})
+    variant.output(seed).mkdir(parents=True)
+    (variant.output(seed) / "run.json").write_text(json.dumps({"key": key}))
+    set_ = {"variant": variant.name, "steps": None, "seed": seed, "temperature": 1.0, "guidance_scale": 1.0}
+    rows.append({**set_, "extractor": "scorer-classifier", "reference": params.score.references[0], "fid": fid})
+variant.scores.mkdir(parents=True)
+pd.DataFrame(rows).to_csv(variant.scores / "scores.csv", index=False, float_format="%.6g")
 """
-PARAMS = {
-    "profile": "tiny",
-    "align": {
-        "seeds": [0, 1],
-        "noise_ratio": 0.0,
-        "regularizer": "ce",
-        "regularizer_weight": 0.1,
-        "reward": {"mse": 1.0, "perceptual": 1.0},
-    },
-}
+OLD = "noise0_7-ce0_1-mse_perceptual"
+
+
+def variant(**changes):
+    return {"table": "sweep", "method": "va-pi", "align": changes, "guidance_scales": [1.0]}
+
+
+PARAMS = read_profile("mnist", ROOT) | {"profile": "tiny", "tables": [], "variants": {OLD: variant(noise_ratio=0.7)}}
+PARAMS["align"] |= {"seeds": [0, 1], "noise_ratio": 0.0, "keep_every": 0}
 STAGES = {
-    "cell": {
-        "matrix": {"seed": "${align.seeds}"},
-        "cmd": "python cell.py ${item.seed}",
-        "params": ["align"],
-        "outs": ["data/ablations/va-pi/${item.seed}"],
-        "metrics": [{"reports/ablations/stages/cell@${item.seed}.json": {"cache": False}}],
+    "score": {
+        "foreach": "${variants}",
+        "do": {
+            "cmd": "python variant.py ${key}",
+            "params": ["align", "variants.${key}"],
+            "outs": ["data/aligned/${key}", {"reports/scores/${item.table}/${key}": {"cache": False}}],
+        },
     },
     "other": {"cmd": "echo something else > other", "outs": [{"other": {"cache": False}}]},
 }
-HALF, KL, FAILS = (
-    f"noise{name}-00000000" for name in ("0.5-ce0.1-mse+perceptual", "0-kl0.1-mse", "0.95-ce0.1-mse+perceptual")
-)
+HALF, KL, FAILS = "noise0_5-ce0_1-mse_perceptual", "noise0-kl0_1-mse", "noise0_95-ce0_1-mse_perceptual"
 CHANGES = {
-    HALF: ["align.noise_ratio=0.5"],
-    KL: ["align.regularizer=kl", "align.reward.perceptual=0.0"],
-    FAILS: ["align.noise_ratio=0.95"],
+    HALF: "{noise_ratio: 0.5}",
+    KL: "{regularizer: kl, reward: {perceptual: 0.0}}",
+    FAILS: "{noise_ratio: 0.95}",
 }
 
 
-def run_experiment(name, changes, target="cell"):
-    settings = [part for change in changes for part in ("--set-param", change)]
-    command = ["dvc", "exp", "run", "--temp", "--name", name, *settings, target]
+def cell(name, revision="00000000"):
+    """Name of the experiment of a variant."""
+    return f"{name}-{revision}"
+
+
+def run_cell(name, revision="00000000"):
+    added = f"+variants.{name}={{table: sweep, method: va-pi, align: {CHANGES[name]}, guidance_scales: [1.0]}}"
+    return run_experiment(cell(name, revision), added, f"score@{name}")
+
+
+def run_experiment(name, change, target):
+    command = ["dvc", "exp", "run", "--temp", "--name", name, "--set-param", change, target]
     return subprocess.run(command, check=False, capture_output=True, text=True)
 
 
@@ -79,10 +97,10 @@ def commit(message):
 def sweep(tmp_path_factory):
     """A repository in which a sweep of three cells was run, one of which failed."""
     folder, kept = tmp_path_factory.mktemp("sweep"), (Path.cwd(), dict(os.environ))
-    (folder / "cell.py").write_text(CELL)
+    (folder / "variant.py").write_text(VARIANT)
     (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS))
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": STAGES}))
-    (folder / ".gitignore").write_text("/mlflow.db\n/.work/\n")
+    (folder / ".gitignore").write_text("/mlflow.db\n/.work/\n/data/\n")
     os.chdir(folder)
     os.environ |= {
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
@@ -93,11 +111,10 @@ def sweep(tmp_path_factory):
     try:
         subprocess.run(["git", "init", "-q"], check=True)
         subprocess.run(["dvc", "init", "-q"], check=True)
-        subprocess.run(["dvc", "repro", "-q", "cell"], check=True)  # git has the metrics of other cells from before
+        subprocess.run(["dvc", "repro", "-q", "score"], check=True)  # git has the scores of another cell from before
         commit("first")
-        for name, changes in CHANGES.items():
-            run_experiment(name, changes)
-        assert run_experiment("no-cell", ["align.noise_ratio=0.7"], "other").returncode == 0
+        assert [run_cell(name).returncode for name in CHANGES] == [0, 0, 255]
+        assert run_experiment("no-cell", "align.noise_ratio=0.7", "other").returncode == 0
         yield folder
     finally:
         os.chdir(kept[0])
@@ -108,18 +125,18 @@ def sweep(tmp_path_factory):
 def test_dvc_and_mlflow_tell_the_same_grid(sweep):
     grid = results.from_dvc()
     assert grid[["experiment", "noise_ratio", "regularizer", "reward", "seed"]].values.tolist() == [
-        [KL, 0.0, "kl", "mse", 0],
-        [KL, 0.0, "kl", "mse", 1],
-        [HALF, 0.5, "ce", "mse+perceptual", 0],
-        [HALF, 0.5, "ce", "mse+perceptual", 1],
+        [cell(KL), 0.0, "kl", "mse", 0],
+        [cell(KL), 0.0, "kl", "mse", 1],
+        [cell(HALF), 0.5, "ce", "mse+perceptual", 0],
+        [cell(HALF), 0.5, "ce", "mse+perceptual", 1],
     ]
     assert grid["fid scorer-classifier"].tolist() == [0.333333, 1.33333, 0.833333, 1.83333]
     pd.testing.assert_frame_equal(results.from_mlflow("tiny"), grid)
-    pd.testing.assert_frame_equal(results.from_mlflow("tiny", [HALF]), results.from_dvc([HALF]))
+    pd.testing.assert_frame_equal(results.from_mlflow("tiny", [cell(HALF)]), results.from_dvc([cell(HALF)]))
 
 
 def test_a_reader_that_has_enough_ends_the_command_quietly(sweep):
-    command = [sys.executable, "-m", "pipelines.reporting.grid"]
+    command = [sys.executable, "-m", "pipelines.commands.results"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()
         assert process.stderr.read() == ""
@@ -128,7 +145,7 @@ def test_a_reader_that_has_enough_ends_the_command_quietly(sweep):
 
 def test_a_sweep_is_one_run_with_its_grid_and_figures_and_its_cells_below_it(sweep):
     for _ in range(2):  # publishing again replaces the run
-        results.publish("sweep-1", "tiny", {"noise_ratios": [0.0, 0.5]}, [HALF, KL, FAILS])
+        results.publish("sweep-1", "tiny", {"noise_ratios": [0.0, 0.5]}, map(cell, CHANGES))
     client = mlflow_runs.connect()
     (parent,) = mlflow_runs.find_runs("tiny", "tags.stage = 'sweep'")
     assert parent.data.params["noise_ratios"] == "[0.0, 0.5]" and parent.data.metrics["finished_cells"] == 2
@@ -141,8 +158,8 @@ def test_a_sweep_is_one_run_with_its_grid_and_figures_and_its_cells_below_it(swe
 def test_a_cell_that_dvc_takes_from_its_cache_has_the_run_that_made_it(sweep):
     (sweep / "notes.md").write_text("another commit, the same code\n")
     commit("second")
-    again = HALF.replace("00000000", "11111111")
-    assert "is cached" in run_experiment(again, CHANGES[HALF]).stdout
+    again = cell(HALF, "11111111")
+    assert "is cached" in run_cell(HALF, "11111111").stdout
     assert results.from_mlflow("tiny", [again]).empty
     results.publish("sweep-2", "tiny", {"noise_ratios": [0.5]}, [again])
     grid = results.from_mlflow("tiny", [again])

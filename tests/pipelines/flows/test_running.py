@@ -9,7 +9,7 @@ import pytest
 from pipelines.flows import running
 from pipelines.flows.running import CommandFailed, one_gpu, run_command, visible_gpus
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)

@@ -10,13 +10,13 @@ import pytest
 
 from pipelines.tracking import mlflow_runs
 from pipelines.tracking import runs as tracking
-from pipelines.tracking.uploader import UploadProcess
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 DEAD_SERVER = "http://127.0.0.1:9"  # the discard port: nothing listens
 STAGE = """
     import os, signal, sys
-    from pipelines import mlflow_runs, tracking, uploader
+    from pipelines.tracking import mlflow_runs, uploader
+    from pipelines.tracking import runs as tracking
     uploader.start_early()
     with tracking.stage_run(experiment="digits", name="align@va-pi-0", key="k1", params={}, tags={}, advice="lower the batch") as run:
         run.log({"loss": 1.0}, step=1)
@@ -127,13 +127,78 @@ def test_a_stage_killed_before_its_run_was_made_gets_none(workplace):
 
 def test_a_command_that_turns_out_to_track_nothing_ends_its_process(workplace):
     program = """
-        from pipelines import uploader
+        import psutil
+        from pipelines.tracking import uploader
         uploader.start_early()
-        process = uploader._early._process
+        (process,) = psutil.Process().children()
         uploader.dismiss_early()
-        assert process.returncode is not None and uploader._early is None
+        assert not process.is_running()
     """
     assert start(program).wait() == 0
+
+
+TWO_RUNS = """
+    import os, signal, sys
+    import psutil
+    from pipelines.tracking import mlflow_runs, uploader
+    from pipelines.tracking import runs as tracking
+    uploader.start_early()
+    (process,) = psutil.Process().children()
+
+    def run_of(key):
+        return tracking.stage_run(experiment="digits", name=key, key=key, params={}, tags={}, advice=f"lower {key}")
+
+    with run_of("k1") as run:
+        run.log({"loss": 1.0}, step=1)
+    assert [run.info.status for run in mlflow_runs.live_runs(mlflow_runs.connect(), "1", "k1")] == ["FINISHED"]
+"""
+
+
+def test_two_runs_one_after_the_other_are_sent_by_the_same_process(workplace):
+    program = """
+        assert psutil.Process().children() == [process]
+        with run_of("k2") as run:
+            run.log({"loss": 2.0}, step=1)
+            assert psutil.Process().children() == [process]
+    """
+    stage = start(textwrap.dedent(TWO_RUNS) + textwrap.dedent(program))
+    _, errors = stage.communicate()
+    assert stage.returncode == 0 and errors.decode() == ""
+    for key, loss in (("k1", 1.0), ("k2", 2.0)):
+        (finished,) = live(key)
+        assert finished.info.status == "FINISHED" and finished.data.metrics == {"loss": loss}
+        assert tracking.Journal(tracking.JOURNALS, key).state()["uploaded"]
+
+
+def test_a_stage_that_is_killed_in_its_second_run_is_told_once_and_its_first_stays_finished(workplace):
+    program = """
+        with run_of("k2") as run:
+            run.log({"loss": 2.0}, step=1)
+            while not mlflow_runs.live_runs(mlflow_runs.connect(), "1", "k2"):
+                pass
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    _, errors = start(textwrap.dedent(TWO_RUNS) + textwrap.dedent(program)).communicate()
+    told = errors.decode()
+    assert told.count("ended without a word") == 1 and "stage k2 ended" in told and "lower k2" in told
+    assert [run.info.status for key in ("k1", "k2") for run in live(key)] == ["FINISHED", "KILLED"]
+
+
+def test_a_run_that_cannot_be_sent_is_told_and_the_next_one_is_sent(workplace):
+    program = """
+        with tracking.stage_run(experiment="", name="k2", key="k2", params={}, tags={}) as run:  # which MLflow refuses
+            run.log({"loss": 2.0}, step=1)
+        with run_of("k3") as run:
+            run.log({"loss": 3.0}, step=1)
+        assert psutil.Process().children() == [process]
+    """
+    stage = start(textwrap.dedent(TWO_RUNS) + textwrap.dedent(program))
+    _, errors = stage.communicate()
+    assert stage.returncode == 0 and errors.decode().count("warning: ") == 1
+    assert "MLflow refuses what the run reports" in errors.decode()
+    assert not tracking.Journal(tracking.JOURNALS, "k2").state()["uploaded"]
+    (finished,) = live("k3")
+    assert finished.info.status == "FINISHED" and finished.data.metrics == {"loss": 3.0}
 
 
 def test_scores_that_cannot_be_sent_are_told_and_the_stages_own_run_is_not_to_blame(workplace):
@@ -157,25 +222,33 @@ def test_without_a_server_the_stage_is_told_and_succeeds(workplace, monkeypatch)
 
 
 def test_a_process_that_dies_is_told_as_a_server_that_is_away(workplace):
-    process = UploadProcess()
-    process._process.kill()
-    process._process.wait()
-    process.send(workplace / "journal")
-    assert process.finish() == "the process that sends ended with code -9"
+    program = """
+        import psutil
+        with tracking.stage_run(experiment="digits", name="b", key="k2", params={}, tags={}) as run:
+            (process,) = psutil.Process().children()
+            process.kill()
+            process.wait()
+            run.log({"loss": 2.0}, step=1)
+    """
+    stage = start(textwrap.dedent(STAGE) + textwrap.dedent(program))
+    _, errors = stage.communicate()
+    assert stage.returncode == 0 and "warning: the process that sends ended with code -9" in errors.decode()
+    assert not tracking.Journal(tracking.JOURNALS, "k2").state()["uploaded"]
 
 
 def test_a_command_that_tracks_nothing_makes_no_database(workplace):
-    command = start("from pipelines import uploader\nuploader.start_early()")
+    command = start("from pipelines.tracking import uploader\nuploader.start_early()")
     command.communicate()
     assert command.returncode == 0 and list(workplace.iterdir()) == []
 
 
 def test_a_stage_has_its_process_when_it_is_run_and_none_when_it_is_imported(workplace, monkeypatch):
-    output, _ = start("from pipelines import uploader; import pipelines.stages; print(uploader._early)").communicate()
-    assert output == b"None\n"
+    program = "import psutil, pipelines.stages.align; print(psutil.Process().children())"
+    assert start(program).communicate()[0] == b"[]\n"
     monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")  # both processes tell on stderr what they import
-    command = [sys.executable, "-m", "pipelines.stages.subset", "--help"]
+    command = [sys.executable, "-m", "pipelines.stages", "subset"]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)  # there is no params.yaml here
+    assert told.returncode == 1 and " pipelines.tracking.following\n" in told.stderr
+    command = [sys.executable, "-m", "pipelines.commands.export", "--help"]  # no stage
     told = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "usage" in told.stdout and " mlflow\n" in told.stderr
-    command[2] = "pipelines.commands.export"  # no stage
-    assert " mlflow\n" not in subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert "usage" in told.stdout and " pipelines.tracking.following\n" not in told.stderr

@@ -41,13 +41,13 @@ from prefect.states import Cancelling
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from pipelines.variants.sweep import SweepForm, opening_form
+from pipelines.variants.sweep_form import SweepForm, opening_form
 from tests.browser import needs_browser, open_browser, picture
-from tests.toy import NOISE, WORK, make_toy
+from tests.toy import NOISE, WORK, make_toy, variant_of
 
 pytestmark = pytest.mark.skipif(
     "VAPI_TEST_SERVERS" not in os.environ,
-    reason="starts servers: VAPI_TEST_SERVERS=1 pytest tests/pipelines/test_flows.py",
+    reason="starts servers: VAPI_TEST_SERVERS=1 pytest tests/pipelines/flows/test_flows.py",
 )
 SECONDS = 600  # until a wait is given up
 SWEEP = "ablation-sweep/ablation-sweep"
@@ -272,7 +272,12 @@ def form(*noise_ratios: float, **others):
     return opening_form().model_dump() | {"noise_ratios": list(noise_ratios), "seeds": [1], **others}
 
 
-CELL = "noise{}-ce0.1-mse+perceptual"
+def began(noise):
+    return f"began score@{variant_of(noise)} {noise}"
+
+
+def ended(noise):
+    return f"ended score@{variant_of(noise)} {noise}"
 
 
 def test_reproduce_is_one_task_per_stage_of_the_dvc_graph_and_independent_stages_run_at_the_same_time(ui):
@@ -295,7 +300,7 @@ def test_a_sweep_goes_on_beside_a_failing_cell_and_running_it_again_does_only_wh
     command = ui.start("-m", "prefect", "deployment", "run", "ablation-sweep/ablation-sweep", "-p", f"form={wanted}")
     assert command.wait() == 0
     (run,) = [r.id for r in ui.client.read_flow_runs() if "form" in r.parameters]
-    wait_until(lambda: "began cell@1 0.75" in ui.events())
+    wait_until(lambda: began(0.75) in ui.events())
     stage, dvc = ui.stage_and_dvc()
     dvc.kill()
     wait_until(lambda: not stage.is_running())  # which the killed DVC had started
@@ -303,11 +308,11 @@ def test_a_sweep_goes_on_beside_a_failing_cell_and_running_it_again_does_only_wh
     state = ui.finish(run)
     assert state.is_failed() and "1 of 3 cells" in state.message
     tasks = ui.tasks(run)
-    assert [tasks[CELL.format(n)] for n in ("0", "0.5", "0.75")] == ["Completed", "Failed", "Completed"]
+    assert [tasks[variant_of(noise)] for noise in (0, 0.5, 0.75)] == ["Completed", "Failed", "Completed"]
     assert "this cell was told to fail" in ui.log(run)
     table = {plain(row["cell"]): row for row in ui.table(rows=3)}
-    assert table[CELL.format("0.5")]["state"] == "failed"
-    assert table[CELL.format("0.75")]["fid toy"] == "9.25"
+    assert table[variant_of(0.5)]["state"] == "failed"
+    assert table[variant_of(0.75)]["fid toy"] == "9.25"
 
     shown = ui.artifacts(run)
     (image,) = shown["image"]
@@ -320,22 +325,22 @@ def test_a_sweep_goes_on_beside_a_failing_cell_and_running_it_again_does_only_wh
     before = len(ui.events())
     again = ui.submit("ablation-sweep/ablation-sweep", form=form(0.0, 0.5, 0.75))
     assert ui.finish(again).is_completed(), ui.log(again)
-    assert ui.events()[before:] == ["began cell@1 0.5", "ended cell@1 0.5"]
+    assert ui.events()[before:] == [began(0.5), ended(0.5)]
     tasks = ui.tasks(again)
-    assert [tasks[CELL.format(n)] for n in ("0", "0.5", "0.75")] == ["Skipped", "Completed", "Skipped"]
+    assert [tasks[variant_of(noise)] for noise in (0, 0.5, 0.75)] == ["Skipped", "Completed", "Skipped"]
 
 
 def test_a_cancelled_run_and_a_killed_worker_leave_no_process_and_another_run_resumes_the_sweep(ui):
     hold = ui.sign("hold-0.2")
     run = ui.submit("ablation-sweep/ablation-sweep", form=form(0.2))
-    wait_until(lambda: "began cell@1 0.2" in ui.events())
+    wait_until(lambda: began(0.2) in ui.events())
     ui.client.set_flow_run_state(run, Cancelling())
     wait_until(lambda: ui.state(run).is_cancelled())
     wait_until(lambda: not ui.stages())
-    assert ui.tasks(run)[CELL.format("0.2")] in ("Crashed", "Cancelled")
+    assert ui.tasks(run)[variant_of(0.2)] in ("Crashed", "Cancelled")
 
     run = ui.submit("ablation-sweep/ablation-sweep", form=form(0.2))
-    wait_until(lambda: ui.events().count("began cell@1 0.2") == 2)
+    wait_until(lambda: ui.events().count(began(0.2)) == 2)
     (worker,) = [
         p for p in ui.processes() if {"worker", "pipelines.frame.processes"} & {*command_line(p)} == {"worker"}
     ]
@@ -345,7 +350,7 @@ def test_a_cancelled_run_and_a_killed_worker_leave_no_process_and_another_run_re
     hold.unlink()
     run = ui.submit("ablation-sweep/ablation-sweep", form=form(0.2))  # `make ui` starts another worker
     assert ui.finish(run).is_completed(), ui.log(run)
-    assert ui.events()[-2:] == ["began cell@1 0.2", "ended cell@1 0.2"]
+    assert ui.events()[-2:] == [began(0.2), ended(0.2)]
 
 
 @pytest.mark.parametrize(
@@ -504,7 +509,7 @@ def test_schedules_make_runs_that_run_and_a_dry_run_prints_its_commands_and_runs
     before = ui.events()
     wait_until(lambda: any(r.state.is_completed() for r in scheduled()))
     (ran, *_) = [r for r in scheduled() if r.state.is_completed()]
-    wait_until(lambda: "--set-param align.noise_ratio=0.25" in ui.log(ran.id))  # logs arrive a little later
+    wait_until(lambda: f"+variants.{variant_of(0.25)}=" in ui.log(ran.id))  # logs arrive a little later
     assert ui.events() == before
     times = {run.expected_start_time for run in scheduled()}
     assert len([t for t in times if t.second == t.microsecond == 0]) >= 2  # cron's, and not only the next one

@@ -10,6 +10,7 @@ import pytest
 
 from pipelines.tracking import mlflow_runs
 from pipelines.tracking import runs as tracking
+from pipelines.tracking.__main__ import main
 from pipelines.tracking.journal import Entry, Journal
 from pipelines.tracking.mlflow_runs import valid_name
 from vapi_core.errors import ParameterError
@@ -82,7 +83,8 @@ def test_an_interrupt_ends_the_run_as_killed(workplace):
 def test_a_killed_process_leaves_a_run_that_the_next_attempt_replaces(workplace):
     program = """
         import os, time
-        from pipelines import mlflow_runs, tracking
+        from pipelines.tracking import mlflow_runs
+        from pipelines.tracking import runs as tracking
         with tracking.stage_run(experiment="digits", name="a", key="k1", params={}, tags={}) as run:
             run.log({"loss": 1.0}, step=1)
             while not mlflow_runs.live_runs(mlflow_runs.connect(), "1", "k1"):
@@ -105,10 +107,10 @@ def test_without_a_server_the_stage_finishes_and_its_metrics_can_be_sent_later(w
     assert "python -m pipelines.tracking upload" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["tracking", "upload"])
     with pytest.raises(SystemExit, match="still away"):
-        tracking.main()
+        main()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    tracking.main()
-    tracking.main()  # again: nothing is left to send
+    main()
+    main()  # again: nothing is left to send
     (sent,) = live()
     assert sent.info.status == "FINISHED" and history(sent, "loss") == [(s, float(s)) for s in range(1, 6)]
 
@@ -142,7 +144,8 @@ def test_scores_make_a_run_where_none_is_left(workplace):
 def test_processes_that_start_together_on_a_fresh_database_all_succeed(workplace):
     program = """
         import sys
-        from pipelines import mlflow_runs, tracking
+        from pipelines.tracking import mlflow_runs
+        from pipelines.tracking import runs as tracking
         with tracking.stage_run(experiment="digits", name="cell", key=sys.argv[1], params={}, tags={}) as run:
             run.log({"loss": 1.0}, step=1)
     """
@@ -300,7 +303,7 @@ def test_names_that_mlflow_refuses_reach_it_in_another_spelling(workplace, capsy
 
 def upload_command(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["tracking", "upload"])
-    return tracking.main()
+    return main()
 
 
 def keep_unsent(key, **changes):
@@ -350,7 +353,8 @@ def test_a_stage_goes_on_beside_a_bad_journal(workplace, capsys):
 
 KILLED = """
     import os
-    from pipelines import mlflow_runs, tracking
+    from pipelines.tracking import mlflow_runs
+    from pipelines.tracking import runs as tracking
     with tracking.stage_run(experiment="digits", name="a", key="killed", params={}, tags={}) as run:
         run.log({"loss": 1.0}, step=1)
         while not mlflow_runs.live_runs(mlflow_runs.connect(), "1", "killed"):
@@ -380,7 +384,7 @@ def test_the_run_of_a_killed_stage_is_closed_by_the_next_command(workplace, monk
 def test_the_journal_of_a_stage_at_work_is_left_alone(workplace, monkeypatch):
     program = """
         import sys
-        from pipelines import tracking
+        from pipelines.tracking import runs as tracking
         with tracking.stage_run(experiment="digits", name="a", key="working", params={}, tags={}) as run:
             run.log({"loss": 1.0}, step=1)
             print("ready", flush=True)
@@ -416,5 +420,5 @@ def python(program, directory, *arguments, **options):
     """A process that runs `program` in `directory` with this repository on its path."""
     from pathlib import Path
 
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n{textwrap.dedent(program)}"
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[3])!r})\n{textwrap.dedent(program)}"
     return subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=directory, **options)

@@ -6,50 +6,71 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
-from pipelines.config.params import check_params
 from pydantic import ValidationError
 
+from pipelines.config.profiles import read_profile
+from pipelines.repository.graph import stage_graph
 from pipelines.variants import sweep
-from pipelines.variants.sweep import Baseline, opening_form, plan_cells, plan_upstream
-from pipelines.variants.loading import check_params
-from vapi_core.errors import FileError, ParameterError
+from pipelines.variants.cells import experiments
+from pipelines.variants.sweep import Baseline, Experiment, differences, plan_cells, plan_upstream, setting
+from pipelines.variants.sweep_form import opening_form
+from vapi_core.errors import ParameterError
 from vapi_core.files import read_yaml
 
-ROOT = Path(__file__).parents[2]
-PARAMS = yaml.safe_load((ROOT / "profiles/mnist.yaml").read_text())
+ROOT = Path(__file__).parents[3]
+PARAMS = read_profile("mnist", ROOT)
 
 
 def baseline(revision="abc", **changes):
     return Baseline(revision, PARAMS, PARAMS | changes)
 
 
+def settings(cells):
+    return [setting(experiment.cell.alignment) for experiment in cells]
+
+
+def added(experiment):
+    """What an experiment adds to the variants of params.yaml."""
+    (variant,) = (v for name, v in experiment.overrides.items() if name == f"+variants.{experiment.cell.name}")
+    return variant
+
+
 def test_a_form_is_every_combination_of_its_lists():
     form = opening_form(noise_ratios=[0, 0.5], regularizers=["ce", "kl"], regularizer_weights=[0.1, 1], seeds=[1])
     cells = plan_cells(form, baseline())
     assert len(cells) == len({cell.name for cell in cells}) == 8
-    assert cells[0].setting == {
+    assert settings(cells)[0] == {
         "noise_ratio": 0.0,
         "regularizer": "ce",
         "regularizer_weight": 0.1,
         "reward": "mse+perceptual",
     }
-    assert cells[0].overrides["align.seeds"] == [1] and cells[0].overrides["align.noise_ratio"] == 0.0
+    assert cells[0].overrides["align.seeds"] == [1] and added(cells[0])["align"]["noise_ratio"] == 0.0
+
+
+def test_a_cell_is_a_variant_of_va_pi_in_the_table_of_sweeps_with_all_seeds_of_the_form():
+    (cell,) = plan_cells(opening_form(noise_ratios=[0.5], seeds=[7, 8], steps=9), baseline())
+    variant = cell.cell
+    assert (variant.name, variant.table) == ("noise0_5-ce0_1-mse_perceptual", "sweep")
+    assert variant.seeds == (7, 8) and variant.alignment.name == "va-pi"
+    assert variant.alignment.optimization.steps == 9
+    assert [(s.temperature, s.guidance_scale) for s in variant.samplings] == [(1.0, 1.0)]
+    assert len(variant.sets) == 2  # one of each seed, and none on the way
+    assert cell.stage == f"score@{variant.name}" and sweep.variant_name(cell.name) == variant.name
 
 
 def test_without_a_regularizer_its_weight_makes_no_cells():
     form = opening_form(noise_ratios=[0.5], regularizers=["none", "ce"], regularizer_weights=[0.1, 1.0])
-    assert [cell.setting["regularizer_weight"] for cell in plan_cells(form, baseline())] == [0.0, 0.1, 1.0]
+    assert [s["regularizer_weight"] for s in settings(plan_cells(form, baseline()))] == [0.0, 0.1, 1.0]
 
 
 def test_a_chosen_reward_term_has_the_profiles_weight_and_the_others_none():
     (cell,) = plan_cells(opening_form(noise_ratios=[0.5], reward_terms=["perceptual+l1"]), baseline())
-    weights = {name: value for name, value in cell.overrides.items() if name.startswith("align.reward.")}
-    assert weights == {
-        "align.reward.mse": 0.0,
-        "align.reward.perceptual": PARAMS["align"]["reward"]["perceptual"],
-        "align.reward.l1": 1.0,
-        "align.reward.embedding": 0.0,
+    assert added(cell)["align"]["reward"] == {
+        "mse": 0.0,
+        "perceptual": PARAMS["align"]["reward"]["perceptual"],
+        "l1": 1.0,
+        "embedding": 0.0,
     }
 
 
@@ -71,8 +92,13 @@ def test_the_upstream_is_shared_by_cells_that_differ_in_the_alignment_alone():
     one, other = opening_form(noise_ratios=[0.0], steps=5), opening_form(noise_ratios=[0.9])
     assert plan_upstream(one, baseline()) == plan_upstream(other, baseline())
     assert plan_upstream(one, baseline()) != plan_upstream(opening_form(seeds=[9]), baseline())
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    assert set(plan_upstream(one, baseline()).targets) <= set(stages)
+
+
+def test_the_upstream_makes_all_that_a_cell_needs_before_its_own_stages_and_scores_the_base():
+    upstream = set(stage_graph(plan_upstream(opening_form(), baseline()).stage, ROOT))
+    needed = set(stage_graph("score@va-pi", ROOT))  # a variant like a cell
+    assert needed - upstream == {"align@va-pi", "sample@va-pi", "score@va-pi"}
+    assert upstream - needed == {"sample-control@base", "score-control@base"}
 
 
 @pytest.mark.parametrize(
@@ -98,14 +124,14 @@ def test_bad_input_is_refused_with_the_fields_name(field, value):
 def test_a_reward_is_one_cell_however_its_terms_are_ordered():
     terms = ["mse+perceptual", "perceptual+mse", "mse+mse+perceptual"]
     (cell,) = plan_cells(opening_form(noise_ratios=[0.5], reward_terms=terms), baseline())
-    assert cell.setting["reward"] == "mse+perceptual"
+    assert settings([cell])[0]["reward"] == "mse+perceptual"
 
 
 @pytest.mark.parametrize("reward", ["prior", "mse+embedding"])
 def test_a_reward_that_the_profiles_rivals_cannot_be_trained_with_makes_a_cell(reward):
-    assert set(PARAMS["rivals"]["methods"]) & {"ste", "tokenizer"}
+    assert {"ste", "tokenizer-post-training"} <= set(PARAMS["variants"])
     (cell,) = plan_cells(opening_form(noise_ratios=[0.5], reward_terms=[reward]), baseline())
-    assert check_params(sweep._apply(cell.overrides, PARAMS)).rivals.methods == ()  # what the cell's own process reads
+    assert settings([cell])[0]["reward"] == reward
 
 
 def test_the_name_of_every_planned_cell_tells_that_it_is_one():
@@ -115,7 +141,8 @@ def test_the_name_of_every_planned_cell_tells_that_it_is_one():
         regularizer_weights=[0, 0.1],
         reward_terms=["mse", "mse+perceptual", "prior"],
     )
-    assert all(sweep.is_cell(cell.name) for cell in plan_cells(form, baseline()))
+    names = [cell.name for cell in plan_cells(form, baseline())]
+    assert all(sweep.is_cell(name) for name in names) and not any("." in name or "+" in name for name in names)
     assert not sweep.is_cell(plan_upstream(form, baseline()).name) and not sweep.is_cell("noisy-mouse")
 
 
@@ -126,17 +153,38 @@ def test_a_cell_that_breaks_a_rule_of_the_parameters_is_refused_before_anything_
 
 
 def test_another_profile_is_its_differences_from_params_yaml():
-    other = baseline(profile="other", subset=PARAMS["subset"] | {"splits": {"train": 5, "scorer": 3, "heldout": 4}})
+    splits, variants = PARAMS["subset"]["splits"], dict(PARAMS["variants"])
+    del variants["ste"]
+    other = baseline(profile="other", subset=PARAMS["subset"] | {"splits": splits | {"train": 50}}, variants=variants)
     (cell,) = plan_cells(opening_form(noise_ratios=[0.5]), other)
-    assert cell.overrides["profile"] == "other" and cell.overrides["subset.splits.train"] == 5
-    assert "generator.dim" not in cell.overrides
+    assert cell.overrides["profile"] == "other" and cell.overrides["subset.splits.train"] == 50
+    assert "~variants.ste" in cell.overrides and "generator.dim" not in cell.overrides
+
+
+def test_a_cell_takes_the_place_of_a_variant_of_its_name_whatever_that_changes():
+    name = "noise0_5-ce0_1-mse_perceptual"
+    before = PARAMS["variants"]["va-pi"] | {"align": {"noise_ratio": 0.25, "steps": 3}}
+    (cell,) = plan_cells(
+        opening_form(noise_ratios=[0.5]),
+        Baseline("abc", *[PARAMS | {"variants": PARAMS["variants"] | {name: before}}] * 2),
+    )
+    assert cell.cell.name == name and cell.cell.alignment.optimization.steps == PARAMS["align"]["steps"]
+    assert f"~variants.{name}.align.steps" in cell.overrides
 
 
 def test_a_command_names_the_experiment_its_overrides_and_the_stage():
-    (cell,) = plan_cells(opening_form(noise_ratios=[0.5]), baseline())
+    (cell,) = plan_cells(opening_form(noise_ratios=[0.5], seeds=[1, 2]), baseline())
     line = sweep.command(cell)
     assert line[:5] == ["python", "-m", "pipelines.variants.experiment", "--name", cell.name]
-    assert "align.seeds=[4, 5, 6]" in line and line[-1] == "cell"
+    assert "align.seeds=[1, 2]" in line and line[-1] == "score@noise0_5-ce0_1-mse_perceptual"
+    assert any(part.startswith("+variants.noise0_5-ce0_1-mse_perceptual={table: ") for part in line)
+
+
+def test_a_cell_is_one_process_however_many_the_profile_has():
+    many = baseline(launch=PARAMS["launch"] | {"processes": 4})
+    for experiment in (plan_upstream(opening_form(), many), *plan_cells(opening_form(), many)):
+        assert "launch.processes" not in experiment.overrides  # that of params.yaml, 1
+    assert plan_upstream(opening_form(), Baseline("abc", many.profile, many.profile)).overrides["launch.processes"] == 1
 
 
 @pytest.fixture(autouse=True)
@@ -150,11 +198,17 @@ def commands(monkeypatch):
 def repository(tmp_path_factory):
     root = tmp_path_factory.mktemp("repository")
     (root / "profiles").mkdir()
-    (root / "params.yaml").write_text("a: {x: 1.0e-3, list: [1], text: plain, gone: 1, empty: null}\n")
-    (root / "profiles/other.yaml").write_text(
-        "a: {x: 1.0e-6, list: [[1, 2.5], 3], text: 'a, {b}: \"c\" = d', empty: true, new: {y: null}}\n"
+    (root / "params.yaml").write_text(
+        "a: {x: 1.0e-3, list: [1], text: plain, empty: null}\nvariants: {ar-grpo: {b: 1}, a-b_c: {d: 1}}\n"
     )
-    (root / "dvc.yaml").write_text("stages: {s: {cmd: cp params.yaml out, params: [a], outs: [out: {cache: false}]}}")
+    (root / "profiles/base.yaml").write_text((root / "params.yaml").read_text())
+    (root / "profiles/other.yaml").write_text(
+        "a: {x: 1.0e-6, list: [[1, 2.5], 3], text: 'a, {b}: \"c\" = d', empty: true}\n"
+        "variants: {ar-grpo: null, a-b_c: {d: 2}, noise0_5-ce1e-05-mse: {y: null, z: {}}}\n"
+    )
+    (root / "dvc.yaml").write_text(
+        "stages: {s: {cmd: cp params.yaml out, params: [a, variants], outs: [out: {cache: false}]}}"
+    )
     for line in ("git init -q", "dvc init -q", "git add -A", "git -c user.name=x -c user.email=x@y commit -qm first"):
         subprocess.run(line.split(), cwd=root, check=True)
     return root
@@ -162,32 +216,14 @@ def repository(tmp_path_factory):
 
 def test_dvc_understands_every_kind_of_override_and_the_experiment_is_found_by_its_name(repository):
     found = sweep.read_baseline("other", repository)
-    cell = sweep.Cell("cell-1", {}, sweep._differences(found.params, found.profile), ("s",))
-    assert cell.name not in sweep.experiments(repository)
+    assert set(found.profile["variants"]) == {"a-b_c", "noise0_5-ce1e-05-mse"}
+    cell = Experiment("cell-1", differences(found.params, found.profile), "s")
+    assert cell.name not in experiments(repository)
     subprocess.run(sweep.command(cell), cwd=repository, check=True)
-    commit = sweep.experiments(repository)[cell.name]
+    commit = experiments(repository)[cell.name]
     with (repository / "ran.yaml").open("w") as file:
         subprocess.run(["git", "show", f"{commit}:out"], cwd=repository, stdout=file, check=True)
     assert read_yaml(repository / "ran.yaml") == found.profile
-
-
-def test_scores_that_cannot_be_read_are_told_with_cell_file_and_remedy(repository):
-    for seed, content in {0: '{"score/fid": 1.5}', 1: '{"score/fid": 2.5}', 2: "spoilt", 3: '{"score/is": 1}'}.items():
-        path = repository / sweep.METRICS.format(seed=seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-    for line in (
-        "add -A",
-        "-c user.name=x -c user.email=x@y commit -qm cell",
-        "update-ref refs/exps/ab/cdef/cell-1 HEAD",
-    ):
-        subprocess.run(["git", *line.split()], cwd=repository, check=True)
-    assert sweep.read_scores("cell-1", [0, 1], repository) == {"score/fid": [1.5, 2.5]}
-    for seed in (2, 3, 4):  # damaged, other scores, missing
-        with pytest.raises(FileError, match=rf"cell@{seed}\.json: experiment cell-1 .*dvc exp remove cell-1"):
-            sweep.read_scores("cell-1", [0, seed], repository)
-    with pytest.raises(FileError, match="cell-2: there is no such experiment"):
-        sweep.read_scores("cell-2", [0], repository)
 
 
 def test_the_baseline_follows_uncommitted_code_and_names_an_unknown_profile(repository):
@@ -195,5 +231,5 @@ def test_the_baseline_follows_uncommitted_code_and_names_an_unknown_profile(repo
     assert before.params == before.profile
     (repository / "dvc.yaml").write_text((repository / "dvc.yaml").read_text() + "\n")
     assert sweep.read_baseline(None, repository).revision != before.revision
-    with pytest.raises(ParameterError, match="profile: there is no profile 'mnits'; there are: other"):
+    with pytest.raises(ParameterError, match="profile: there is no profile 'mnits'; there are other"):
         sweep.read_baseline("mnits", repository)
