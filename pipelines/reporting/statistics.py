@@ -178,16 +178,17 @@ def match_temperatures(summary: pd.DataFrame, base: str, main: float) -> pd.Data
 
 
 def blind_extractors(
-    summary: pd.DataFrame, base: str, reconstruction_fid: dict[str, float]
+    summary: pd.DataFrame, base: str, guidance: float, reconstruction_fid: dict[str, float]
 ) -> dict[str, tuple[float, float]]:
     """Extractors under which images that were only encoded and decoded do not score better than the base's samples.
 
-    What they measure is the tokenizer, not the generator. Returns extractor -> (FID of reconstructions, of the base).
+    What they measure is the tokenizer, not the generator. The base is taken at its own temperature and a guidance scale.
+    Returns extractor -> (FID of reconstructions, of the base).
     """
     blind = {}
-    for _, row in summary[(summary["row"] == base) & (summary["guidance_scale"] == 1.0)].iterrows():
+    for _, row in summary[(summary["row"] == base) & (summary["guidance_scale"] == guidance)].iterrows():
         floor = reconstruction_fid.get(row["extractor"])
-        if floor is not None and "fid" in row and not floor < row["fid"]:
+        if floor is not None and pd.notna(row.get("fid")) and not floor < row["fid"]:
             blind[row["extractor"]] = (floor, row["fid"])
     return blind
 
