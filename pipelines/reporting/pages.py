@@ -1,6 +1,5 @@
 """The page of a table, made from numbers alone: it says what was measured, either way."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -112,8 +111,8 @@ def findings(evidence: Evidence) -> list[str]:
         return [*parts, "No claim of this table has both of its rows here."]
     if comparisons["pairs"].max() == 1:
         text = (
-            "There is one seed. So nothing can be tested: no difference below is more than one draw. "
-            "Means stand under Scores, differences under Every comparison."
+            "There is one seed, so nothing can be tested: a difference in the tables below may be chance. "
+            f"The differences stand in `reports/tables/{table.name}/comparisons.csv`."
         )
         return [*parts, prose(text)]
     main = comparisons["guidance_scale"] == evidence.guidance
@@ -167,10 +166,12 @@ def summed_up(table: Table, verdicts: pd.Series) -> str:
     if table.paper is None:
         told = ", ".join(f"{counts[v]} {v}" for v in VERDICTS if v in counts)
         return f"Of {counted(total, 'comparison')}: {told}."
-    told = [f"{counts.get(v, 0) or 'none'} {COUNTED[v][counts.get(v, 0) > 1]}" for v in VERDICTS if v in counts]
+    parts = [f"{counts[v]} {COUNTED[v][counts[v] > 1]}" for v in VERDICTS if v in counts]
     if BETTER not in counts:
-        told.insert(0, "none holds")
-    return f"Of {counted(total, 'claim')} of the paper {' and '.join([', '.join(told[:-1]), told[-1]]) if told[1:] else told[0]}."
+        parts.insert(0, "none holds")
+    *most, last = parts
+    listed = f"{', '.join(most)} and {last}" if most else last
+    return f"Of {counted(total, 'claim')} of the paper {listed}."
 
 
 def verdict_text(table: Table, verdict: str) -> str:
@@ -246,7 +247,7 @@ def matched(evidence: Evidence, extractor: str) -> list[str]:
         f"{row['row']} ({row['precision']:.3f}) T {row['temperature']} ({row['base_precision']:.3f})"
         for _, row in found.iterrows()
     )
-    return [f"The base's temperature whose precision comes nearest, of those drawn: {told}."]
+    return [f"The base's temperatures that come nearest in precision: {told}."]
 
 
 def floor(evidence: Evidence, extractor: str) -> str:
@@ -266,9 +267,8 @@ def with_interval(row: pd.Series, name: str) -> str:
 def comparison_sections(evidence: Evidence) -> list[str]:
     """The rule, and every comparison with all its numbers."""
     comparisons, table = evidence.comparisons, evidence.table
-    if comparisons.empty:
+    if comparisons.empty or comparisons["pairs"].max() == 1:
         return []
-    tested = comparisons["pairs"].max() > 1
     rows = [
         [
             SCORE_TITLES[row["score"]],
@@ -279,7 +279,7 @@ def comparison_sections(evidence: Evidence) -> list[str]:
             number(row["p_value"]),
             number(row["adjusted_p"]),
             number(row["smallest"]),
-            verdict_text(table, row["verdict"]) if tested else "",
+            verdict_text(table, row["verdict"]),
         ]
         for _, row in comparisons.iterrows()
     ]
@@ -294,7 +294,7 @@ def comparison_sections(evidence: Evidence) -> list[str]:
         "detectable",
         "verdict",
     ]
-    text = "\n".join(item(line) for line in rule(evidence)) if tested else "Of one seed. None of it is tested."
+    text = "\n".join(item(line) for line in rule(evidence))
     return ["## Every comparison", text, markdown_table(header, rows)]
 
 

@@ -8,6 +8,9 @@ from pipelines.reporting.markdown import markdown_table
 from pipelines.variants.variant import Variant
 
 
+LEFT_OUT = ("method", "checkpoint_every", "log_kl_every")  # named otherwise, or of no influence
+
+
 def settings_table(evidence: Evidence) -> str:
     """One row for each part of the run; of alignments, what all share, what a method's share, and what is each one's own."""
     rows = [*model_rows(evidence), *alignment_rows([v for v in evidence.variants if v.alignment is not None])]
@@ -51,7 +54,8 @@ def alignment_rows(variants: Sequence[Variant]) -> Iterator[tuple[str, str]]:
         else:
             shared_here = shared
         for name in names:
-            yield name, listed(without(settings[name], shared_here) | ({"method": method} if name != method else {}))
+            own = {"method": method} if len(names) == 1 and name != method else {}
+            yield name, listed(own | without(settings[name], shared_here)) or "nothing else"
 
 
 def told(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -62,7 +66,7 @@ def told(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield name, " + ".join(f"{weight:g} {term}" for term, weight in numbers.items()) or "none"
         elif isinstance(value, tuple):
             yield name, f"({', '.join(f'{v:g}' for v in value)})"
-        elif value is not None and name != "method":
+        elif value is not None and name not in LEFT_OUT:
             yield name, f"{value:g}" if isinstance(value, float) else str(value)
 
 
