@@ -34,4 +34,5 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def counted(number: int, thing: str) -> str:
     """A number of things: 1 seed, 1,000 images."""
-    return f"{number:,} {thing}" + ("" if number == 1 else "s")
+    first, *rest = thing.split(" ", 1)
+    return " ".join([f"{number:,}", first if number == 1 else f"{first}s", *rest])

@@ -30,12 +30,13 @@ PICTURE_NOTES: dict[Picture, str] = {
 }
 VERDICTS = (BETTER, WORSE, NO_DIFFERENCE, NOT_TESTED)
 OF_A_CLAIM = {BETTER: "holds", WORSE: "reversed"}  # what a verdict means for a claim of the paper
-COUNTED = {  # verdict -> what a number of the paper's claims does
-    BETTER: ("holds", "hold"),
-    WORSE: ("is reversed", "are reversed"),
+VERBS = {  # what one comparison does, what several do
+    BETTER: ("is better", "are better"),
+    WORSE: ("is worse", "are worse"),
     NO_DIFFERENCE: ("finds no difference", "find no difference"),
     NOT_TESTED: ("is not tested", "are not tested"),
 }
+VERBS_OF_CLAIMS = VERBS | {BETTER: ("holds", "hold"), WORSE: ("is reversed", "are reversed")}
 
 
 def page(evidence: Evidence, facts: dict[str, Any]) -> str:
@@ -136,42 +137,42 @@ def blindness(evidence: Evidence) -> str:
 
 def claims_about(evidence: Evidence, score: str, part: pd.DataFrame) -> list[str]:
     """A score's claims at the main guidance: counted in words, then one by one."""
-    table = evidence.table
+    table, extractors = evidence.table, list(part["extractor"].unique())
     is_main = table.ordered and score == table.scores[0]
-    question = "The main question is " if is_main else ""
-    words = [f"{question}**{SCORE_TITLES[score]}, {setting(evidence.guidance)}**."]
-    for extractor, own in part.groupby("extractor", sort=False):
-        by = "" if part["extractor"].nunique() == 1 else f"Under {extractor}: "
-        words.append(by + summed_up(table, own["verdict"]))
+    title = SCORE_TITLES[score][0].upper() + SCORE_TITLES[score][1:]
+    under = f", under {extractors[0]}" if len(extractors) == 1 and extractors != [GENEVAL] else ""
+    words = [f"**{title} {setting(evidence.guidance)}{under}**{', the main question' if is_main else ''}."]
+    for extractor in extractors:
+        by = f"Under {extractor}: " if len(extractors) > 1 else ""
+        words.append(by + summed_up(table, part.loc[part["extractor"] == extractor, "verdict"]))
     if is_main and (part["verdict"] == NOT_TESTED).any():
         words.append("The claims stand in the order of their tests, which stop at the first without a difference.")
     rows = [
         [
             row["text"],
-            "" if row["extractor"] == GENEVAL else row["extractor"],
+            row["extractor"] if len(extractors) > 1 else "",
             verdict_text(table, row["verdict"]),
             f"{row['better_mean']:.4g} against {row['worse_mean']:.4g}",
             difference(row),
+            number(row["adjusted_p"]),
             number(row["smallest"]),
         ]
         for _, row in part.iterrows()
     ]
-    header = ["claim", "extractor", "verdict", "means", "difference [95 %]", "detectable"]
+    header = ["claim", "extractor", "verdict", "means", "difference [95 %]", "adjusted p", "detectable"]
     return [prose(*words), markdown_table(header, rows)]
 
 
 def summed_up(table: Table, verdicts: pd.Series) -> str:
     """How many of a table's claims hold, in plain words."""
-    counts, total = verdicts.value_counts(), len(verdicts)
-    if table.paper is None:
-        told = ", ".join(f"{counts[v]} {v}" for v in VERDICTS if v in counts)
-        return f"Of {counted(total, 'comparison')}: {told}."
-    parts = [f"{counts[v]} {COUNTED[v][counts[v] > 1]}" for v in VERDICTS if v in counts]
+    counts, total = verdicts.value_counts().to_dict(), len(verdicts)
+    verbs = VERBS if table.paper is None else VERBS_OF_CLAIMS
+    parts = [f"{counts[verdict]} {verbs[verdict][counts[verdict] > 1]}" for verdict in VERDICTS if verdict in counts]
     if BETTER not in counts:
-        parts.insert(0, "none holds")
+        parts.insert(0, f"none {verbs[BETTER][0]}")
     *most, last = parts
-    listed = f"{', '.join(most)} and {last}" if most else last
-    return f"Of {counted(total, 'claim')} of the paper {listed}."
+    told = f"{', '.join(most)} and {last}" if most else last
+    return f"Of {counted(total, 'comparison' if table.paper is None else 'claim of the paper')} {told}."
 
 
 def verdict_text(table: Table, verdict: str) -> str:
@@ -316,8 +317,8 @@ def rule(evidence: Evidence) -> list[str]:
     if table.paper is not None:
         lines.append("A claim of the paper holds where its first row is better, and is reversed where it is worse.")
     lines.append(
-        "Detectable is the smallest difference that a single test finds with 80 % power. "
-        "So no difference found is no evidence that there is none."
+        "Detectable is the smallest difference that such a test finds with 80 % power, adjusted for all comparisons of its "
+        "family. So no difference found is no evidence that there is none."
     )
     return lines
 
