@@ -18,15 +18,13 @@ def draw_lines(axes: Any, lines: Points, log: bool = False) -> None:
         axes.errorbar(points["x"], points["y"], yerr=points["error"], label=name, marker="o", markersize=4, capsize=3)
     if log:
         axes.set_xscale("log")
-    if len(lines) > 1:
-        axes.legend(fontsize=7)
 
 
 def draw_bars(axes: Any, points: pd.DataFrame) -> None:
     """One bar with its error per row of x, y, error."""
     positions = np.arange(len(points))
     axes.bar(positions, points["y"], yerr=points["error"], capsize=3, color="tab:blue", alpha=0.7)
-    axes.set_xticks(positions, points["x"], rotation=30, ha="right")
+    axes.set_xticks(positions, points["x"], rotation=30, ha="right", fontsize=8)
 
 
 def draw_heatmap(axes: Any, grid: pd.DataFrame) -> None:

@@ -22,9 +22,11 @@ PICTURE_TITLES: dict[Picture, str] = {
     "densities": "Densities of embeddings",
 }
 PICTURE_NOTES: dict[Picture, str] = {
+    "axis": "Bars of error are 95 % intervals over seeds. Dashed: the base.",
+    "curves": "A line for each seed.",
     "precision-recall": (
-        "What only sharpens moves along the line of the base's temperatures. What improves comes to lie above it. "
-        "Dotted: the first seed on its way, after so many steps."
+        "A dot is a set of images. What only sharpens moves along the line of the base's temperatures. "
+        "What improves comes to lie above it. Dotted: the first seed on its way, after so many steps."
     ),
     "densities": "Points are outputs of the tokenizer's encoder, which scores nothing; one set of each row.",
 }
