@@ -18,6 +18,8 @@ def draw_lines(axes: Any, lines: Points, log: bool = False) -> None:
         axes.errorbar(points["x"], points["y"], yerr=points["error"], label=name, marker="o", markersize=4, capsize=3)
     if log:
         axes.set_xscale("log")
+    if len(lines) > 1:
+        axes.legend(fontsize=7)
 
 
 def draw_bars(axes: Any, points: pd.DataFrame) -> None:
