@@ -1,12 +1,13 @@
 """A report says when its numbers cannot stand beside published ones."""
 
+import dataclasses
 import re
 
 import numpy as np
 import pytest
-from pipelines.config.params import load_params
-from pipelines.reporting.protocol import departures, facts_of_protocol, warning
 
+from pipelines.reporting.protocol import departures, facts_of_protocol, warning
+from pipelines.variants.loading import load_params
 from vapi_core.files import sha256_file
 from vapi_core.scoring.fidelity import FeatureStatistics, ReferenceBatch
 
@@ -25,13 +26,15 @@ def params():
     return params.model_copy(
         update={
             "score": params.score.model_copy(update=score),
-            "sample": params.sample.model_copy(update={"count": 50_000, "save_size": 256}),
+            "sample": dataclasses.replace(params.sample, count=50_000, save_size=256),
         }
     )
 
 
 def change(params, section, **values):
-    return params.model_copy(update={section: getattr(params, section).model_copy(update=values)})
+    old = getattr(params, section)
+    changed = dataclasses.replace(old, **values) if section == "sample" else old.model_copy(update=values)
+    return params.model_copy(update={section: changed})
 
 
 def test_a_run_by_the_protocol_is_not_warned_of(params):

@@ -2,6 +2,7 @@
 
 import numpy as np
 from PIL import Image
+
 from pipelines.reporting.figures import save_grid, tile
 
 
