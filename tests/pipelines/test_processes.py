@@ -58,9 +58,7 @@ def test_what_the_command_leaves_behind_ends_with_it(environment):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_caller_takes_the_command_along(environment, number):
-    program = (
-        f"from pipelines.frame.processes import run; import os; run(['sh', '-c', {TREE!r}], 'caller', os.environ, print)"
-    )
+    program = f"from pipelines.frame.processes import run; import os; run(['sh', '-c', {TREE!r}], 'caller', os.environ, print)"
     caller = subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.DEVNULL)
     tree("caller")
     caller.send_signal(number)
