@@ -5,9 +5,11 @@ import json
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from pipelines.commands import readme
+from pipelines.reporting.statistics import nested, summarize
 from vapi_core.errors import FileError
 
 NUMBER = re.compile(r"\d+\.\d+")
@@ -64,6 +66,18 @@ def test_the_base_is_shown_at_the_temperature_that_is_nearest_in_precision_witho
     sharper = copy.deepcopy(SETTINGS)
     sharper["va-pi g=1.0"]["precision"] = 0.87
     assert readme.nearest_temperature(sharper) == "base at T 0.6"
+
+
+def test_the_reports_metrics_are_what_the_table_is_filled_from():
+    settings = [("base", 1.0, 1.5), ("base at T 0.8", 0.8, 0.9), ("va-pi", 1.0, 0.7), ("cross-entropy", 1.0, 1.4)]
+    sets = [
+        {"row": row, "temperature": temperature, "guidance_scale": 1.0, "seed": seed, "extractor": "scorer-classifier"}
+        | {"reference": "heldout", "fid": fid + seed / 10, "accuracy": 0.9, "recall": 0.7, "precision": 0.8}
+        for row, temperature, fid in settings
+        for seed in (4, 5)
+    ]
+    metrics = nested(summarize(pd.DataFrame(sets)))
+    assert rows_of(readme.filled(f"{readme.START}{readme.END}", metrics["scorer-classifier"]))["VA-π"][0][:5] == "1.150"
 
 
 def test_a_score_of_one_seed_stands_alone():
