@@ -11,24 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines.config.params import Params
-from pipelines.config.paths import REPOSITORY
+from pipelines.config.paths import REPOSITORY, STAGES
 from pipelines.variants.variant import EXPERIMENT, Variant, all_variants, key_of, variants_of
 from vapi_core.data.hub import is_hub_id
 from vapi_core.errors import VapiError
 from vapi_core.models.perceptual import HEADS_FILES, VGG_FILE
-
-STAGES = (
-    "subset",
-    "classifier",
-    "tokenizer",
-    "tokenize",
-    "generator",
-    "references",
-    "align",
-    "sample",
-    "score",
-    "report",
-)
 
 LLAMAGEN = "Hugging Face repository FoundationVision/LlamaGen"
 LLAMAGEN_T2I = "Hugging Face repository peizesun/llamagen_t2i"
@@ -182,7 +169,7 @@ def needed_by(stage: str, assets: list[Asset], experiment: Container[str]) -> li
     alignments only those of the `experiment` are behind a stage; another table's own are asked for when they start.
     """
     kind, _, name = stage.partition("@")
-    kind = kind.removesuffix("-control")
+    kind = "table" if kind == "report" else kind.removesuffix("-control")
     if kind not in STAGES:
         return []
     position = STAGES.index(kind)

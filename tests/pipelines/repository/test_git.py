@@ -7,6 +7,7 @@ import pytest
 from pipelines.repository.git import git
 from pipelines.tracking import runs as tracking
 from pipelines.variants import sweep
+from pipelines.variants.cells import experiments
 from vapi_core.errors import FileError
 
 
@@ -30,7 +31,7 @@ def test_what_git_says_comes_back_and_so_does_what_it_refuses(folder):
 def test_a_repository_of_somebody_else_is_told_with_gits_own_remedy(folder, monkeypatch):
     subprocess.run(["git", "init", "-q"], check=True)
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # git's own switch for its tests of this
-    for look in (lambda: sweep.read_baseline(None), sweep.experiments):
+    for look in (lambda: sweep.read_baseline(None), experiments):
         with pytest.raises(FileError, match="dubious ownership"):
             look()
     assert tracking._git_commit() == {}  # a run can do without

@@ -26,7 +26,7 @@ class Toy:
         self.run("dvc", "repro", "subset")
         self.run("git", "add", "dvc.lock")
         self.run("git", "-c", "user.name=toy", "-c", "user.email=toy@example.com", "commit", "-qm", "subset")
-        self.run("dvc", "repro", "cell")
+        self.run("dvc", "repro", "score")
         self.lock = root / "dvc.lock"
         self.whole = self.lock.read_bytes()
 
@@ -62,21 +62,21 @@ def test_a_whole_lock_file_is_nothing_to_speak_of(toy):
     check_dvc_files()  # nor is none at all, as in a fresh repository
 
 
-@pytest.mark.parametrize("last", ["schema", "  cell@4:", "    cmd:", "deps:\n    - pa"])
+@pytest.mark.parametrize("last", ["schema", "  score@va-pi:", "    cmd:", "deps:\n    - pa"])
 def test_a_cut_lock_file_is_told_and_what_mends_it_loses_nothing(toy, last):
     toy.lock.write_bytes(toy.whole[: toy.whole.rindex(last.encode()) + len(last) - 1])
-    assert toy.run("dvc", "repro", "cell", check=False).returncode != 0
+    assert toy.run("dvc", "repro", "score", check=False).returncode != 0
     told = toy.run("python", "-m", "pipelines.repository.lockfile", check=False)
     assert told.returncode == 1
     assert told.stderr.startswith("error: dvc.lock: the file is cut off or damaged") and told.stderr.count("\n") == 1
-    for look in (lambda: stage_graph("cell"), lambda: read_baseline(None)):
+    for look in (lambda: stage_graph("score"), lambda: read_baseline(None)):
         with pytest.raises(FileError, match="the file is cut off or damaged"):
             look()
     command = told.stderr.split("`")[1]
     assert command == "git checkout dvc.lock"
     before = toy.begun()
     toy.run(*command.split())
-    toy.run("dvc", "repro", "cell")
+    toy.run("dvc", "repro", "score")
     assert toy.begun() == before and toy.lock.read_bytes() == toy.whole
 
 
@@ -95,7 +95,7 @@ def test_marks_of_a_conflict_are_told_with_file_and_line(toy, name):
     path.write_text(f"{kept}<<<<<<< HEAD\na: 1\n=======\na: 2\n>>>>>>> other\n")
     line = kept.count("\n") + 1
     try:
-        for look in (check_dvc_files, lambda: stage_graph("cell"), lambda: read_baseline(None)):
+        for look in (check_dvc_files, lambda: stage_graph("score"), lambda: read_baseline(None)):
             with pytest.raises(FileError, match=rf"{name}: line {line} is git's mark of a conflict"):
                 look()
     finally:
