@@ -31,7 +31,7 @@ def tiny(params):
     params["score"] |= {"input_size": 64, "is_splits": 2}
     params["controls"]["base"]["temperatures"] = [1.0, 0.8]
     params["controls"]["temperatures"]["temperatures"] = [0.9]
-    kept = ("va-pi", "cross-entropy", "tokenizer-post-training", "noise-0.0", "only-prior")
+    kept = ("va-pi", "cross-entropy", "tokenizer-post-training", "noise-0_0", "only-prior")
     params["variants"] = {name: params["variants"][name] for name in kept}
     params["tables"] = ["rivals", "noise", "reward"]
     return params
