@@ -24,13 +24,16 @@ class Checkout:
             shutil.copytree(ROOT / name, path / name, ignore=ignore)
         self.run("git", "init", "--quiet")
 
-    def run(self, *command: str) -> subprocess.CompletedProcess:
-        environment = {
+    def environment(self) -> dict[str, str]:
+        return {
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "MLFLOW_TRACKING_URI": f"sqlite:///{self.path}/mlflow.db",
             "DVC_NO_ANALYTICS": "1",
         }
+
+    def run(self, *command: str) -> subprocess.CompletedProcess:
+        environment = self.environment()
         return subprocess.run(command, cwd=self.path, env=environment, capture_output=True, text=True, check=False)
 
     def set_params(self, change) -> None:

@@ -4,6 +4,7 @@ torch.set_num_threads(1)  # models this small only lose by more threads, and the
 
 # these start many processes and take minutes; they go first, so that no worker has one left when the others have ended
 LONGEST = (
+    "test_kills.py",
     "test_flows.py",
     "test_dag.py",
     "test_smoke.py",

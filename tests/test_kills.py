@@ -1,0 +1,58 @@
+"""Whoever is killed, and whenever: the same command again ends in what an uninterrupted run has, bit for bit, and cleanly."""
+
+import shutil
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+
+from tests.kills import Experiment, go_on, kill, plan, wait_until_alone
+
+TRIALS, SEED = 20, 14
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """A run to its end, what it has, and how many moments of each process there were in each of its stages."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    experiment, log = Experiment(folder / "checkout"), folder / "log"
+    log.mkdir()
+    assert experiment.start(folder / "said", log=str(log)).wait() == 0, (folder / "said").read_text()
+    experiment.commit()
+    moments = {tuple(file.name.split()): len(file.read_text().splitlines()) for file in log.iterdir()}
+    return SimpleNamespace(
+        experiment=experiment,
+        outputs=experiment.outputs(),
+        results=experiment.results(),
+        runs=experiment.runs(),
+        trials=plan(TRIALS, moments, SEED),
+    )
+
+
+def test_an_uninterrupted_run_is_one_finished_run_of_each_key_and_leaves_nothing(uninterrupted):
+    assert all(count == 1 for count in Counter(key for key, *_ in uninterrupted.runs).values())
+    assert {status for _, _, status, _ in uninterrupted.runs} == {"FINISHED"}
+    assert uninterrupted.experiment.leftovers() == []
+    wait_until_alone(uninterrupted.experiment)
+
+
+@pytest.mark.parametrize("number", range(TRIALS))
+def test_a_killed_run_that_is_gone_on_with_ends_as_an_uninterrupted_one(uninterrupted, tmp_path, number):
+    trial = uninterrupted.trials[number]
+    path = tmp_path / "checkout"
+    if not trial.from_scratch:
+        shutil.copytree(uninterrupted.experiment.path, path)
+    experiment = Experiment(path)
+    if not trial.from_scratch:
+        experiment.forget(trial.stage)
+    said = kill(experiment, trial, tmp_path)
+    said += go_on(experiment)
+    wait_until_alone(experiment)
+    if "python -m pipelines.tracking upload" in said:
+        assert experiment.run("python", "-m", "pipelines.tracking", "upload").returncode == 0
+    assert "Traceback" not in said
+    assert experiment.outputs() == uninterrupted.outputs, said
+    assert experiment.results() == uninterrupted.results, said
+    assert experiment.runs() == uninterrupted.runs, said
+    assert experiment.leftovers() == [], said
