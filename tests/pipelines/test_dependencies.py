@@ -11,7 +11,7 @@ import yaml
 from vapi_core.fingerprint import EXTRACTION, REWARDS, STATISTICS, training_code
 
 STAGES = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
-# what types, names, tracks, tells and saves; results do not come from it
+# what types, names, reads, tracks, tells and saves; results do not come from it
 FRAME = [
     Path(path)
     for path in (
@@ -31,6 +31,7 @@ FRAME = [
         "vapi_core/arrays.py",
         "vapi_core/limits.py",
         "vapi_core/memory.py",
+        "vapi_core/scoring/geneval/folder.py",
         "vapi_core/fingerprint.py",
     )
 ]
@@ -125,14 +126,19 @@ def reached(stage: Path) -> set[Path]:
     return files
 
 
+def code_of(name: str) -> set[Path]:
+    """Files that the stage `python -m pipelines.stages NAME` uses; the methods of an alignment are found by their names."""
+    used = reached(Path("pipelines/stages", f"{name}.py"))
+    return used | reached(Path("vapi_core/alignment/methods.py")) if name == "align" else used
+
+
 def missing(stage: dict) -> list[str]:
     """What a stage uses and does not depend on."""
     stage = stage.get("do", stage)
     name = stage["cmd"].split()[3]
-    module = Path("pipelines/stages", f"{name}.py")
     dependencies = {Path(path) for path in stage["deps"]}
-    known = {module, READERS} | ({STREAMS} if name != "subset" else set())
-    return sorted(str(file) for file in reached(module) - known if not dependencies & {file, *file.parents})
+    known = {Path("pipelines/stages", f"{name}.py"), READERS} | ({STREAMS} if name != "subset" else set())
+    return sorted(str(file) for file in code_of(name) - known if not dependencies & {file, *file.parents})
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -151,7 +157,8 @@ def test_what_a_stage_depends_on_is_there_or_made_by_another_stage(name):
 def outputs() -> list[str]:
     """All outputs that dvc.yaml names."""
     stages = [stage.get("do", stage) for stage in STAGES.values()]
-    return [next(iter(out)) if isinstance(out, dict) else out for stage in stages for out in stage["outs"]]
+    made = [out for stage in stages for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])]
+    return [next(iter(out)) if isinstance(out, dict) else out for out in made]
 
 
 def test_the_fingerprints_of_what_is_kept_between_runs_hold_the_code_that_it_comes_from():
@@ -165,7 +172,7 @@ def test_the_fingerprints_of_what_is_kept_between_runs_hold_the_code_that_it_com
 
 def test_the_fingerprint_of_a_training_holds_all_that_an_alignment_comes_from():
     of_training = {path.relative_to(Path.cwd()) for path in training_code()}
-    used = {path for path in reached(Path("pipelines/stages/align.py")) if path.is_relative_to("vapi_core")}
+    used = {path for path in code_of("align") if path.is_relative_to("vapi_core")}
     assert len(used) > 15 and used <= of_training
     assert {Path("vapi_core/scoring", name) for name in REWARDS} == {p for p in of_training if "scoring" in p.parts}
 
