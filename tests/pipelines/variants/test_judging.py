@@ -1,4 +1,4 @@
-"""From GenEval's decisions over images to numbers of prompts and tasks."""
+"""From a judge's decisions over image sets to counts by prompt."""
 
 import numpy as np
 
@@ -24,10 +24,20 @@ def test_correct_images_are_counted_by_prompt():
     assert correct_images(BrightnessJudge(), images, LABELS, PROMPTS).tolist() == [1, 2, 0]
 
 
-def test_a_prompt_is_a_row_with_its_task_and_its_images():
+def test_more_images_than_are_judged_at_once_are_all_counted():
+    images = np.full((300, 2, 2, 3), 255, np.uint8)
+    images[-1] = 0
+    assert correct_images(BrightnessJudge(), images, np.repeat(np.arange(3), 100), PROMPTS).tolist() == [100, 100, 99]
+
+
+def test_every_prompt_is_a_row_with_its_task_and_its_images():
     rows = prompt_rows(np.array([1, 2, 0]), LABELS, PROMPTS)
-    assert rows["task"].tolist() == ["colors", "colors", "counting"]
-    assert rows[["prompt", "correct", "images"]].to_numpy().tolist() == [[0, 1, 2], [1, 2, 2], [2, 0, 2]]
+    assert rows.to_dict("list") == {
+        "prompt": [0, 1, 2],
+        "task": ["colors", "colors", "counting"],
+        "correct": [1, 2, 0],
+        "images": [2, 2, 2],
+    }
 
 
 def test_reconstructions_are_judged_by_the_requests_of_their_own_scenes():
