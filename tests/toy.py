@@ -40,7 +40,7 @@ stages:
       cmd: python toy.py reports/scores/${item.table}/${key} ${key}
       deps: [data/generator, data/classifiers]
       params: [align, "variants.${key}"]
-      outs: ["reports/scores/${item.table}/${key}": {cache: false}]
+      plots: ["reports/scores/${item.table}/${key}": {cache: false}]
   report: {cmd: python toy.py reports/report.md, deps: [data/generator, data/classifiers], outs: [reports/report.md: {cache: false}]}
 """
 

@@ -85,7 +85,10 @@ def test_every_set_is_scored_by_every_extractor(checkout):
         assert settings <= set(scores) and len(scores) == len(settings) + 1  # the base at T 0.8
         assert all(score["fid"] > 0 for score in scores.values())
     scores = pd.read_csv(checkout.path / "reports/scores/experiment/va-pi/scores.csv")
-    assert len(scores) == 2 * 3 and list(scores["steps"].dropna()) == [2, 2]  # two guidance scales, and one set on its way
+    assert len(scores) == 2 * 3 and list(scores["steps"].dropna()) == [
+        2,
+        2,
+    ]  # two guidance scales, and one set on its way
 
 
 def test_every_alignment_is_one_finished_mlflow_run_with_curves_and_scores(checkout):
@@ -256,7 +259,8 @@ def test_on_two_processes_a_stage_starts_torchrun_comes_to_the_same_and_is_one_m
     assert all(np.abs(together[name] - weights).max() < 1e-5 for name, weights in alone.items())
     assert any((together[name] != weights).any() for name, weights in alone.items())  # a run of its own
     alone, together = (
-        np.load(c.path / "data/samples/experiment/base/t1.0-g1.5-0/images.npy").astype(int) for c in (checkout, parallel)
+        np.load(c.path / "data/samples/experiment/base/t1.0-g1.5-0/images.npy").astype(int)
+        for c in (checkout, parallel)
     )
     same = np.abs(together - alone).max((1, 2, 3)) <= 1
     assert same.mean() > 0.9  # rounding, of another number of threads too, can turn a token of an image

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 import torch
+from tests.test_training import COUNT, Killed, config, next_token, run, weights
 from vapi_core.training_state import HISTORY_FILE, TRAINING_FILE, is_whole, states
 
 from tests.processes import run_on
-from tests.test_training import COUNT, Killed, config, next_token, run, weights
 from tests.tiny import tiny_generator
 from vapi_core.errors import FileError
 from vapi_core.training import train

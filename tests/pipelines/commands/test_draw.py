@@ -9,18 +9,20 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from pipelines.config.params import check_params
 
 from pipelines.commands.draw import main, open_text
+from pipelines.config.profiles import read_profile
 from pipelines.frame.inputs import caption_conditions, open_prompts
 from pipelines.frame.stage import Stage, UntrackedRun
 from pipelines.stages import generator, sample, subset, tokenize, tokenizer
-from tests.pipelines.test_janus import fill_workplace, run, tiny
-from vapi_core.models.captions.encoders import LongCaptionError, standardization
+from pipelines.variants.loading import check_params
+from tests.pipelines.stages.test_janus import fill_workplace, run, tiny
+from vapi_core.models.captions import standardization
+from vapi_core.models.captions.encoders import LongCaptionError
 from vapi_core.scoring.geneval.folder import read_folder, sample_path
 
-REPOSITORY = Path(__file__).parents[2]
-SET = "data/samples/base/t1.0-g5.0-0"
+REPOSITORY = Path(__file__).parents[3]
+SET = "data/samples/experiment/base/t1.0-g5.0-0"
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def finished(tmp_path_factory):
         params = check_params(content)
         for module in (subset, tokenizer, tokenize, generator):
             run(module, params)
-        run(sample, params, model="base")
+        run(sample, params, variant="base")
     finally:
         os.chdir(before)
     return path
@@ -44,7 +46,7 @@ def finished(tmp_path_factory):
 
 def test_prompts_are_read_as_the_captions_of_the_training_were(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    content = yaml.safe_load((REPOSITORY / "profiles/scenes.yaml").read_text(encoding="utf-8"))
+    content = read_profile("scenes", REPOSITORY)
     content["subset"] |= {"prompts": 1, "splits": {"train": 60, "scorer": 60, "heldout": 60}}
     content["tokenizer"] |= {"codebook_size": 16, "unquantized_steps": 1}
     content["tokenizer"]["training"] |= {"steps": 2, "warmup_steps": 1, "batch_size": 4}
@@ -60,7 +62,7 @@ def test_prompts_are_read_as_the_captions_of_the_training_were(tmp_path, monkeyp
 
 
 def test_a_caption_that_is_too_long_stops_before_features_are_measured(monkeypatch):
-    content = yaml.safe_load((REPOSITORY / "profiles/scenes.yaml").read_text(encoding="utf-8"))
+    content = read_profile("scenes", REPOSITORY)
     content["captions"]["tokens"] = 6
     monkeypatch.setattr(standardization, "encode_padded", lambda *arguments: pytest.fail("captions were encoded"))
     texts, stage = ["a photo of a two"], Stage(None, check_params(content), torch.device("cpu"), UntrackedRun(), "key")
@@ -111,7 +113,8 @@ def test_any_prompts_and_settings_will_do(place):
     [
         (["--guidance", "2"], "drawn: its images are others: guidance_scale 5.0, not 2.0"),
         (["--count", "3"], "its images are others: images_per_prompt 2, not 3"),
-        (["--model", "va-pi"], "data/aligned/va-pi/0/generator.json: the file is missing"),
+        (["--variant", "va-pi"], "data/aligned/va-pi/0/generator.json: the file is missing. To make it anew, run"),
+        (["--variant", "vapi"], "there is no variant 'vapi'; there are base, "),
     ],
 )
 def test_images_drawn_otherwise_are_not_mixed(place, capsys, more, told):

@@ -8,7 +8,7 @@ import torch
 
 from pipelines.commands.export import main
 from tests.tiny import tiny_generator, tiny_tokenizer
-from vapi_core.data.subset import write_manifest
+from vapi_core.arrays import write_manifest
 from vapi_core.files import write_checked_json
 from vapi_core.models.checkpoints import save_model
 from vapi_core.models.llamagen.checkpoints import import_official

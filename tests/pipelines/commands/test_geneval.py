@@ -38,8 +38,8 @@ def folder(tmp_path):
 
 
 def command(folder, models, *more: str) -> list[str]:
-    given = {"--geneval": str(folder), "--device": "cpu"} | models
-    return [part for pair in given.items() for part in pair] + list(more)
+    given = {"--device": "cpu"} | models
+    return [str(folder), *(part for pair in given.items() for part in pair), *more]
 
 
 def test_a_folder_becomes_results_and_scores_that_name_the_detector(folder, models, capsys):
@@ -66,17 +66,17 @@ def test_the_results_of_the_official_script_get_their_scores_without_any_model(t
     ]
     path = tmp_path / "results.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert main(["--geneval", str(path), "--device", "cpu"]) == 0
+    assert main([str(path), "--device", "cpu"]) == 0
     assert "Detector: not named in the results" in capsys.readouterr().out
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["overall"]["mean"] == pytest.approx((0.25 + 0.75) / 2)
     assert scores["tasks"]["colors"]["mean"] == pytest.approx(0.75) and scores["images"] == 12
 
 
-def test_the_score_stage_hands_over_to_the_command(folder, models, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["score", *command(folder, models, "--options", "threshold=0.2", "crop=0")])
+def test_the_options_of_the_official_script_stand_in_the_results(folder, models, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["geneval", *command(folder, models, "--options", "threshold=0.2", "crop=0")])
     with pytest.raises(SystemExit) as end:
-        runpy.run_module("pipelines.stages.score", run_name="__main__")
+        runpy.run_module("pipelines.commands.geneval", run_name="__main__")
     assert end.value.code == 0
     assert str(read_results(folder / "results.jsonl")[0].detector).endswith("; threshold=0.2; crop=False")
 
@@ -111,7 +111,6 @@ def test_an_implausible_detector_is_refused_before_it_scores_anything(folder, mo
         (("--options", "threshold=2"), "threshold: 2.0 is not between 0 and 1"),
         (("--options", "bgcolor=nothing"), "bgcolor: 'nothing' is neither a color nor 'original'"),
         (("--device", "abacus"), "torch knows no device 'abacus'"),
-        (("--geneval", "nowhere"), "nowhere: there is no such folder"),
         (("--detector", "nowhere"), "there is no Mask2Former that can be loaded"),
         (("--check-images", "nowhere"), "no image in it to check the detector on"),
     ],
@@ -120,3 +119,8 @@ def test_what_is_wrong_with_the_command_is_said_in_one_line(folder, models, caps
     assert main(command(folder, models, *more)) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: ") and message in last
+
+
+def test_a_folder_that_is_not_there_is_named_before_any_model_is_read(capsys):
+    assert main(["nowhere", "--device", "cpu", "--detector", "no model either"]) == 1
+    assert capsys.readouterr().err.startswith("error: nowhere: there is no such folder")

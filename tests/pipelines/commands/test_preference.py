@@ -30,13 +30,13 @@ def folder(tmp_path):
 
 def command(folder, weights, *more: str) -> list[str]:
     prompts = str(folder.parent / "drawbench.csv")
-    return ["--preference", str(folder), "--prompts", prompts, "--weights", weights, "--device", "cpu", *more]
+    return [str(folder), "--prompts", prompts, "--weights", weights, "--device", "cpu", *more]
 
 
-def test_the_score_stage_hands_over_and_the_score_names_its_model(folder, weights, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["score", *command(folder, weights, "--score", "hpsv2")])
+def test_a_folder_becomes_a_score_that_names_its_model(folder, weights, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["preference", *command(folder, weights, "--score", "hpsv2")])
     with pytest.raises(SystemExit) as end:
-        runpy.run_module("pipelines.stages.score", run_name="__main__")
+        runpy.run_module("pipelines.commands.preference", run_name="__main__")
     out, err = capsys.readouterr()
     assert end.value.code == 0 and "hpsv2: 4/4" in err
     assert out.startswith("hpsv2 by tiny-clip (") and "Colors: " in out and "(4 images of 2 prompts)" in out
@@ -62,7 +62,6 @@ def test_a_missing_image_is_named_and_the_exit_code_is_1(folder, weights, capsys
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--preference", "nowhere"), "nowhere: there is no such folder"),
         (("--prompts", "nowhere.csv"), "nowhere.csv: the file is missing"),
         (("--weights", "nowhere.pt"), "nowhere.pt: the weights of ViT-L-14-quickgelu are missing"),
     ],
@@ -71,3 +70,8 @@ def test_what_is_wrong_with_the_command_is_said_in_one_line(folder, weights, cap
     assert main(command(folder, weights, *more)) == 1
     err = capsys.readouterr().err
     assert err.startswith("error: ") and message in err and len(err.splitlines()) == 1
+
+
+def test_a_folder_that_is_not_there_is_named(folder, weights, capsys):
+    assert main(["nowhere", *command(folder, weights)[1:]]) == 1
+    assert capsys.readouterr().err.startswith("error: nowhere: there is no such folder")

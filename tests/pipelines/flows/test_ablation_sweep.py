@@ -59,7 +59,8 @@ def made(tmp_path, monkeypatch):
         ablation_sweep, "update_progress_artifact", lambda bar, percent: made.update(done=("bar", percent, {}))
     )
     monkeypatch.setattr(ablation_sweep, "WORK", tmp_path)
-    monkeypatch.chdir(tmp_path)  # where there is no experiment
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["git", "init", "-q"], check=True)  # where there is no experiment
     return made
 
 

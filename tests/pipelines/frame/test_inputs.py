@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from pipelines.config.paths import SUBSET, TOKENIZER, TOKENS
 
+from pipelines.config.paths import SUBSET, TOKENIZER, TOKENS
 from pipelines.frame.inputs import open_split
 from tests.damage import check_every_flip_is_named
 from tests.tiny import tiny_tokenizer
@@ -44,4 +44,4 @@ def outputs(tmp_path, monkeypatch):
     ids=str,
 )
 def test_whatever_byte_flips_the_file_is_named_and_nothing_made_of_it(outputs, path):
-    check_every_flip_is_named(path, lambda: open_split("train", torch.device("cpu")))
+    check_every_flip_is_named(path, lambda: open_split("train", torch.device("cpu"), "llamagen"))

@@ -7,12 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import yaml
-from pipelines.config.params import check_params
 
+from pipelines.config.profiles import read_profile
 from pipelines.frame import stage
 from pipelines.frame.launch import one_message
 from pipelines.variants.loading import check_params
@@ -21,7 +19,7 @@ from vapi_core.errors import ParameterError, VapiError
 
 @pytest.fixture
 def params():
-    content = yaml.safe_load(Path("profiles/mnist.yaml").read_text(encoding="utf-8"))
+    content = read_profile("mnist")
     content["launch"]["processes"] = 2
     return check_params(content)
 

@@ -1,15 +1,14 @@
 """A stage that runs out of memory says what was asked for, and which parameters lower the need."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
-from pipelines.config.params import check_params, load_params
 
+from pipelines.config.profiles import profile_names, read_profile
 from pipelines.frame.memory_advice import asked_for, memory_advice, memory_explained
+from pipelines.variants.loading import check_params
 from vapi_core.errors import VapiError
 
 STAGES = [
@@ -18,24 +17,19 @@ STAGES = [
     "tokenizer",
     "tokenize",
     "generator",
-    "align@va-pi-4",
-    "align@ste-4",
-    "align@tokenizer-4",
-    "align@ar-grpo-4",
-    "sample-base",
+    "references",
+    "sample-control@base",
     "sample@va-pi",
-    "score",
-    "score-rivals",
-    "cell@4",
-    "cell-base@4",
-    "ablation-noise-cell@0.5-4",
+    "score@va-pi",
+    "score-control@base",
     "report",
+    "table@noise",
 ]
 
 
 def with_params(**values):
     """The default profile with dotted keys (__ for a dot) changed."""
-    content = yaml.safe_load(Path("profiles/mnist.yaml").read_text(encoding="utf-8"))
+    content = read_profile("mnist")
     for key, value in values.items():
         section, name = key.split("__")
         content[section][name] = value
@@ -43,7 +37,7 @@ def with_params(**values):
 
 
 def test_an_alignment_is_told_what_it_asks_for_and_what_to_lower():
-    advice = memory_advice(with_params(), "align@va-pi-4")
+    advice = memory_advice(with_params(), "align@va-pi")
     assert "align.micro_batch_size: 4 (now 8)" in advice
     assert "align.log_kl_every: 0 (now 10)" in advice
     assert "launch.activation_checkpointing: true (now false)" in advice
@@ -61,28 +55,28 @@ def test_what_is_at_its_lowest_or_has_no_part_in_a_stage_is_not_named():
         launch__dtype="bfloat16",
         align__group_size=2,
     )
-    assert "fsdp" in memory_advice(lean, "align@va-pi-4")
-    assert memory_advice(lean, "align@tokenizer-4").startswith(
+    assert "fsdp" in memory_advice(lean, "align@va-pi")
+    assert memory_advice(lean, "align@tokenizer-post-training").startswith(
         "No parameter"
     )  # it has no rollouts, and trains no generator
     # the base is held for the regularizer, whatever is logged
-    assert "log_kl" not in memory_advice(with_params(align__regularizer="kl"), "align@va-pi-4")
-    assert "log_kl" not in memory_advice(with_params(), "align@cross-entropy-4")
-    assert "fsdp" not in memory_advice(with_params(), "cell@4")  # one process
+    assert "log_kl" not in memory_advice(with_params(), "align@kl-0.1")
+    assert "log_kl" not in memory_advice(with_params(), "align@cross-entropy")
+    assert "fsdp" not in memory_advice(with_params(), "align@ar-grpo")  # it needs whole weights
 
 
 def test_a_batch_that_is_not_set_is_told_as_what_it_comes_to():
     params = with_params(align__micro_batch_size=None, sample__batch_size=None, launch__processes=2)
-    assert "align.micro_batch_size: 8 (now null, which is 16)" in memory_advice(params, "align@va-pi-4")
+    assert "align.micro_batch_size: 8 (now null, which is 16)" in memory_advice(params, "align@va-pi")
     assert "sample.batch_size: 1, or as many as fit (now null)" in memory_advice(params, "sample@va-pi")
     assert "tokenizer.training.micro_batch_size: 16 (now null, which is 32)" in memory_advice(params, "tokenizer")
 
 
-@pytest.mark.parametrize("path", sorted(Path("profiles").glob("*.yaml")), ids=str)
-def test_every_parameter_that_is_named_stands_in_the_params_file(path):
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    params = load_params(path)
-    for stage in STAGES:
+@pytest.mark.parametrize("profile", profile_names())
+def test_every_parameter_that_is_named_stands_in_the_params_file(profile):
+    content = read_profile(profile)
+    params = check_params(content)
+    for stage in [*STAGES, *(f"align@{variant}" for variant in params.variants)]:
         for name in re.findall(r"[:,] ([a-z_0-9.]+): ", memory_advice(params, stage)):
             *sections, key = name.split(".")
             here = content
@@ -91,9 +85,16 @@ def test_every_parameter_that_is_named_stands_in_the_params_file(path):
             assert key in here or key == "micro_batch_size", name
 
 
+def test_a_parameter_that_a_variant_changes_is_named_there():
+    content = read_profile("mnist")
+    content["variants"]["va-pi"]["align"] = {"micro_batch_size": 16}
+    advice = memory_advice(check_params(content), "align@va-pi")
+    assert "variants.va-pi.align.micro_batch_size: 8 (now 16)" in advice and "align.group_size: 4 (now 8)" in advice
+
+
 def test_what_a_micro_batch_is_lowered_to_divides_the_batch():
     params = with_params(align__batch_size=36, align__micro_batch_size=9)
-    assert "align.micro_batch_size: 3 (now 9)" in memory_advice(params, "align@va-pi-4")
+    assert "align.micro_batch_size: 3 (now 9)" in memory_advice(params, "align@va-pi")
 
 
 @pytest.mark.parametrize(
@@ -107,8 +108,8 @@ def test_what_a_micro_batch_is_lowered_to_divides_the_batch():
 )
 def test_what_cannot_be_allocated_ends_with_one_message(allocate, asked):
     with (
-        pytest.raises(VapiError, match=rf"align@va-pi-4: out of memory \({re.escape(asked)}.*micro_batch_size: 4"),
-        memory_explained(with_params(), "align@va-pi-4"),
+        pytest.raises(VapiError, match=rf"align@va-pi: out of memory \({re.escape(asked)}.*micro_batch_size: 4"),
+        memory_explained(with_params(), "align@va-pi"),
     ):
         allocate()
 

@@ -10,17 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pipelines.config.params import load_params
-from pipelines.config.paths import ABLATIONS, REPORTS, remedy
 
-from pipelines.config.paths import ABLATIONS, REPORTS, TOKENS, remedy
+from pipelines.config.paths import SCORES, TOKENS, remedy
 from pipelines.frame.inputs import open_samples, read_scores
-from pipelines.tracking.journal import all_journals
 from pipelines.frame.stage import Stage, StagePlan, UntrackedRun, upstream_keys
+from pipelines.tracking.journal import all_journals
 from pipelines.variants.loading import load_params
 from tests.damage import check_every_flip_is_named
 from vapi_core import fingerprint
-from vapi_core.data.subset import write_manifest
+from vapi_core.arrays import write_manifest
 from vapi_core.errors import FileError
 from vapi_core.files import read_checked_json, write_checked_json, write_json
 
@@ -34,7 +32,7 @@ def training(tmp_path, monkeypatch):
     generator.mkdir()
     write_json(generator / "generator.json", {"sha256": "a"})
     write_json(generator / "run.json", {"key": "k"})
-    plan = StagePlan("align@va-pi-0", tmp_path / "aligned", {}, (generator,))
+    plan = StagePlan("align@va-pi", tmp_path / "aligned", {}, (generator,))
     return Stage(plan, load_params(), None, UntrackedRun(), key="key")
 
 
@@ -48,7 +46,7 @@ def test_a_checkpoint_is_that_of_the_same_parameters_inputs_and_code(training, t
     other_inputs = training.fingerprint
     (tmp_path / "vapi_core/alignment/objective.py").write_text("# another objective\n")
     other_code = training.fingerprint
-    (tmp_path / "vapi_core/scoring/classifier.py").write_text("# another network that rewards\n")
+    (tmp_path / "vapi_core/models/classifier.py").write_text("# another network that rewards\n")
     other_reward = training.fingerprint
     (tmp_path / "generator/captions").mkdir()
     write_json(tmp_path / "generator/captions/manifest.json", {"sha256": "c"})
@@ -73,18 +71,19 @@ def test_the_command_that_makes_an_output_anew_names_the_stage_of_dvc_yaml():
     for stage in Repo(str(Path.cwd())).index.stages:
         for out in stage.outs:
             path = Path(out.def_path)
-            if path.parts[0] == "data" or path.name == "scores":
+            if path.parts[0] == "data" or path.is_relative_to(SCORES):
                 target = remedy(path).split("`")[1].removeprefix("dvc repro ").removeprefix("--glob ").strip("'")
                 assert fnmatch(stage.addressing, target), path
                 checked += 1
     assert checked > 50
-    assert "cell@4`" in remedy(ABLATIONS / "va-pi" / "4")
+    for path in ("data/aligned/va-pi/4/steps/20", "data/samples/experiment/va-pi/t1.0-g1.0-4"):
+        assert remedy(Path(path)).endswith(("`dvc repro align@va-pi`.", "`dvc repro --glob 'sample*@va-pi'`."))
 
 
 @pytest.fixture
 def samples(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder = Path("data/samples/va-pi/t1.0-g1.0-4")
+    folder = Path("data/samples/experiment/va-pi/t1.0-g1.0-4")
     folder.mkdir(parents=True)
     np.save(folder / "images.npy", np.zeros((3, 4, 4, 3), np.uint8))
     np.save(folder / "labels.npy", np.arange(3))
@@ -105,7 +104,7 @@ def test_a_set_that_lacks_something_is_named_with_the_command_that_draws_it(samp
     if damage == "cut off":
         (samples / name).write_bytes(whole[:-5])
     with pytest.raises(
-        FileError, match=rf"{name}: .*{damage if damage == 'missing' else 'damaged'}.*repro sample@va-pi`"
+        FileError, match=rf"{name}: .*{damage if damage == 'missing' else 'damaged'}.*repro --glob 'sample\*@va-pi'`"
     ):
         open_samples(samples)
 
@@ -121,24 +120,27 @@ def test_a_manifest_of_samples_without_an_entry_is_named_with_the_command_that_d
     manifest = read_checked_json(samples / "manifest.json")
     changed = {name: entry for name, entry in manifest.items() if name != key} | ({} if value is None else {key: value})
     write_checked_json(samples / "manifest.json", changed)
-    with pytest.raises(FileError, match=r"manifest\.json: the manifest is damaged.*repro sample@va-pi`"):
+    with pytest.raises(FileError, match=r"manifest\.json: the manifest is damaged.*repro --glob 'sample\*@va-pi'`"):
         open_samples(samples)
 
 
 def test_a_set_of_an_older_version_is_told_so(samples):
     write_json(samples / "manifest.json", {"kind": "samples", "shape": [3, 4, 4, 3]})
-    with pytest.raises(FileError, match=r"manifest\.json: .*written by an older version.*repro sample@va-pi`"):
+    with pytest.raises(
+        FileError, match=r"manifest\.json: .*written by an older version.*repro --glob 'sample\*@va-pi'`"
+    ):
         open_samples(samples)
 
 
 def test_a_table_of_scores_that_is_missing_or_empty_is_named_with_the_command_that_makes_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    path = REPORTS / "scores/scores.csv"
-    with pytest.raises(FileError, match=r"scores\.csv: the file is missing.*`dvc repro score`"):
+    path = SCORES / "experiment/va-pi/scores.csv"
+    again = r"`dvc repro --glob 'score\*@va-pi'`"
+    with pytest.raises(FileError, match=r"scores\.csv: the file is missing.*" + again):
         read_scores(path)
     path.parent.mkdir(parents=True)
     path.write_text("")
-    with pytest.raises(FileError, match=r"scores\.csv: the file is damaged.*`dvc repro score`"):
+    with pytest.raises(FileError, match=r"scores\.csv: the file is damaged.*" + again):
         read_scores(path)
 
 
@@ -152,7 +154,7 @@ def work(stage, arguments):
     stage.run.log({"loss": 1.0}, step=1)
     print("works", flush=True)
     time.sleep(60)
-run_stage(lambda params, arguments: StagePlan("tokenizer", Path("out"), {}), work)
+sys.exit(run_stage(lambda params, arguments: StagePlan("tokenizer", Path("out"), {}), work, argparse.Namespace()))
 """
 
 

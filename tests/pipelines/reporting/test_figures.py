@@ -3,6 +3,7 @@
 import numpy as np
 from PIL import Image
 
+from pipelines.reporting import figures
 from pipelines.reporting.figures import save_grid, tile
 
 
@@ -28,3 +29,17 @@ def test_equal_images_give_equal_files(tmp_path):
     for name in ("a.png", "b.png"):
         save_grid(tmp_path / name, images, columns=2)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_curves_have_a_colour_for_each_alignment_and_all_alignments_a_name(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "save_figure", lambda path, figure: drawn.append(figure))
+    seed, other = {"reward": np.array([1.0, np.nan, 3.0]), "ce": np.ones(3)}, {"ce": np.zeros(3)}
+    figures.plot_curves(
+        tmp_path / "curves.png", {"va-pi": [seed, seed], "cross-entropy": [other]}, ["reward", "ce", "kl"]
+    )
+    reward, ce, *unused = drawn[0].axes
+    assert [ax.get_title() for ax in (reward, ce)] == ["reward", "ce"]  # nobody measured kl
+    assert [line.get_xdata().tolist() for line in reward.lines] == [[1, 3]] * 2
+    assert len({line.get_color() for line in ce.lines}) == 2 and len(ce.lines) == 3
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["va-pi", "cross-entropy"]

@@ -60,7 +60,8 @@ STAGES = {
         "do": {
             "cmd": "python variant.py ${key}",
             "params": ["align", "variants.${key}"],
-            "outs": ["data/aligned/${key}", {"reports/scores/${item.table}/${key}": {"cache": False}}],
+            "outs": ["data/aligned/${key}"],
+            "plots": [{"reports/scores/${item.table}/${key}": {"cache": False}}],
         },
     },
     "other": {"cmd": "echo something else > other", "outs": [{"other": {"cache": False}}]},

@@ -11,7 +11,7 @@ from pipelines.config.paths import SCORES, STAGE_METRICS
 from pipelines.config.profiles import compose
 from pipelines.reporting.evidence import gather, read_stages, unique_rows
 from pipelines.reporting.markdown import counted, item, markdown_table, prose
-from pipelines.reporting.pages import page
+from pipelines.reporting.pages import detector_sentence, page
 from pipelines.reporting.tables import TABLES
 from pipelines.repository.graph import stage_graph
 from pipelines.variants.loading import check_params, load_params
@@ -164,6 +164,18 @@ def test_geneval_is_the_second_question_of_text_to_image_and_stands_by_task():
     words = " ".join(text.split())
     assert f"10 prompts, {each} images each. Means over {seeds} seeds" in words
     assert f"All sets have 1,000 images, {each} of each prompt." in words
+
+
+def test_the_detector_s_own_accuracy_and_that_of_reconstructions_is_told():
+    known = {
+        "detector_accuracy": 0.985,
+        "detector_accuracy_fulfilled": 0.97,
+        "detector_accuracy_foreign": 1.0,
+        "reconstruction_geneval": 0.875,
+    }
+    told = detector_sentence(known)
+    assert "98.5% of its decisions are right" in told and "by the tokenizer score 0.875" in told
+    assert "another detector" in detector_sentence({})
 
 
 @pytest.mark.parametrize("profile", ["mnist", "llamagen-xl-c2i", "scenes"])

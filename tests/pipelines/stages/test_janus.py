@@ -7,26 +7,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
-from pipelines.config.params import check_params
-from pipelines.config.paths import CAPTIONS, CLASSIFIERS, GENERATOR, SAMPLES, aligned
 
+from pipelines.config.paths import ALIGNED, CAPTIONS, CLASSIFIERS, GENERATOR, SAMPLES
+from pipelines.config.profiles import read_profile
 from pipelines.frame.stage import Stage, UntrackedRun
 from pipelines.stages import align, generator, sample, subset, tokenize, tokenizer
+from pipelines.variants.loading import check_params
 from tests.tiny import write_tiny_janus
 from vapi_core.files import write_json
 from vapi_core.models.captions.encoders import LongCaptionError
 from vapi_core.models.checkpoints import load_model
 from vapi_core.models.janus.policy import Janus
 
-PROFILE = Path(__file__).parents[2] / "profiles" / "janus-pro-1b.yaml"
+ROOT = Path(__file__).parents[3]
 CAPTIONS_OF_IMAGES = ["a photo of two red cats", "a dog", "a blue dog left of a cat", "two cats"]
 
 
 def tiny(path) -> dict:
     """The profile with a tiny checkpoint and a folder of ten images, otherwise as it is."""
-    content = yaml.safe_load(PROFILE.read_text(encoding="utf-8"))
+    content = read_profile("janus-pro-1b", ROOT)
     content["subset"] |= {"source": "captioned-folder", "path": str(path / "images"), "dataset": None}
     content["subset"] |= {
         "image_size": 16,
@@ -47,6 +47,8 @@ def tiny(path) -> dict:
         "log_kl_every": 0,
     }
     content["align"]["reward"]["perceptual"] = 0.0
+    kept = ("va-pi", "cross-entropy", "noise-0.0", "ce-1.0", "only-prior")
+    content["variants"] = {name: content["variants"][name] for name in kept}
     content["align"]["learning_rate"] = 1e-3
     content["sample"] |= {"count": 2, "batch_size": 3, "save_size": None}
     return content
@@ -93,13 +95,13 @@ def test_the_stages_align_and_sample_a_janus(workplace, monkeypatch):
     assert isinstance(base, Janus)
     (CLASSIFIERS / "reward").mkdir(parents=True)
     write_json(CLASSIFIERS / "reward" / "run.json", {"key": "key"})
-    run(align, params, method="va-pi", seed=0)
-    policy = load_model(aligned("va-pi", 0), "generator")
+    run(align, params, variant="va-pi")
+    policy = load_model(ALIGNED / "va-pi" / "0", "generator")
     assert any((a != b).any() for a, b in zip(policy.parameters(), base.parameters(), strict=True))
-    for model in ("base", "va-pi"):
-        run(sample, params, model=model)
+    for variant in ("base", "va-pi"):
+        run(sample, params, variant=variant)
     (images, others) = (
-        np.load(next((SAMPLES / model).glob("t1.0-g5.0-0")) / "images.npy") for model in ("base", "va-pi")
+        np.load(SAMPLES / "experiment" / variant / "t1.0-g5.0-0" / "images.npy") for variant in ("base", "va-pi")
     )
     assert images.shape == others.shape == (4, 16, 16, 3) and (images != others).any()
     assert len(np.unique(images.reshape(4, -1), axis=0)) == 4

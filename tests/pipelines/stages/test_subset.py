@@ -5,23 +5,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
-from pipelines.config.params import check_params
-from pipelines.config.paths import PROMPTS, SUBSET
 
+from pipelines.config.paths import PROMPTS, SUBSET
+from pipelines.config.profiles import read_profile
 from pipelines.frame.inputs import open_prompts
 from pipelines.stages import generator, subset
-from tests.pipelines.test_janus import fill_workplace, run, tiny
+from pipelines.variants.loading import check_params
+from tests.pipelines.stages.test_janus import fill_workplace, run, tiny
 from vapi_core.data.subset import Subset
 from vapi_core.errors import FileError
 
-PROFILES = Path(__file__).parents[2] / "profiles"
+ROOT = Path(__file__).parents[3]
 
 
 def of_folder(path: Path, profile: str = "mnist", **changes):
     """Params of a profile whose images are those of a folder."""
-    content = yaml.safe_load((PROFILES / f"{profile}.yaml").read_text(encoding="utf-8"))
+    content = read_profile(profile, ROOT)
     splits = dict.fromkeys(content["subset"]["splits"], 8)
     content["subset"] |= {"source": "folder", "path": str(path), "splits": splits} | changes
     return check_params(content)

@@ -227,7 +227,6 @@ def test_a_process_that_dies_is_told_as_a_server_that_is_away(workplace):
         with tracking.stage_run(experiment="digits", name="b", key="k2", params={}, tags={}) as run:
             (process,) = psutil.Process().children()
             process.kill()
-            process.wait()
             run.log({"loss": 2.0}, step=1)
     """
     stage = start(textwrap.dedent(STAGE) + textwrap.dedent(program))

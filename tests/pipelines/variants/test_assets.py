@@ -4,10 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from pipelines.variants.assets import assets_of, link_assets, main, needed_by, require_assets
-from pipelines.config.params import check_params, load_params
 
+from pipelines.commands.assets import main
+from pipelines.config.profiles import compose, read_profile
 from pipelines.variants import assets
+from pipelines.variants.assets import assets_of, link_assets, needed_by, require_assets
+from pipelines.variants.loading import check_params
 from vapi_core.errors import VapiError
 
 FILES = {
@@ -20,9 +22,19 @@ FILES = {
 }
 
 
+ROOT = Path(__file__).parents[3]
+
+
+EXPERIMENT = ("base", "va-pi", "cross-entropy")
+
+
+def profile(name):
+    return check_params(read_profile(name, ROOT))
+
+
 @pytest.fixture
 def params():
-    return load_params(Path("profiles/llamagen-xxl-c2i.yaml"))
+    return profile("llamagen-xxl-c2i")
 
 
 @pytest.fixture
@@ -40,8 +52,7 @@ def put(root: Path, *places: str) -> None:
 
 
 def test_the_default_profile_needs_nothing(empty):
-    profile = Path(__file__).parents[2] / "profiles/mnist.yaml"
-    assert assets_of(load_params(profile)) == []
+    assert assets_of(profile("mnist")) == []
 
 
 def test_an_imagenet_profile_needs_images_checkpoints_lpips_inception_and_the_reference_batch(params):
@@ -56,9 +67,8 @@ def test_every_official_file_is_told_with_where_to_get_it(params):
 
 
 def test_the_command_lists_what_is_missing_and_ends_with_1_until_nothing_is(empty, capsys):
-    profile = Path(__file__).parents[2] / "profiles/llamagen-xxl-c2i.yaml"
     put(empty, "assets/vq_ds16_c2i.pt")
-    (empty / "params.yaml").write_text(profile.read_text())
+    (empty / "params.yaml").write_text(compose("llamagen-xxl-c2i", ROOT))
     assert main([]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert "there    assets/vq_ds16_c2i.pt (tokenizer.checkpoint; stage tokenizer)" in lines
@@ -94,26 +104,46 @@ def test_images_behind_a_link_are_there(params, empty):
 
 def test_a_stage_asks_for_what_it_and_the_stages_behind_it_read(params, empty):
     found = assets_of(params)
-    parameters = {stage: [asset.parameter for asset in needed_by(stage, found)] for stage in ("subset", "sample-base")}
+    parameters = {
+        stage: [asset.parameter for asset in needed_by(stage, found, EXPERIMENT)]
+        for stage in ("subset", "sample-control@base")
+    }
     assert set(parameters["subset"]) == set(FILES)
-    assert parameters["sample-base"] == ["score.inception_checkpoint", "score.reference_batch"]
-    assert needed_by("report", found) == []
+    assert parameters["sample-control@base"] == ["score.inception_checkpoint", "score.reference_batch"]
+    for table in ("report", "table@noise"):
+        assert needed_by(table, found, EXPERIMENT) == []
     with pytest.raises(VapiError, match=r"c2i_XXL_384\.pt .*\n.*FoundationVision/LlamaGen(.|\n)*make check-assets"):
         require_assets(params, "subset")
     require_assets(params, "report")
 
 
 def test_what_rivals_alone_need_stops_nobody_else(empty):
-    params = load_params(Path(__file__).parents[2] / "profiles/llamagen-xl-c2i.yaml")  # its rival is AR-GRPO
-    found = assets_of(params)
-    rivals = [asset.place for asset in found if asset.stage == assets.RIVALS]
-    assert rivals == ["timm/vit_large_patch14_clip_224.openai", "xswu/HPSv2"]
-    assert not set(rivals) & {asset.place for asset in needed_by("subset", found)}
-    assert set(rivals) <= {asset.place for asset in needed_by("align@ar-grpo-0", found)}
+    found = assets_of(profile("llamagen-xl-c2i"))  # its rival is AR-GRPO
+    own = [asset for asset in found if asset.variants == ("ar-grpo",)]
+    assert [asset.place for asset in own] == ["timm/vit_large_patch14_clip_224.openai", "xswu/HPSv2"]
+    assert [asset.parameter for asset in own] == [
+        f"variants.ar-grpo.align.{name}_checkpoint" for name in ("clip", "hpsv2")
+    ]
+    for stage in ("subset", "align@va-pi", "align@noise-0.25", "sample@ar-grpo"):
+        assert not set(own) & set(needed_by(stage, found, EXPERIMENT)), stage
+    assert set(own) <= set(needed_by("align@ar-grpo", found, EXPERIMENT))
+
+
+def test_what_one_variant_alone_reads_is_asked_for_under_its_own_key(empty):
+    content = read_profile("llamagen-xl-c2i", ROOT)
+    content["variants"]["noise-0.25"]["align"]["lpips_checkpoint"] = "assets/other"
+    lpips = [asset for asset in assets_of(check_params(content)) if asset.parameter.endswith("lpips_checkpoint")]
+    places = {asset.place: asset.parameter for asset in lpips}
+    assert places == {
+        "assets/lpips": "align.lpips_checkpoint",
+        "assets/other": "variants.noise-0.25.align.lpips_checkpoint",
+    }
+    needed = {asset.place for asset in needed_by("align@noise-0.25", lpips, EXPERIMENT)}
+    assert needed == {"assets/other"}
 
 
 def test_a_data_set_of_the_hub_is_fetched_by_its_stage_and_not_missing(params, empty):
-    content = params.model_dump(mode="json")
+    content = read_profile("llamagen-xxl-c2i", ROOT)
     dataset = {"split": "train", "image_column": "image", "target_column": "label"}
     content["subset"] |= {"source": "dataset", "path": "ILSVRC/imagenet-1k", "dataset": dataset}
     assert assets_of(check_params(content))[0].state == "fetched when needed"
@@ -121,7 +151,7 @@ def test_a_data_set_of_the_hub_is_fetched_by_its_stage_and_not_missing(params, e
 
 def test_an_unknown_profile_is_named_with_the_known_ones(capsys):
     assert main(["imagenet"]) == 1
-    assert "imagenet.yaml: there is no such profile; there are" in capsys.readouterr().err
+    assert "there is no profile 'imagenet'; there are" in capsys.readouterr().err
 
 
 def test_a_copy_of_the_repository_has_the_assets_that_git_ignores_and_the_original_outlives_it(params, empty):

@@ -77,7 +77,11 @@ def test_a_variant_and_a_control_cannot_share_a_name(content):
             {"reward": {"embedding": 1.0}},
             r"variants\.tokenizer-post-training\.align\.reward\.embedding: this method compares pixels",
         ),
-        ("ar-grpo", {"rewards": {"class_likelihood": 0.0, "clip_score": 0.0, "hpsv2": 0.0}}, r"variants\.ar-grpo\.align\.rewards: .*above 0"),
+        (
+            "ar-grpo",
+            {"rewards": {"class_likelihood": 0.0, "clip_score": 0.0, "hpsv2": 0.0}},
+            r"variants\.ar-grpo\.align\.rewards: .*above 0",
+        ),
         ("noise-0.0", {"micro_batch_size": 5}, r"variants\.noise-0\.0\.align\.micro_batch_size: .*micro-batches of 5"),
     ],
 )
