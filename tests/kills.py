@@ -125,15 +125,25 @@ class Experiment(Checkout):
         ]
 
     def forget(self, stage: str) -> None:
-        """As if everything but this stage had been run: it runs again, whatever is in DVC's cache."""
+        """As if everything but this stage had been run, here and in DVC's cache."""
         lock = yaml.safe_load((self.path / "dvc.lock").read_text())
-        for out in lock["stages"].pop(stage)["outs"]:
-            path = self.path / out["path"]
+        forgotten = lock["stages"].pop(stage)["outs"]
+        kept = {path for other in lock["stages"].values() for out in other["outs"] for path in self.cached(out)}
+        for path in {path for out in forgotten for path in self.cached(out)} - kept:
+            path.unlink(missing_ok=True)
+        for path in [self.path / out["path"] for out in forgotten]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         (self.path / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
-        for name in (".dvc/cache", ".work/features", ".work/samples"):
+        for name in (".dvc/cache/runs", ".work/features", ".work/samples"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         (self.path / ".work/reconstructions.npy").unlink(missing_ok=True)
+
+    def cached(self, out: dict) -> list[Path]:
+        """What DVC's cache has of an output."""
+        place = self.path / ".dvc/cache/files/md5"
+        path = place / out["md5"][:2] / out["md5"][2:]
+        listed = json.loads(path.read_text()) if path.suffix == ".dir" and path.exists() else []
+        return [path, *(place / entry["md5"][:2] / entry["md5"][2:] for entry in listed)]
 
     def results(self) -> dict:
         """What dvc.lock says, without the hashes of files with timings."""

@@ -29,18 +29,29 @@ class Clock:
 
     def __init__(self, who):
         self.who, self.stage = who, os.environ.get("DVC_STAGE", "") if who != "dvc" else ""
-        self.count, self.seen = itertools.count(1), set()
+        self.count, self.calls, self.seen = itertools.count(1), 0, set()
 
     def __call__(self, event, arguments):
         if event == "subprocess.Popen" and self.who == "dvc":
             if stage := (arguments[3] or {}).get("DVC_STAGE"):
                 self.stage, self.count = stage, itertools.count(1)
         elif self.stage and (moment := self.moment(event, arguments)):
-            sys.setprofile(None)
+            self.end_calls()
             self.tick(self.who, next(self.count), moment)
             if moment == "open dvc.lock":
-                calls = itertools.count(1)
-                sys.setprofile(lambda frame, what, _: what == "call" and self.tick("lock", next(calls), ""))
+                self.calls = 0
+                sys.setprofile(self.call)
+
+    def call(self, frame, what, _):
+        self.calls += what == "call"
+        if what == "call" and not LOG:
+            self.tick("lock", self.calls, "")
+
+    def end_calls(self):
+        sys.setprofile(None)
+        if LOG and self.calls:
+            self.note("lock", "\n" * self.calls)
+        self.calls = 0
 
     def moment(self, event, arguments):
         """What happens, if it counts; of the uploader every first look at a file, as it reads more than it writes."""
@@ -67,14 +78,17 @@ class Clock:
 
     def tick(self, clock, number, moment):
         if LOG:
-            file = os.open(f"{LOG}/{clock} {self.stage}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.write(file, f"{moment}\n".encode())
-            os.close(file)
+            self.note(clock, f"{moment}\n")
         elif f"{clock} {self.stage} {number}" == MOMENT:
             with socket.socket(socket.AF_UNIX) as test:
                 test.connect(os.environ["MOMENTS_SOCKET"])
                 test.sendall(b"%d\n" % os.getpid())
                 test.recv(1)  # until the test has killed
+
+    def note(self, clock, text):
+        file = os.open(f"{LOG}/{clock} {self.stage}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.write(file, text.encode())
+        os.close(file)
 
 
 if ROOT and (who := role(sys.orig_argv)):
