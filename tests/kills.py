@@ -24,7 +24,7 @@ from vapi_core.files import TEMPORARY
 VICTIMS = ("stage", "dvc", "uploader")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 TIMINGS = ("seconds", "peak_memory_mb", "images_per_second")  # what no two runs have in common
-LOCK_TRIAL = 3
+LOCK_TRIAL = 3  # the one that is killed while it writes dvc.lock
 BOUND = 300  # seconds that nothing of a trial takes
 
 
@@ -127,14 +127,18 @@ class Experiment(Checkout):
     def forget(self, stage: str) -> None:
         """As if everything but this stage had been run, here and in DVC's cache."""
         lock = yaml.safe_load((self.path / "dvc.lock").read_text())
-        forgotten = lock["stages"].pop(stage)["outs"]
+        command, forgotten = (lock["stages"][stage][name] for name in ("cmd", "outs"))
+        del lock["stages"][stage]
         kept = {path for other in lock["stages"].values() for out in other["outs"] for path in self.cached(out)}
         for path in {path for out in forgotten for path in self.cached(out)} - kept:
             path.unlink(missing_ok=True)
+        for run in (self.path / ".dvc/cache/runs").glob("*/*/*"):
+            if yaml.safe_load(run.read_text())["cmd"] == command:
+                run.unlink()
         for path in [self.path / out["path"] for out in forgotten]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         (self.path / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
-        for name in (".dvc/cache/runs", ".work/features", ".work/samples"):
+        for name in (".work/features", ".work/samples"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         (self.path / ".work/reconstructions.npy").unlink(missing_ok=True)
 
