@@ -1,4 +1,4 @@
-# The two commands are `make repro` and `make test`; the rest is for people who change things.
+# `make repro` runs the experiment, and `make test` the tests. `make` alone lists the rest.
 PYTHON ?= python3
 UV := uv==0.13.9
 BIN := .venv/bin
@@ -9,7 +9,7 @@ export DO_NOT_TRACK := true
 .PHONY: help repro rivals ui mlflow test lint parity profile check-assets lock
 
 help:
-	@grep -E '^[a-z-]+:.*#' Makefile | sed 's/:.*#/ -/'
+	@grep -E '^[a-z-]+:.*#' Makefile | awk -F ':.*# ' '{printf "make %-14s%s\n", $$1, $$2}'
 
 .venv/installed: requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; name one with PYTHON=..." if sys.version_info < (3, 11) else 0)'
@@ -18,26 +18,26 @@ help:
 	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes --allow-empty-requirements requirements.lock
 	touch $@
 
-repro: .venv/installed # the experiment, then where the report and the tracked runs are
+repro: .venv/installed # install, and run the experiment of params.yaml
 	dvc repro report || { python -m pipelines.repository.lockfile; exit 1; }
 	@echo
-	@echo "The report:      reports/report.md"
+	@echo "The report:       reports/report.md"
 	@echo "The tracked runs: make mlflow, then open http://127.0.0.1:5000"
 
-rivals: .venv/installed # the table of VA-π's rivals; takes from the experiment whatever is done
+rivals: .venv/installed # the table of VA-π's rivals, which builds on the experiment
 	dvc repro table@rivals || { python -m pipelines.repository.lockfile; exit 1; }
 	@echo
 	@echo "The report: reports/rivals.md"
 
-ui: .venv/installed # sweeps in the browser: Prefect, MLflow and a worker, until Ctrl-C (docs/sweeps.md)
+ui: .venv/installed # sweeps in the browser, until Ctrl-C: docs/sweeps.md
 	@python -m pipelines.flows.ui
 
-mlflow: .venv/installed # the MLflow UI over what was tracked
+mlflow: .venv/installed # the tracked runs in the browser, until Ctrl-C
 	-python -m pipelines.tracking upload
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_SERVER_ALLOWED_HOSTS=127.0.0.1:5000,localhost:5000 \
 	MLFLOW_BACKEND_STORE_URI=$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} mlflow server --host 127.0.0.1 --port 5000
 
-test: .venv/installed # the whole test suite
+test: .venv/installed # install, and run the tests
 	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed # style and types
@@ -45,14 +45,14 @@ lint: .venv/installed # style and types
 	ruff format --check .
 	mypy
 
-parity: .venv/installed # checks against the official numbers: make parity REFERENCE=DIR
+parity: .venv/installed # compare with the official numbers: make parity REFERENCE=DIR
 	python -m tests.parity $(or $(REFERENCE),../shared/reference)
 
-profile: .venv/installed # makes a profile the one that runs: make profile NAME=mnist
+profile: .venv/installed # write a profile into params.yaml: make profile NAME=mnist
 	@python -m pipelines.commands.profile $(NAME)
 
-check-assets: .venv/installed # which files a profile needs, where to get them, which are missing: make check-assets NAME=...
+check-assets: .venv/installed # which files a profile needs, and which are missing: make check-assets NAME=mnist
 	@python -m pipelines.commands.assets $(NAME)
 
-lock: # the lock file anew from pyproject.toml
+lock: # make requirements.lock anew from pyproject.toml
 	uv pip compile --universal --generate-hashes --python-version 3.11 --extra dev --quiet pyproject.toml -o requirements.lock

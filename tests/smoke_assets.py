@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from pipelines.config.params import Params, grid_side, load_params
 
+from pipelines.config.params import Params, grid_side
+from pipelines.config.profiles import read_profile
+from pipelines.variants.loading import check_params
+from pipelines.variants.variant import find_variant
 from vapi_core.models.llamagen.generator import Generator
 from vapi_core.models.llamagen.tokenizer import Tokenizer
 from vapi_core.models.perceptual import HEADS_FILES, LPIPS, VGG_FILE
@@ -20,7 +23,7 @@ from vapi_core.randomness import seed_torch, stream
 from vapi_core.scoring.features import extract, load_extractor
 from vapi_core.scoring.fidelity import feature_statistics
 
-PROFILE = Path("profiles/llamagen-smoke.yaml")
+PROFILE = "llamagen-smoke"
 CLASSES, IMAGES_OF_A_CLASS, REFERENCE_IMAGES = 5, 4, 8
 
 
@@ -95,15 +98,17 @@ def write_reference_batch(path: Path, inception: Path, side: int) -> None:
 def write_smoke_assets(params: Params, root: Path = Path()) -> None:
     """All files, where `params` look for them, below `root`."""
     subset, score = params.subset, params.score
-    assert subset.path and params.tokenizer.checkpoint and params.generator.checkpoint and params.align.lpips_checkpoint
+    alignment = find_variant(params, "va-pi").alignment
+    assert alignment is not None and alignment.config.lpips_checkpoint
+    assert subset.path and params.tokenizer.checkpoint and params.generator.checkpoint
     assert score.inception_checkpoint and score.reference_batch and params.sample.save_size
     write_images(root / subset.path)
     write_tokenizer(root / params.tokenizer.checkpoint, params)
     write_generator(root / params.generator.checkpoint, params)
-    write_lpips(root / params.align.lpips_checkpoint)
+    write_lpips(root / alignment.config.lpips_checkpoint)
     write_inception(root / score.inception_checkpoint)
     write_reference_batch(root / score.reference_batch, root / score.inception_checkpoint, params.sample.save_size)
 
 
 if __name__ == "__main__":
-    write_smoke_assets(load_params(PROFILE))
+    write_smoke_assets(check_params(read_profile(PROFILE)))

@@ -380,3 +380,18 @@ def test_a_pipe_is_not_replaced_by_a_file(tmp_path):
     with pytest.raises(FileError, match="pipe: this is a device or a pipe"):
         write_json(tmp_path / "pipe", 1)
     assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_key_that_stands_twice_is_named_with_its_line(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("align:\n  steps: 1\n  seeds: [1]\n  steps: 2\n")
+    with pytest.raises(FileError, match=r"params\.yaml: not valid YAML: the key 'steps' stands twice(.|\n)*line 4"):
+        read_yaml(path)
+    path.write_text("a: {steps: 1}\nb: {steps: 2}\n")
+    assert read_yaml(path) == {"a": {"steps": 1}, "b": {"steps": 2}}
+
+
+def test_yaml_that_is_nested_too_deeply_is_told(tmp_path):
+    (tmp_path / "params.yaml").write_text("[" * 100_000)
+    with pytest.raises(FileError, match=r"params\.yaml: not valid YAML: it is nested too deeply"):
+        read_yaml(tmp_path / "params.yaml")

@@ -1,10 +1,10 @@
 """A repository with the pipeline's shape and none of its work: the flows' tests look at how stages run, not at what they do.
 
 The stages of its dvc.yaml run this file. A stage waits while VAPI_WORK has a file `hold-STAGE`, or `hold-RATIO` for its
-noise ratio; with `fail-RATIO` it fails, with `spoil-RATIO` its metrics cannot be read. What began and ended is told in `stages.log` there.
+noise ratio; with `fail-RATIO` it fails, with `spoil-RATIO` its scores cannot be read. What began and ended is told in
+`stages.log` there.
 """
 
-import json
 import os
 import shutil
 import subprocess
@@ -27,31 +27,34 @@ stages:
     outs: ["data/classifiers/${item.role}"]
   tokenize: {cmd: python toy.py data/tokens, deps: [data/subset], outs: [data/tokens]}
   generator: {cmd: python toy.py data/generator, deps: [data/tokens], outs: [data/generator]}
-  cell-base:
-    matrix: {seed: "${align.seeds}"}
-    cmd: python toy.py data/base/${item.seed}
-    deps: [data/generator, data/classifiers]
-    outs: ["data/base/${item.seed}"]
-  cell:
-    matrix: {seed: "${align.seeds}"}
-    cmd: python toy.py data/cell/${item.seed} reports/ablations/stages/cell@${item.seed}.json
-    deps: [data/generator, data/classifiers]
-    params: [align]
-    outs: ["data/cell/${item.seed}"]
-    metrics: ["reports/ablations/stages/cell@${item.seed}.json": {cache: false}]
+  score-control:
+    foreach: ${controls}
+    do:
+      cmd: python toy.py data/scored/${key}
+      deps: [data/generator, data/classifiers]
+      params: [align.seeds]
+      outs: ["data/scored/${key}"]
+  score:
+    foreach: ${variants}
+    do:
+      cmd: python toy.py reports/scores/${item.table}/${key} ${key}
+      deps: [data/generator, data/classifiers]
+      params: [align, "variants.${key}"]
+      plots: ["reports/scores/${item.table}/${key}": {cache: false}]
   report: {cmd: python toy.py reports/report.md, deps: [data/generator, data/classifiers], outs: [reports/report.md: {cache: false}]}
 """
 
 
 def make_toy(path: Path) -> None:
     """Makes the repository in an empty folder: our code and params with the stages above, and one git commit."""
-    for name in (".dvc/config", ".dvcignore", ".gitignore", "params.yaml", "prefect.yaml", "profiles/mnist.yaml"):
+    for name in (".dvc/config", ".dvcignore", ".gitignore", "params.yaml", "prefect.yaml"):
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, path / name)
-    for name in ("pipelines", "vapi_core"):
+    for name in ("pipelines", "vapi_core", "profiles"):
         shutil.copytree(ROOT / name, path / name, ignore=shutil.ignore_patterns("__pycache__"))
     params = yaml.safe_load((path / "params.yaml").read_text())
     params["align"]["noise_ratio"] = NOISE
+    params |= {"variants": {"va-pi": params["variants"]["va-pi"]}, "tables": []}
     (path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     (path / "dvc.yaml").write_text(STAGES)
     shutil.copy(__file__, path / "toy.py")
@@ -68,19 +71,37 @@ def tell(event: str, noise: float) -> None:
         file.write(f"{event} {os.environ['DVC_STAGE']} {noise}\n")
 
 
+def variant_of(noise: float) -> str:
+    """The variant of a sweep's cell of this noise ratio, all else as the form opens."""
+    return f"noise{f'{noise:g}'.replace('.', '_')}-ce0_1-mse_perceptual"
+
+
 def main() -> None:
-    output, *metrics = sys.argv[1:]
-    noise = yaml.safe_load(Path("params.yaml").read_text())["align"]["noise_ratio"]
+    output, *variant = sys.argv[1:]
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    settings = params["align"] | (params["variants"][variant[0]]["align"] if variant else {})
+    noise = settings["noise_ratio"]
     tell("began", noise)
     while any((work() / f"hold-{name}").exists() for name in (noise, os.environ["DVC_STAGE"])):
         time.sleep(0.02)
     if (work() / f"fail-{noise}").exists():
         sys.exit("this cell was told to fail")
-    scores = "spoilt" if (work() / f"spoil-{noise}").exists() else json.dumps({"score/fid toy": 10 - noise})
-    for path in (output, *metrics):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(scores)
+    if variant:
+        Path(output).mkdir(parents=True, exist_ok=True)
+        spoilt = (work() / f"spoil-{noise}").exists()
+        Path(output, "scores.csv").write_text("spoilt" if spoilt else scores(variant[0], params, 10 - noise))
+    else:
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        Path(output).write_text("made")
     tell("ended", noise)
+
+
+def scores(variant: str, params: dict, fid: float) -> str:
+    """A table of scores, the same for every seed."""
+    lines = ["variant,steps,seed,temperature,guidance_scale,extractor,reference,fid"]
+    temperature, reference = params["sample"]["temperature"], params["score"]["reference_splits"][0]
+    lines += [f"{variant},,{seed},{temperature},1.0,toy,{reference},{fid:.6g}" for seed in params["align"]["seeds"]]
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from vapi_core.errors import FileError, file_problem
+from vapi_core.errors import FileError, file_problem, quoted
 
 TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp", re.DOTALL)  # of a path, and the number of the process that writes it
 
@@ -262,7 +262,15 @@ def readable(name: str) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose 1e-5 is a number, as DVC reads and writes it; YAML 1.1 takes it for text."""
+    """YAML whose 1e-5 is a number, as DVC reads and writes it; YAML 1.1 takes it for text. No key may stand twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(None, None, f"the key {quoted(key.value)} stands twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -280,6 +288,8 @@ def read_yaml(path: Path | str) -> Any:
         return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         raise FileError(path, "the file is missing. Run from the top of the repository.") from None
+    except RecursionError:
+        raise FileError(path, "not valid YAML: it is nested too deeply.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         check_merged(path)
         raise FileError(path, f"not valid YAML: {error}") from None

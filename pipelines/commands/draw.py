@@ -3,10 +3,10 @@
     python -m pipelines.commands.draw FOLDER --prompts drawbench.csv [--variant va-pi --seed 0] [--guidance 7.5] [--count 4]
     python -m pipelines.commands.draw FOLDER --set data/samples/experiment/va-pi/t1.0-g7.5-0
 
-Then `python -m pipelines.stages.score --geneval FOLDER`, `--preference FOLDER`, or the official scripts. Prompts are
-GenEval's (.jsonl) or any others (.csv, .tsv, .json, one a line), and need not be those of the run; its generators, text
-encoder and sampling parameters are used. Image k of prompt i is drawn from the stream that the stage `sample` would draw
-it from. An interrupted run goes on where it was.
+Then `python -m pipelines.commands.geneval FOLDER`, `... preference FOLDER`, or the official scripts. Prompts are GenEval's
+(.jsonl) or any others (.csv, .tsv, .json, one a line), and need not be those of the run; its generators, text encoder and
+sampling parameters are used. Image k of prompt i is drawn from the stream that the stage `sample` would draw it from. An
+interrupted run goes on where it was.
 """
 
 import argparse
@@ -106,8 +106,8 @@ def draw(arguments: argparse.Namespace, params: Params) -> int:
         "sampling_seed": stream_seed,
         "images_per_prompt": count,
         **vars(made.config),
-        "generator_sha256": model_hash(made.generator, "generator"),
-        "tokenizer_sha256": model_hash(made.tokenizer, "tokenizer"),
+        "generator_sha256": model_hash(made.generator, "generator", remedy(made.generator)),
+        "tokenizer_sha256": model_hash(made.tokenizer, "tokenizer", remedy(made.tokenizer)),
         "code_sha256": fingerprint(code=training_code()),
     }
     check_folder(arguments.folder, drawn)

@@ -36,13 +36,13 @@ def export_weights(directory: Path, path: Path) -> None:
 
 
 def export_images(directory: Path, path: Path) -> None:
-    """Writes the images of a sampled set, e.g. data/samples/va-pi/t1.0-g1.0-0, as ADM's `.npz`; images are not held.
+    """Writes the images of a sampled set, e.g. data/samples/experiment/va-pi/t1.0-g1.0-0, as ADM's `.npz`; images are not held.
 
     Raises:
         FileError: there is no such set, or it is damaged.
     """
     images, _ = open_samples(
-        directory, "Name the folder of one set, e.g. data/samples/base/t1.0-g1.0-0, or make it anew."
+        directory, "Name the folder of one set, e.g. data/samples/experiment/base/t1.0-g1.0-0, or make it anew."
     )
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, arr_0=images)
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="what", required=True)
     for what, example, written in (
         ("weights", "data/aligned/va-pi/0", "va-pi.pt"),
-        ("images", "data/samples/va-pi/t1.0-g1.0-0", "va-pi.npz"),
+        ("images", "data/samples/experiment/va-pi/t1.0-g1.0-0", "va-pi.npz"),
     ):
         command = commands.add_parser(what)
         command.add_argument("directory", type=Path, help=f"e.g. {example}")

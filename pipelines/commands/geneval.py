@@ -1,7 +1,7 @@
 """The user's command: GenEval of any folder of images, without training anything and without MLflow.
 
-    python -m pipelines.stages.score --geneval FOLDER [--detector PATH] [--colors PATH]
-    python -m pipelines.stages.score --geneval results.jsonl
+    python -m pipelines.commands.geneval FOLDER [--detector PATH] [--colors PATH]
+    python -m pipelines.commands.geneval results.jsonl
 
 Results are appended to FOLDER/results.jsonl, which the official `summary_scores.py` reads too; the scores go to
 FOLDER/scores.json. An interrupted run goes on where it was. Given a file of results, ours or the official script's, only
@@ -20,7 +20,6 @@ from PIL import Image
 
 from pipelines.frame.launch import one_message
 from pipelines.frame.progress import Advance, progress
-from pipelines.tracking.uploader import dismiss_early
 from vapi_core.data.image_files import read_rgb
 from vapi_core.errors import FileError, ParameterError, quoted, shortened
 from vapi_core.files import write_json
@@ -36,10 +35,10 @@ LISTED = 10
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m pipelines.stages.score", description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--geneval", type=Path, required=True, metavar="FOLDER", help="images in GenEval's layout, or a results.jsonl"
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.commands.geneval", description=__doc__.partition("\n")[0]
     )
+    parser.add_argument("folder", type=Path, help="images in GenEval's layout, or a results.jsonl")
     parser.add_argument(
         "--detector", default=HUB_DETECTOR, help=f"Mask2Former: a folder or a cached hub id (default {HUB_DETECTOR})"
     )
@@ -93,7 +92,7 @@ def check_images(folder: Path | None, samples: list[Sample]) -> list[Image.Image
 
 def run(arguments: argparse.Namespace) -> Evaluation:
     """Evaluates the folder and writes its results and scores."""
-    folder, options, device = arguments.geneval, parse_options(arguments.options), choose_device(arguments.device)
+    folder, options, device = arguments.folder, parse_options(arguments.options), choose_device(arguments.device)
     if folder.is_file():
         results = read_results(folder)
         write_scores(folder, results)
@@ -123,7 +122,6 @@ def write_scores(results_path: Path, results: list[GenEvalResult]) -> None:
 @one_message
 def main(arguments: list[str]) -> int:
     """Runs the command; 1 on an error of the user's or where images could not be scored."""
-    dismiss_early()  # of the stage `score`, which this is not
     evaluation = run(parse(arguments))
     return exit_code(len(evaluation.results), evaluation.missing, evaluation.unreadable)
 
@@ -179,3 +177,7 @@ def exit_code(scored: int, missing: Sequence[Path], unreadable: Sequence[FileErr
     if len(problems) > LISTED:
         print(f"  and {len(problems) - LISTED} more", file=sys.stderr)
     return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

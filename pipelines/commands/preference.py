@@ -1,6 +1,6 @@
 """The user's command: CLIP score or HPSv2 of any folder of images, without training anything and without MLflow.
 
-    python -m pipelines.stages.score --preference FOLDER [--prompts drawbench.csv] [--score hpsv2] [--weights PATH]
+    python -m pipelines.commands.preference FOLDER [--prompts drawbench.csv] [--score hpsv2] [--weights PATH]
 
 The folder is laid out as GenEval's: 00000/metadata.jsonl holds a prompt, 00000/samples/ its images. With --prompts the
 prompts of a DrawBench-style file are put there first. The scores are printed and go to FOLDER/SCORE.json. Exit code 1 if
@@ -9,11 +9,11 @@ anything could not be scored.
 
 import argparse
 import math
+import sys
 from pathlib import Path
 
 from pipelines.commands.geneval import choose_device, counted, exit_code, positive
 from pipelines.frame.launch import one_message
-from pipelines.tracking.uploader import dismiss_early
 from vapi_core.errors import FileError
 from vapi_core.files import write_json
 from vapi_core.scoring.geneval.folder import read_folder, write_prompts
@@ -27,8 +27,10 @@ from vapi_core.scoring.preference import (
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m pipelines.stages.score", description=__doc__.partition("\n")[0])
-    parser.add_argument("--preference", type=Path, required=True, metavar="FOLDER", help="images in GenEval's layout")
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.commands.preference", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("folder", type=Path, help="images in GenEval's layout")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="DrawBench-style .csv, .tsv, .json or .txt")
     parser.add_argument("--score", choices=("clip", "hpsv2"), default="clip")
     parser.add_argument("--weights", metavar="PATH", help="a file or an open_clip folder (default: the hub cache)")
@@ -40,7 +42,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace) -> PreferenceScore:
     """Scores the folder and writes its score."""
-    folder: Path = arguments.preference
+    folder: Path = arguments.folder
     if arguments.prompts is not None:
         if not folder.is_dir():
             raise FileError(folder, "there is no such folder.")
@@ -65,6 +67,9 @@ def run(arguments: argparse.Namespace) -> PreferenceScore:
 @one_message
 def main(arguments: list[str]) -> int:
     """Runs the command; 1 on an error of the user's or where images could not be scored."""
-    dismiss_early()  # of the stage `score`, which this is not
     score = run(parse(arguments))
     return exit_code(score.images, score.missing, score.unreadable)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -29,7 +30,8 @@ Seeds = Annotated[tuple[Seed, ...], Length(least=1)]
 Temperatures = Annotated[tuple[Temperature, ...], Length(least=1)]
 GuidanceScales = Annotated[tuple[Guidance, ...], Length(least=1)]
 Side = Annotated[int, Bounds(least=1, most=MOST_PIXELS)]
-Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9.+_-]*$", max_length=60)]  # of a file and of a stage
+# of a file, a stage, and a part of the dotted keys by which DVC finds and overrides parameters: no dot and no plus
+Name = Annotated[str, Field(pattern=r"^[a-zA-Z][a-zA-Z0-9_-]*$", max_length=80)]
 Split = Annotated[str, Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]*$", max_length=60)]  # a part of MLflow's names
 T = TypeVar("T")
 
@@ -207,15 +209,29 @@ def checked(kind: type[T], content: Any, where: str = "") -> T:
     """
     try:
         # JSON has lists where YAML has them, so that nothing else need be cast
-        return TypeAdapter(kind).validate_json(json.dumps(content, default=str))
+        return _adapter(kind).validate_json(json.dumps(content, default=str))  # type: ignore[arg-type]
     except ValidationError as error:
         raise several([_explain(e, where) for e in error.errors()]) from None
 
 
+@cache
+def _adapter(kind: Any) -> TypeAdapter:
+    return TypeAdapter(kind)
+
+
 def several(problems: list[tuple[str, str]]) -> ParameterError:
     """One error of all problems, each a key and what is wrong with it."""
-    (key, first), *others = dict(problems).items()  # a union of types complains once for each
+    told: dict[str, list[str]] = {}  # a union of types complains once for each, and so may every variant
+    for key, problem in problems:
+        if problem not in told.setdefault(key, []):
+            told[key].append(problem)
+    (key, first), *others = ((key, " ".join(texts)) for key, texts in told.items())
     return ParameterError(key, first + "".join(f"\n{key}: {problem}" for key, problem in others))
+
+
+def problems_of(error: ParameterError) -> list[tuple[str, str]]:
+    """What `several` has put into one error."""
+    return [(key, problem) for key, _, problem in (line.partition(": ") for line in str(error).splitlines())]
 
 
 def _explain(error: Any, where: str) -> tuple[str, str]:

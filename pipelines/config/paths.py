@@ -1,8 +1,20 @@
-"""Where each stage puts what it makes. The same names stand in dvc.yaml."""
+"""The kinds of stages, and where each puts what it makes. The same names stand in dvc.yaml."""
 
 import os
 from pathlib import Path
 
+STAGES = (  # in the order of the graph; `table` makes the report too
+    "subset",
+    "classifier",
+    "tokenizer",
+    "tokenize",
+    "generator",
+    "references",
+    "align",
+    "sample",
+    "score",
+    "table",
+)
 SUBSET = Path("data/subset")
 CLASSIFIERS = Path("data/classifiers")
 TOKENIZER = Path("data/tokenizer")

@@ -31,19 +31,17 @@ from pipelines.flows.running import gpu_tags, run_all, run_command, visible_gpus
 from pipelines.frame.launch import one_message
 from pipelines.reporting.grid import publish
 from pipelines.tracking import dashboards
+from pipelines.variants.cells import experiments, read_scores
 from pipelines.variants.sweep import (
-    TARGETS,
-    Cell,
-    SweepForm,
+    Experiment,
     command,
-    experiments,
-    opening_form,
     plan_cells,
     plan_upstream,
     read_baseline,
-    read_scores,
+    setting,
     sweep_name,
 )
+from pipelines.variants.sweep_form import SweepForm, opening_form
 from vapi_core.errors import FileError, VapiError
 from vapi_core.scoring.statistics import mean_and_standard_error
 
@@ -52,13 +50,13 @@ SKIPPED = "Skipped"  # name of the state of a cell that was finished before
 
 
 @task(retries=1, retry_delay_seconds=2)
-def run_cell(cell: Cell, gpus: list[str]) -> State:
+def run_experiment(experiment: Experiment, gpus: list[str]) -> State:
     """One experiment, unless it exists. A cell whose scores cannot be read has failed."""
-    exists = cell.name in experiments()
+    exists = experiment.name in experiments()
     if not exists:
-        run_command(command(cell), cell.name, gpus)
-    if cell.targets == TARGETS:  # the upstream has no scores of cells
-        read_scores(cell.name, cell.overrides["align.seeds"])
+        run_command(command(experiment), experiment.name, gpus)
+    if experiment.cell is not None:
+        read_scores(experiment.name)
     if exists:
         return Completed(name=SKIPPED, message="the experiment exists")
     return Completed(message="the experiment is new")
@@ -78,16 +76,16 @@ def ablation_sweep(form: SweepForm = PAPERS_NOISE, dry_run: bool = False) -> Sta
     if dry_run:
         logger.info(plan_text(upstream, cells))
         return Completed(message=f"{len(cells)} cells planned, none run")
-    progress = Progress(cells, form.seeds)
+    progress = Progress(cells)
     gpus = visible_gpus(baseline.profile["device"])
     tags = gpu_tags(gpus)
-    shared = run_cell.with_options(task_run_name=upstream.name, tags=tags)(upstream, gpus, return_state=True)
+    shared = run_experiment.with_options(task_run_name=upstream.name, tags=tags)(upstream, gpus, return_state=True)
     if not shared.is_completed():
         raise VapiError(f"{upstream.name}, on which all cells build, did not end well: {shared.message}")
     by_name = {cell.name: cell for cell in cells}
     states = run_all(
         dict.fromkeys(by_name, []),
-        lambda name, _: run_cell.with_options(task_run_name=name, tags=tags).submit(by_name[name], gpus),
+        lambda name, _: run_experiment.with_options(task_run_name=name, tags=tags).submit(by_name[name], gpus),
         form.parallelism,
         progress.finished,
     )
@@ -102,11 +100,9 @@ def ablation_sweep(form: SweepForm = PAPERS_NOISE, dry_run: bool = False) -> Sta
 class Progress:
     """The sweep's artifacts: its grid as a table and how much of it is done, renewed as cells end; then figures and links."""
 
-    def __init__(self, cells: list[Cell], seeds: list[int]):
-        self._key, self._seeds = sweep_name(cells), seeds
-        self._rows: dict[str, dict[str, Any]] = {
-            c.name: {"cell": c.name, **c.setting, "state": "waiting"} for c in cells
-        }
+    def __init__(self, cells: list[Experiment]):
+        self._key = sweep_name(cells)
+        self._rows = {cell.name: row_of(cell) for cell in cells}
         self._bar: Any = create_progress_artifact(0.0, key=f"{self._key}-progress", description=f"{len(cells)} cells")
         self._started, self._ended = time.monotonic(), 0
         self._show()
@@ -117,7 +113,7 @@ class Progress:
         row["state"] = str(state.name).lower()
         if state.is_completed():
             try:
-                row |= scores_row(read_scores(name, self._seeds))
+                row |= scores_row(read_scores(name))
             except FileError as error:  # the experiment has been removed since its task read it
                 row["problem"] = str(error)
         else:
@@ -155,6 +151,12 @@ class Progress:
         )
 
 
+def row_of(experiment: Experiment) -> dict[str, Any]:
+    """The line of a cell in the table, before it has ended."""
+    assert experiment.cell is not None and experiment.cell.alignment is not None
+    return {"cell": experiment.name, **setting(experiment.cell.alignment), "state": "waiting"}
+
+
 def scores_row(scores: dict[str, list[float]]) -> dict[str, str]:
     """Scores of a finished cell for the table: mean ± standard error over seeds; of one seed the score alone."""
     row = {}
@@ -164,7 +166,7 @@ def scores_row(scores: dict[str, list[float]]) -> dict[str, str]:
     return row
 
 
-def plan_text(upstream: Cell, cells: list[Cell]) -> str:
+def plan_text(upstream: Experiment, cells: list[Experiment]) -> str:
     """The plan of a sweep for people: every experiment and the command that runs it."""
     existing = experiments()
     lines = [

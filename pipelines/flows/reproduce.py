@@ -41,7 +41,7 @@ def reproduce(target: Target = "report", parallelism: Parallelism = 2) -> State:
     """Brings a stage of dvc.yaml up to date.
 
     Args:
-        target: a stage or a group of stages, e.g. report, align, ablation-noise.
+        target: a stage or a group of stages, e.g. report, align, score@va-pi, table@noise.
         parallelism: stages that run at the same time, where the graph allows it.
     """
     graph = stage_graph(target)

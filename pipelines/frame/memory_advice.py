@@ -8,11 +8,11 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.config.params import Params
-from pipelines.variants.variant import Alignment, find_variant
+from pipelines.variants.variant import Alignment, find_variant, key_of
 from vapi_core.errors import VapiError
 from vapi_core.training.loop import OptimizationConfig
 
@@ -60,7 +60,7 @@ def memory_levers(params: Params, stage_name: str) -> list[Lever]:
         return [] if training is None else _of_batch(f"{stage}.training", training, processes=1)
     if stage == "align":
         alignment = find_variant(params, instance).alignment
-        return [] if alignment is None else _of_alignment(params, alignment)
+        return [] if alignment is None else _by_own_key(_of_alignment(params, alignment), params, instance)
     if stage.startswith("sample"):
         return _of_sampling(params) + _of_processes(params)
     if stage in ("references", "score", "score-control"):
@@ -83,6 +83,17 @@ def _of_alignment(params: Params, alignment: Alignment) -> list[Lever]:
     if group_size := getattr(config, "group_size", 0):
         levers += _less("align.group_size", group_size, False, least=2)
     return levers
+
+
+def _by_own_key(levers: list[Lever], params: Params, variant: str) -> list[Lever]:
+    """Levers of an alignment, named where their value stands: in the variant, or in what all share."""
+    changes, prefix = params.variants[variant].align, "align."
+    return [
+        replace(lever, name=key_of(variant, lever.name.removeprefix(prefix), changes))
+        if lever.name.startswith(prefix)
+        else lever
+        for lever in levers
+    ]
 
 
 def _of_batch(section: str, training: OptimizationConfig, processes: int) -> list[Lever]:

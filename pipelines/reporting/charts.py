@@ -26,7 +26,7 @@ def draw_bars(axes: Any, points: pd.DataFrame) -> None:
     """One bar with its error per row of x, y, error."""
     positions = np.arange(len(points))
     axes.bar(positions, points["y"], yerr=points["error"], capsize=3, color="tab:blue", alpha=0.7)
-    axes.set_xticks(positions, points["x"], rotation=30, ha="right")
+    axes.set_xticks(positions, points["x"], rotation=30, ha="right", fontsize=8)
 
 
 def draw_heatmap(axes: Any, grid: pd.DataFrame) -> None:

@@ -42,11 +42,25 @@ class Evidence:
     stages: dict[str, dict[str, float]]  # metrics of this profile's stages
 
     @property
+    def guidance(self) -> float:
+        """The guidance scale of the main question."""
+        return main_guidance(self.params)
+
+    @property
     def reconstructions(self) -> dict[str, float]:
         """Extractor -> FID of held-out images that were only encoded and decoded."""
-        found = self.stages.get(REFERENCES_STAGE, {})
-        prefix = "reconstruction_fid "
-        return {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
+        return reconstruction_fid(self.stages)
+
+
+def main_guidance(params: Params) -> float:
+    """None (1) where that is drawn, else the first."""
+    scales = params.sample.guidance_scales
+    return 1.0 if 1.0 in scales else scales[0]
+
+
+def reconstruction_fid(stages: dict[str, dict[str, float]]) -> dict[str, float]:
+    found, prefix = stages.get(REFERENCES_STAGE, {}), "reconstruction_fid "
+    return {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
 
 
 def gather(table: Table, params: Params) -> Evidence:
@@ -56,15 +70,12 @@ def gather(table: Table, params: Params) -> Evidence:
     whole = whole_alignments(sets)
     stages = read_stages(params, variants)
     summary = summarize(whole)
-    prefix = "reconstruction_fid "
-    floors = stages.get(REFERENCES_STAGE, {})
-    blind = blind_extractors(
-        summary, BASE, {n.removeprefix(prefix): v for n, v in floors.items() if n.startswith(prefix)}
-    )
+    guidance = main_guidance(params)
+    blind = blind_extractors(summary, BASE, guidance, reconstruction_fid(stages))
     seen = whole[~whole["extractor"].isin(blind)]
     rows = list(dict.fromkeys(whole["row"]))
-    main = (table.scores[0], 1.0) if table.ordered else None
-    comparisons = compare(seen, table.claims(rows), table.scores, main)
+    main = (table.scores[0], guidance) if table.ordered else None
+    comparisons = compare(seen, table.claims(rows), (*table.scores, *table.others), main)
     tasks = None
     if params.score.geneval is not None:
         tasks = summarize_tasks(read_judged(table, variants, params))

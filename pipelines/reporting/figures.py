@@ -9,6 +9,9 @@ from PIL import Image
 from vapi_core.files import atomic_path
 
 MIN_SIDE = 56  # pixels: smaller images are enlarged by whole factors
+CURVE_COLUMNS = 4
+BESIDE = {"textcoords": "offset points"}  # of a label: its place is in points from what it names
+Curve = Mapping[str, np.ndarray]  # metric -> values over steps, NaN where it was not measured
 
 
 def tile(images: np.ndarray, columns: int) -> np.ndarray:
@@ -46,26 +49,33 @@ def side_by_side(path: Path, grids: Mapping[str, np.ndarray], columns: int) -> N
     save_figure(path, figure)
 
 
-def plot_curves(path: Path, curves: Mapping[str, Mapping[str, np.ndarray]], names: Sequence[str]) -> None:
-    """One panel per metric, one line per run. `curves` maps run -> metric -> values over steps (NaN: not measured)."""
+def plot_curves(path: Path, curves: Mapping[str, Sequence[Curve]], names: Sequence[str]) -> None:
+    """One panel per metric over steps, one colour per alignment, one line for each of its seeds.
+
+    Metrics that no alignment measured have no panel.
+    """
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    columns = 4
-    rows = -(-len(names) // columns)
-    figure = Figure(figsize=(3.4 * columns, 2.4 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    names = [name for name in names if any(name in curve for runs in curves.values() for curve in runs)]
+    rows = -(-len(names) // CURVE_COLUMNS)
+    figure = Figure(figsize=(3.4 * CURVE_COLUMNS, 2.4 * rows), layout="constrained")
+    panels = figure.subplots(rows, CURVE_COLUMNS, squeeze=False).ravel()
+    lines = {}
     for axes, name in zip(panels, names, strict=False):
-        for run, metrics in curves.items():
-            if name in metrics:
-                values = np.asarray(metrics[name], float)
-                measured = np.flatnonzero(~np.isnan(values))
-                axes.plot(measured + 1, values[measured], label=run, linewidth=1)
-        axes.set_title(name, fontsize=9)
+        for number, (alignment, runs) in enumerate(curves.items()):
+            for curve in runs:
+                if name in curve:
+                    values = np.asarray(curve[name], float)
+                    measured = np.flatnonzero(~np.isnan(values))
+                    color = colormaps["tab10"](number % 10)
+                    (lines[alignment],) = axes.plot(measured + 1, values[measured], linewidth=1, color=color)
+        axes.set_title(name.replace("_", " "), fontsize=9)
+        axes.set_xlabel("step", fontsize=7)
         axes.tick_params(labelsize=7)
     for axes in panels[len(names) :]:
         axes.axis("off")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=8)
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=6, fontsize=8)
     save_figure(path, figure)
 
 
@@ -80,7 +90,7 @@ def plot_precision_recall(path: Path, scores, ways=None) -> None:
 
     extractors, models = list(scores["extractor"].unique()), list(scores["model"].unique())
     colors = dict(zip(models, (colormaps["tab10"](i) for i in range(10)), strict=False))
-    figure = Figure(figsize=(4.6 * len(extractors), 4.4), layout="constrained")
+    figure = Figure(figsize=(5.2 * len(extractors), 5.0), layout="constrained")
     for axes, extractor in zip(np.atleast_1d(figure.subplots(1, len(extractors))), extractors, strict=True):
         part = scores[scores["extractor"] == extractor]
         for (model, guidance), group in part.groupby(["model", "guidance_scale"], sort=False):
@@ -90,13 +100,15 @@ def plot_precision_recall(path: Path, scores, ways=None) -> None:
             means = group.groupby("temperature")[["recall", "precision"]].mean().sort_index()
             if len(means) > 1:
                 axes.plot(means["recall"], means["precision"], linewidth=1, color=colors[model])
-                for temperature, (recall, precision) in means.iterrows():
-                    axes.annotate(f"T {temperature}", (recall, precision), fontsize=7)
+                for temperature, (recall, precision) in means.iloc[[0, -1]].iterrows():
+                    axes.annotate(f"T {temperature}", (recall, precision), (4, 4), **BESIDE, fontsize=8)
         if ways is not None:
             for model, way in ways[ways["extractor"] == extractor].groupby("model", sort=False):
                 axes.plot(way["recall"], way["precision"], ":", marker=".", markersize=4, color=colors[model])
                 for steps, recall, precision in way[["steps", "recall", "precision"]].to_numpy()[1:-1]:
-                    axes.annotate(f"{steps:.0f}", (recall, precision), fontsize=6, color=colors[model])
+                    axes.annotate(
+                        f"{steps:.0f}", (recall, precision), (3, -8), **BESIDE, fontsize=6, color=colors[model]
+                    )
         axes.set(title=extractor, xlabel="recall", ylabel="precision")
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=7)

@@ -1,14 +1,11 @@
 """The grid of a sweep, one row per cell and seed: from DVC's experiments and from MLflow's runs alike, and to MLflow.
 
-`python -m pipelines.reporting.grid` prints it as CSV, from DVC or, with `--from mlflow`, from MLflow; `from_dvc` and `from_mlflow`
-are the same as pandas DataFrames. Scores have six digits, as in the metrics files.
+`python -m pipelines.commands.results` prints it as CSV, from DVC or, with `--from mlflow`, from MLflow; `from_dvc` and
+`from_mlflow` are the same as pandas DataFrames. Scores have six digits, as in the metrics files.
 """
 
-import itertools
-import json
-import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,85 +14,65 @@ import pandas as pd
 
 from pipelines.config.paths import WORK
 from pipelines.reporting.charts import draw_heatmap, draw_lines, panels
-from pipelines.repository.git import git
-from pipelines.repository.lockfile import check_dvc_files
 from pipelines.tracking import mlflow_runs
 from pipelines.tracking import runs as tracking
-from pipelines.variants.sweep import METRICS, experiments, is_cell, read_key
+from pipelines.tracking.mlflow_runs import SCORE
+from pipelines.variants.cells import DIGITS, FinishedCell, cells_of_head, experiments, read_cell, read_key
+from pipelines.variants.sweep import AXES, is_cell, setting
 from vapi_core.errors import FileError
 from vapi_core.files import atomic_path
 from vapi_core.scoring.statistics import mean_and_standard_error
 
-AXES = ("noise_ratio", "regularizer", "regularizer_weight", "reward")
 COLUMNS = ("experiment", *AXES, "seed")
 DRAWN = ("fid", "is_mean", "accuracy", "overall")
 LABELS = {"noise_ratio": "ξ", "regularizer_weight": "β", "reward": "reward", "regularizer": "regularizer"}
-DIGITS = 6
 
 
 def from_dvc(names: Iterable[str] | None = None) -> pd.DataFrame:
-    """The finished cells among DVC's experiments, read by `dvc exp show`; all of HEAD's, or those of these names.
+    """The finished cells among DVC's experiments, as git has them; all of HEAD's, or those of these names.
 
     Raises:
-        FileError: this is no repository of DVC's, or git has no commit.
+        FileError: this is no repository of git's, or git has no commit.
     """
-    command = [sys.executable, "-m", "dvc", "exp", "show", "--json"]
-    command += [*itertools.chain(*(["--rev", rev] for rev in _baselines(names)))]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        check_dvc_files()
-        raise FileError(".", f"`dvc exp show` fails: {result.stderr.strip()}")
-    experiments = [e["revs"][0] for baseline in json.loads(result.stdout) for e in baseline["experiments"] or []]
-    wanted = None if names is None else set(names)
-    rows = [row for e in experiments if e.get("data") and (wanted is None or e["name"] in wanted) for row in _rows(e)]
-    return _frame(rows)
+    return _frame([row for cell in finished_cells(names) for row in _rows(cell)])
 
 
-def _baselines(names: Iterable[str] | None) -> list[str]:
-    """The commits on which experiments of these names build."""
-    if names is None:
-        return []
-    refs = git(Path(), "for-each-ref", "--format=%(refname)", *(f"refs/exps/*/*/{name}" for name in names)).split()
-    return list(dict.fromkeys("".join(ref.split("/")[2:4]) for ref in refs))
+def finished_cells(names: Iterable[str] | None = None) -> list[FinishedCell]:
+    """The cells whose scores can be read, of HEAD or of these names; what is wrong with one that was run is told."""
+    wanted, found = None if names is None else set(names), []
+    for name in cells_of_head() if wanted is None else [name for name in experiments() if name in wanted]:
+        try:
+            found.append(read_cell(name))
+        except FileError as error:
+            print(f"warning: {error}", file=sys.stderr)
+    return found
 
 
-def _rows(experiment: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row per seed of an experiment as `dvc exp show` has it; none for what is no cell."""
-    if not is_cell(experiment["name"]):
-        return []
-    align = experiment["data"]["params"]["params.yaml"]["data"]["align"]
-    setting = {
-        "noise_ratio": align["noise_ratio"],
-        "regularizer": align["regularizer"],
-        "regularizer_weight": align["regularizer_weight"] if align["regularizer"] != "none" else 0.0,
-        "reward": "+".join(name for name, weight in align["reward"].items() if weight) or "prior",
-    }
-    rows = []
-    for seed in align["seeds"]:
-        metrics = experiment["data"]["metrics"].get(METRICS.format(seed=seed), {}).get("data", {})
-        scores = {n.removeprefix("score/"): v for n, v in metrics.items() if n.startswith("score/")}
-        if scores:
-            rows.append({"experiment": experiment["name"], **setting, "seed": seed, **scores})
-    return rows
+def _rows(cell: FinishedCell) -> list[dict[str, Any]]:
+    """One row per seed of a cell."""
+    assert cell.variant.alignment is not None
+    own = {"experiment": cell.experiment, **setting(cell.variant.alignment)}
+    return [
+        {**own, "seed": seed, **{name.removeprefix(SCORE): value for name, value in scores.items()}}
+        for seed, scores in cell.scores.items()
+    ]
 
 
 def from_mlflow(experiment: str, names: Iterable[str] | None = None) -> pd.DataFrame:
     """The finished cells among the runs of an MLflow experiment (a profile); all that DVC's experiments made, or these."""
     rows = []
     wanted = None if names is None else set(names)
-    for run in mlflow_runs.find_runs(experiment, "tags.stage = 'cell' and attributes.status = 'FINISHED'"):
+    for run in mlflow_runs.find_runs(experiment, "tags.stage = 'align' and attributes.status = 'FINISHED'"):
         name, p = run.data.tags.get(mlflow_runs.EXPERIMENT_TAG), run.data.params
         if name is None or not is_cell(name) or (wanted is not None and name not in wanted):
             continue
-        setting = {
-            "noise_ratio": float(p["noise_ratio"]),
-            "regularizer": p["regularizer"],
-            "regularizer_weight": float(p["regularizer_weight"]) if p["regularizer"] != "none" else 0.0,
-            "reward": p["terms"],
-        }
-        metrics = {n.removeprefix("score/"): v for n, v in run.data.metrics.items() if n.startswith("score/")}
+        metrics = {n.removeprefix(SCORE): v for n, v in run.data.metrics.items() if n.startswith(SCORE)}
+        if not metrics:  # it is not scored yet
+            continue
+        weight = float(p["regularizer_weight"]) if p["regularizer"] != "none" else 0.0
+        own = dict(zip(AXES, (float(p["noise_ratio"]), p["regularizer"], weight, p["terms"]), strict=True))
         scores = {n: float(f"{v:.{DIGITS}g}") for n, v in metrics.items()}
-        rows.append({"experiment": name, **setting, "seed": int(p["seed"]), **scores})
+        rows.append({"experiment": name, **own, "seed": int(p["seed"]), **scores})
     return _frame(rows)
 
 
@@ -164,12 +141,13 @@ def publish(sweep: str, profile: str, form: dict[str, Any], names: Iterable[str]
         names: DVC's experiments that are its cells, finished or not.
     """
     names = sorted(names)
-    grid = from_dvc(names)
+    finished = finished_cells(names)
+    grid = _frame([row for cell in finished for row in _rows(cell)])
     folder = WORK / "sweeps" / sweep
     with atomic_path(folder / "grid.csv") as temporary:
         grid.to_csv(temporary, index=False, lineterminator="\n")
     files = [folder / "grid.csv", *(draw(grid, folder) if len(grid) else [])]
-    claim_runs(grid, profile)
+    claim_runs(finished, profile)
     key = tracking.stage_key("sweep", {"cells": names}, [])
     tags = {"stage": "sweep", "profile": profile}
     with tracking.stage_run(experiment=profile, name=sweep, key=key, params=form, tags=tags) as run:
@@ -181,10 +159,12 @@ def publish(sweep: str, profile: str, form: dict[str, Any], names: Iterable[str]
     return grid
 
 
-def claim_runs(grid: pd.DataFrame, profile: str) -> None:
+def claim_runs(finished: Iterable[FinishedCell], profile: str) -> None:
     """Gives the runs of cells that DVC took from its cache, made under another name, the name they have in the grid."""
-    told = from_mlflow(profile, grid["experiment"])
-    known, commits = set(zip(told["experiment"], told["seed"], strict=True)), experiments()
-    for name, seed in zip(grid["experiment"], grid["seed"], strict=True):
-        if (name, seed) not in known and (key := read_key(commits[name], seed)) is not None:
-            mlflow_runs.name_experiment(profile, key, name)
+    cells = {cell.experiment: cell for cell in finished}
+    told = from_mlflow(profile, cells)
+    known = set(zip(told["experiment"], told["seed"], strict=True))
+    for name, cell in cells.items():
+        for seed in cell.scores:
+            if (name, seed) not in known and (key := read_key(cell, seed)) is not None:
+                mlflow_runs.name_experiment(profile, key, name)

@@ -1,21 +1,15 @@
 """The page of a table, made from numbers alone: it says what was measured, either way."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from pipelines.reporting.evidence import GENEVAL, Evidence
+from pipelines.reporting.markdown import counted, item, markdown_table, prose
 from pipelines.reporting.protocol import warning
-from pipelines.reporting.statistics import (
-    BETTER,
-    LEVEL,
-    NO_DIFFERENCE,
-    NOT_TESTED,
-    SCORE_TITLES,
-    WORSE,
-)
+from pipelines.reporting.settings import cost_table, settings_table
+from pipelines.reporting.statistics import BETTER, LEVEL, NO_DIFFERENCE, NOT_TESTED, SCORE_TITLES, WORSE
 from pipelines.reporting.tables import Picture, Table
 from vapi_core.scoring.geneval.comparison import OVERALL
 
@@ -28,13 +22,23 @@ PICTURE_TITLES: dict[Picture, str] = {
     "densities": "Densities of embeddings",
 }
 PICTURE_NOTES: dict[Picture, str] = {
+    "axis": "Bars of error are 95 % intervals over seeds. Dashed: the base.",
+    "curves": "A line for each seed.",
     "precision-recall": (
-        "What only sharpens moves along the line of the base's temperatures. What improves comes to lie above it. "
-        "Dotted: the first seed on its way, after so many steps."
+        "A dot is a set of images. What only sharpens moves along the line of the base's temperatures. "
+        "What improves comes to lie above it. Dotted: the first seed on its way, after so many steps."
     ),
     "densities": "Points are outputs of the tokenizer's encoder, which scores nothing; one set of each row.",
 }
 VERDICTS = (BETTER, WORSE, NO_DIFFERENCE, NOT_TESTED)
+OF_A_CLAIM = {BETTER: "holds", WORSE: "reversed"}  # what a verdict means for a claim of the paper
+VERBS = {  # what one comparison does, what several do
+    BETTER: ("is better", "are better"),
+    WORSE: ("is worse", "are worse"),
+    NO_DIFFERENCE: ("finds no difference", "find no difference"),
+    NOT_TESTED: ("is not tested", "are not tested"),
+}
+VERBS_OF_CLAIMS = VERBS | {BETTER: ("holds", "hold"), WORSE: ("is reversed", "are reversed")}
 
 
 def page(evidence: Evidence, facts: dict[str, Any]) -> str:
@@ -42,17 +46,24 @@ def page(evidence: Evidence, facts: dict[str, Any]) -> str:
     table, params = evidence.table, evidence.params
     sections = [
         f"# {table.title}, profile `{params.profile}`",
-        warning(params, facts),
-        what_was_run(evidence),
-        "## Findings\n\n" + "\n".join(findings(evidence)),
+        prose(warning(params, facts)),
+        prose(*setup(evidence)),
+        "## Findings",
+        *findings(evidence),
         *(picture(table, name) for name in table.pictures),
-        "## Scores\n\n" + caption(evidence),
+        "## Scores",
+        prose(*caption(evidence)),
         *(score_section(evidence, str(extractor), part) for extractor, part in groups(evidence.summary)),
         *task_sections(evidence),
         *comparison_sections(evidence),
-        "## What it cost\n\n" + cost_table(evidence.stages),
-        f"All numbers: `reports/tables/{table.name}`. Scores of every set: `reports/scores`. How each number came to be: "
-        f"`dvc.lock`. `dvc repro {target(table)}` writes this page.",
+        "## Settings",
+        settings_table(evidence),
+        "## What it cost",
+        cost_table(evidence.stages),
+        prose(
+            f"All numbers: `reports/tables/{table.name}`. Scores of every set: `reports/scores`. "
+            f"How each number came to be: `dvc.lock`. `dvc repro {target(table)}` writes this page."
+        ),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -69,104 +80,148 @@ def groups(summary: pd.DataFrame) -> Any:
 def picture(table: Table, name: Picture) -> str:
     path = "figures/reconstructions.png" if name == "reconstructions" else f"figures/{table.name}/{name}.png"
     image = f"![{PICTURE_TITLES[name]}]({path})"
-    return f"{image}\n\n{PICTURE_NOTES[name]}" if name in PICTURE_NOTES else image
+    return f"{image}\n\n{prose(PICTURE_NOTES[name])}" if name in PICTURE_NOTES else image
 
 
-def what_was_run(evidence: Evidence) -> str:
-    params, stages = evidence.params, evidence.stages
-    s, tokenizer, generator = params.subset, stages.get("tokenizer", {}), stages.get("generator", {})
-    splits = ", ".join(f"{count:,} {name}" for name, count in s.splits.items())
-    held_out = params.score.reference_splits[0]
-    lines = [
-        f"Images: {splits}, from the source `{s.source}` at {s.image_size} pixels. "
-        f"Tokenizer: codebook {params.tokenizer.codebook_size} x {params.tokenizer.codebook_dim}, "
-        f"{tokenizer.get('codebook_usage', float('nan')):.0%} of it used, "
-        f"reconstruction MSE {tokenizer.get('reconstruction_mse', float('nan')):.4f} on held-out images. "
-        f"Generator: {generator.get('parameters', float('nan')) / 1e6:.2f} M parameters, "
-        f"{generator.get('cross_entropy_' + held_out, float('nan')):.3f} nats a token on held-out images.",
+def setup(evidence: Evidence) -> list[str]:
+    """What was run, in a few sentences; the settings stand further below."""
+    params, seeds = evidence.params, evidence.params.align.seeds
+    return [
+        "Every alignment starts from the same base, and with a seed sees the same images in the same order.",
+        f"{counted(len(seeds), 'seed')}: {', '.join(map(str, seeds))}.",
+        counts_of_images(evidence.summary, params.sample.count if params.task == "t2i" else None),
+        "An image has the same random stream in all rows of a seed.",
     ]
-    aligned = [variant for variant in evidence.variants if variant.alignment is not None]
-    shared, own = common_settings([v.alignment.settings for v in aligned if v.alignment is not None])
-    seeds = ", ".join(map(str, params.align.seeds))
-    lines.append(
-        f"Every alignment starts from the same base and sees the same images in the same order; seeds {seeds}. "
-        "Every set is drawn with one random stream per image, the same for all rows of a seed."
-    )
-    if shared:
-        lines.append("Settings of all alignments: " + ", ".join(f"{k} {v}" for k, v in shared.items()) + ".")
-    if any(own):
-        rows = [[v.name, ", ".join(f"{k} {x}" for k, x in o.items())] for v, o in zip(aligned, own, strict=True)]
-        lines.append(markdown_table(["alignment", "settings of its own"], rows))
-    return "\n\n".join(lines)
 
 
-def common_settings(settings: Sequence[dict[str, Any]]) -> tuple[dict[str, str], list[dict[str, str]]]:
-    """What all settings have in common, and what each has beside that; nested ones by dotted names."""
-    flat = [dict(flattened(s)) for s in settings]
-    if not flat:
-        return {}, []
-    shared = {k: v for k, v in flat[0].items() if all(f.get(k) == v for f in flat)}
-    return shared, [{k: v for k, v in f.items() if k not in shared} for f in flat]
-
-
-def flattened(settings: dict[str, Any], prefix: str = "") -> Any:
-    """Dotted name and text of every setting that says something; what is off or left to others is left out."""
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            yield from flattened(value, f"{prefix}{name}.")
-        elif value is not None:
-            yield f"{prefix}{name}", f"{value:g}" if isinstance(value, float) else str(value)
+def counts_of_images(summary: pd.DataFrame, each: int | None) -> str:
+    """Whether all sets have equally many images: without that no FID can be compared."""
+    counts = sorted(set(summary["samples"].dropna().astype(int))) if "samples" in summary else []
+    of_prompts = "" if each is None else f", {each} of each prompt"
+    if len(counts) == 1:
+        return f"All sets have {counts[0]:,} images{of_prompts}."
+    told = " or ".join(f"{count:,}" for count in counts)
+    return f"Sets have unequal numbers of images, {told}, so their FID cannot be compared." if counts else ""
 
 
 def findings(evidence: Evidence) -> list[str]:
-    """What the test says, score by score; favourable or not."""
-    comparisons = evidence.comparisons
+    """What the tests say: claim by claim of the scores that the table is about, of all others in numbers."""
+    table, comparisons = evidence.table, evidence.comparisons
+    parts = [blindness(evidence)]
+    if evidence.params.score.extractors and not set(evidence.sets["extractor"]) - set(evidence.blind):
+        return [*parts, "So nothing is left to compare by."]
+    if comparisons.empty:
+        return [*parts, "No claim of this table has both of its rows here."]
+    if comparisons["pairs"].max() == 1:
+        text = (
+            "There is one seed, so nothing can be tested: a difference in the tables below may be chance. "
+            f"The differences stand in `reports/tables/{table.name}/comparisons.csv`."
+        )
+        return [*parts, prose(text)]
+    main = comparisons["guidance_scale"] == evidence.guidance
+    told = main & comparisons["score"].isin(table.scores)
+    for score in table.scores:
+        part = comparisons[told & (comparisons["score"] == score)]
+        if not part.empty:
+            parts += claims_about(evidence, score, part)
+    others = comparisons[~told]
+    return [*parts, "**Other scores**", count_table(others)] if len(others) else parts
+
+
+def blindness(evidence: Evidence) -> str:
     lines = [
-        f"- `{name}` is not asked: under it images that were only encoded and decoded have FID {floor:.4g}, the base's "
-        f"samples {base:.4g}. It sees the tokenizer, not the generator."
+        f"`{name}` is not asked. Under it images that were only encoded and decoded have FID {floor:.4g}, "
+        f"the base's samples {base:.4g}: it sees the tokenizer, not the generator."
         for name, (floor, base) in evidence.blind.items()
     ]
-    if comparisons.empty:
-        return [*lines, "- None of the claims has both of its rows here."]
+    return "\n\n".join(prose(line) for line in lines)
+
+
+def claims_about(evidence: Evidence, score: str, part: pd.DataFrame) -> list[str]:
+    """A score's claims at the main guidance: counted in words, then one by one."""
+    table, extractors = evidence.table, list(part["extractor"].unique())
+    is_main = table.ordered and score == table.scores[0]
+    title = SCORE_TITLES[score][0].upper() + SCORE_TITLES[score][1:]
+    under = f", under {extractors[0]}" if len(extractors) == 1 and extractors != [GENEVAL] else ""
+    words = [f"**{title} {setting(evidence.guidance)}{under}**{', the main question' if is_main else ''}."]
+    for extractor in extractors:
+        by = f"Under {extractor}: " if len(extractors) > 1 else ""
+        words.append(by + summed_up(table, part.loc[part["extractor"] == extractor, "verdict"]))
+    if is_main and (part["verdict"] == NOT_TESTED).any():
+        words.append("The claims stand in the order of their tests, which stop at the first without a difference.")
+    rows = [
+        [
+            row["text"],
+            row["extractor"] if len(extractors) > 1 else "",
+            verdict_text(table, row["verdict"]),
+            f"{row['better_mean']:.4g} against {row['worse_mean']:.4g}",
+            difference(row),
+            number(row["adjusted_p"]),
+            number(row["smallest"]),
+        ]
+        for _, row in part.iterrows()
+    ]
+    header = ["claim", "extractor", "verdict", "means", "difference [95 %]", "adjusted p", "detectable"]
+    return [prose(*words), markdown_table(header, rows)]
+
+
+def summed_up(table: Table, verdicts: pd.Series) -> str:
+    """How many of a table's claims hold, in plain words."""
+    counts, total = verdicts.value_counts().to_dict(), len(verdicts)
+    verbs = VERBS if table.paper is None else VERBS_OF_CLAIMS
+    parts = [f"{counts[verdict]} {verbs[verdict][counts[verdict] > 1]}" for verdict in VERDICTS if verdict in counts]
+    if BETTER not in counts:
+        parts.insert(0, f"none {verbs[BETTER][0]}")
+    *most, last = parts
+    told = f"{', '.join(most)} and {last}" if most else last
+    return f"Of {counted(total, 'comparison' if table.paper is None else 'claim of the paper')} {told}."
+
+
+def verdict_text(table: Table, verdict: str) -> str:
+    return OF_A_CLAIM.get(verdict, verdict) if table.paper is not None else verdict
+
+
+def setting(guidance: float) -> str:
+    return "without guidance" if guidance == 1.0 else f"guidance {guidance:g}"
+
+
+def count_table(comparisons: pd.DataFrame) -> str:
+    """Of each score and guidance scale how many comparisons end how; each stands under Every comparison."""
+    rows = []
     for (guidance, score), part in comparisons.groupby(["guidance_scale", "score"], sort=False):
         counts = part["verdict"].value_counts()
-        told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts)
-        setting = "without guidance" if guidance == 1.0 else f"guidance {guidance}"
-        lines += ["", f"**{SCORE_TITLES[str(score)]}, {setting}**: {told}.", ""]
-        lines += [f"- {sentence(row)}" for _, row in part.iterrows()]
-    return lines
+        rows.append([SCORE_TITLES[str(score)], f"{guidance:g}", *(counts.get(verdict, 0) for verdict in VERDICTS)])
+    return markdown_table(["score", "guidance", *VERDICTS], rows)
 
 
-def sentence(row: pd.Series) -> str:
-    under = "" if row["extractor"] == GENEVAL else f" under {row['extractor']}"
-    means = f"{row['better_mean']:.4g} against {row['worse_mean']:.4g}"
-    if row["verdict"] == NOT_TESTED:
-        return f"{row['text']}{under}: {NOT_TESTED} ({means})."
-    told = {BETTER: "yes", WORSE: "the reverse"}.get(row["verdict"], row["verdict"])
-    return f"{row['text']}{under}: {told} ({means}; {interval(row)})."
-
-
-def interval(row: pd.Series) -> str:
+def difference(row: pd.Series) -> str:
     if row["pairs"] == 1:
-        return f"difference {row['mean']:+.3g}, one seed and so no interval"
-    return f"difference {row['mean']:+.3g} [{row['low']:+.3g}, {row['high']:+.3g}]"
+        return f"{row['mean']:+.3g}"
+    return f"{row['mean']:+.3g} [{row['low']:+.3g}, {row['high']:+.3g}]"
 
 
-def caption(evidence: Evidence) -> str:
-    params, table = evidence.params, evidence.table
-    seeds = len(params.align.seeds)
-    count = f"{params.sample.count:,} images" + (" of each prompt" if params.task == "t2i" else "")
+def caption(evidence: Evidence) -> list[str]:
+    table, seeds = evidence.table, len(evidence.params.align.seeds)
+    over = (
+        "Values of one seed, so without intervals."
+        if seeds == 1
+        else (
+            f"Means over {counted(seeds, 'seed')} with Student's 95 % interval. "
+            "A seed changes alignment and sampling; of the base, sampling alone."
+        )
+    )
     lines = [
-        f"Mean ± standard error over {seeds} seeds, of alignment and sampling together; for the base, of sampling alone. "
-        f"In brackets Student's 95 % interval. Every set has {count}, against `{params.score.references[0]}`. "
-        "FID falls with the number of images: compare rows of one table only."
+        over,
+        f"Sets are compared with `{evidence.params.score.references[0]}`.",
+        "FID falls with the number of images, so compare rows of one table only.",
     ]
     if table.paper:
         lines.append(f"The paper's numbers are {table.paper_setting}: compare shapes only.")
-    return " ".join(lines)
+    return lines
 
 
 def score_section(evidence: Evidence, extractor: str, part: pd.DataFrame) -> str:
+    """All means under one extractor."""
     table, paper = evidence.table, evidence.table.paper or {}
     shown = {name: title for name, title in SCORE_TITLES.items() if name in part and part[name].notna().any()}
     published = list(dict.fromkeys(name for scores in paper.values() for name in scores))
@@ -174,69 +229,100 @@ def score_section(evidence: Evidence, extractor: str, part: pd.DataFrame) -> str
     for _, row in part.sort_values("guidance_scale", kind="stable").iterrows():
         own = paper.get(row["row"], {}) if row["guidance_scale"] == 1.0 else {}
         rows.append(
-            [table.label(row["row"]), row["guidance_scale"]]
+            [table.label(row["row"]), f"{row['guidance_scale']:g}"]
             + [f"{own.get(name, '')}" for name in published]
             + [with_interval(row, name) for name in shown]
         )
     titles = [f"paper's {SCORE_TITLES[name]}" for name in published]
-    text = [f"### {extractor}", markdown_table(["row", "guidance", *titles, *shown.values()], rows)]
+    notes = [f"### {extractor}", markdown_table(["row", "guidance", *titles, *shown.values()], rows)]
+    return "\n\n".join(
+        note for note in (*notes, prose(*matched(evidence, extractor), floor(evidence, extractor))) if note
+    )
+
+
+def matched(evidence: Evidence, extractor: str) -> list[str]:
+    """Which of the base's temperatures comes nearest to each row."""
     matches = evidence.matches
-    if len(matches) and len(matched := matches[matches["extractor"] == extractor]):
-        told = [
-            f"{row['row']} ({row['precision']:.3f}) T {row['temperature']} ({row['base_precision']:.3f})"
-            for _, row in matched.iterrows()
-        ]
-        text.append(f"The base's temperature whose precision comes nearest, of those drawn: {'; '.join(told)}.")
-    if (floor := evidence.reconstructions.get(extractor)) is not None:
-        text.append(f"Held-out images that the tokenizer only encodes and decodes have FID {floor:.4g} to themselves.")
-    return "\n\n".join(text)
+    found = matches[matches["extractor"] == extractor] if len(matches) else matches
+    if found.empty:
+        return []
+    told = "; ".join(
+        f"{row['row']} ({row['precision']:.3f}) T {row['temperature']} ({row['base_precision']:.3f})"
+        for _, row in found.iterrows()
+    )
+    return [f"The base's temperatures that come nearest in precision: {told}."]
+
+
+def floor(evidence: Evidence, extractor: str) -> str:
+    fid = evidence.reconstructions.get(extractor)
+    return "" if fid is None else f"Held-out images that the tokenizer only encodes and decodes have FID {fid:.4g}."
 
 
 def with_interval(row: pd.Series, name: str) -> str:
-    """A mean with its standard error and interval, where there is more than one seed."""
+    """A mean with its interval, where there is more than one seed."""
     if pd.isna(row.get(name)):
         return ""
-    if np.isnan(row[f"{name}_se"]):
+    if np.isnan(row[f"{name}_low"]):
         return f"{row[name]:.4g}"
-    return f"{row[name]:.4g} ± {row[f'{name}_se']:.2g} [{row[f'{name}_low']:.4g}, {row[f'{name}_high']:.4g}]"
+    return f"{row[name]:.4g} [{row[f'{name}_low']:.4g}, {row[f'{name}_high']:.4g}]"
 
 
 def comparison_sections(evidence: Evidence) -> list[str]:
     """The rule, and every comparison with all its numbers."""
     comparisons, table = evidence.comparisons, evidence.table
-    if comparisons.empty:
+    if comparisons.empty or comparisons["pairs"].max() == 1:
         return []
     rows = [
         [
             SCORE_TITLES[row["score"]],
-            row["guidance_scale"],
+            f"{row['guidance_scale']:g}",
             row["extractor"],
             row["text"],
-            f"{row['mean']:+.3g}" + ("" if row["pairs"] == 1 else f" [{row['low']:+.3g}, {row['high']:+.3g}]"),
+            difference(row),
             number(row["p_value"]),
             number(row["adjusted_p"]),
             number(row["smallest"]),
-            row["verdict"],
+            verdict_text(table, row["verdict"]),
         ]
         for _, row in comparisons.iterrows()
     ]
-    header = ["score", "guidance", "extractor", "claim", "difference", "p", "adjusted p", "could be seen", "verdict"]
-    return ["## Every comparison\n\n" + rule(table) + "\n\n" + markdown_table(header, rows)]
+    header = [
+        "score",
+        "guidance",
+        "extractor",
+        "claim",
+        "difference [95 %]",
+        "p",
+        "adjusted p",
+        "detectable",
+        "verdict",
+    ]
+    text = "\n".join(item(line) for line in rule(evidence))
+    return ["## Every comparison", text, markdown_table(header, rows)]
 
 
-def rule(table: Table) -> str:
-    order = (
-        f" The claims about {SCORE_TITLES[table.scores[0]]} without guidance are the main question. They are tested in "
-        "the order in which they stand, and those behind the first that finds no difference are not tested."
-        if table.ordered
-        else ""
+def rule(evidence: Evidence) -> list[str]:
+    """How a verdict is reached."""
+    table = evidence.table
+    lines = [
+        "A difference is the first row of a claim minus the second. Its interval is Student's at 95 %, not adjusted.",
+        "The test is Student's paired t-test over seeds, two-sided.",
+        "The claims about one score at one guidance scale are a family, under all extractors together. "
+        f"Their p-values are adjusted by Holm. A difference counts where the adjusted p is below {LEVEL}.",
+    ]
+    if table.ordered:
+        lines.append(
+            f"The claims about {SCORE_TITLES[table.scores[0]]} {setting(evidence.guidance)} are the main question. "
+            "They are tested in the order in which they stand. Those behind the first that finds no difference are "
+            "not tested."
+        )
+    if table.paper is not None:
+        lines.append("A claim of the paper holds where its first row is better, and is reversed where it is worse.")
+    lines.append(
+        "Detectable is the smallest difference that such a test finds with 80 % power, adjusted for all comparisons of its "
+        "family. So no difference found is no evidence that there is none."
     )
-    return (
-        "Student's paired t-test over seeds, two-sided. The claims about one score at one guidance scale are a family, "
-        f"under all extractors together; p-values are adjusted by Holm, and a difference counts below {LEVEL}.{order} "
-        "Intervals are not adjusted. The last number is the smallest difference that a single test would have found with "
-        "80 % power: no difference found is no evidence that there is none."
-    )
+    return lines
 
 
 def number(value: float) -> str:
@@ -251,16 +337,22 @@ def task_sections(evidence: Evidence) -> list[str]:
     assert params.score.geneval is not None
     names = list(dict.fromkeys(tasks["task"]))
     prompts = int(tasks.loc[tasks["task"] == OVERALL, "prompts"].iloc[0])
-    intro = (
-        f"{prompts} prompts, {params.sample.count} images each. Mean ± standard error over {len(params.align.seeds)} seeds "
-        "[95 % bootstrap interval over prompts]; overall is the mean of the tasks. "
-        f"Detector: `{params.score.geneval.detector}`. {detector_sentence(evidence.stages.get('references', {}))}"
+    intro = prose(
+        f"{counted(prompts, 'prompt')}, {counted(params.sample.count, 'image')} each.",
+        f"Means over {counted(len(params.align.seeds), 'seed')}, with the 95 % bootstrap interval over prompts.",
+        "Overall is the mean of the tasks.",
+        f"Detector: `{params.score.geneval.detector}`.",
+        detector_sentence(evidence.stages.get("references", {})),
     )
     rows = [
-        [evidence.table.label(str(row)), guidance, *(task_cell(part[part["task"] == name].iloc[0]) for name in names)]
+        [
+            evidence.table.label(str(row)),
+            f"{guidance:g}",
+            *(task_cell(part[part["task"] == name].iloc[0]) for name in names),
+        ]
         for (row, guidance), part in tasks.groupby(["row", "guidance_scale"], sort=False)
     ]
-    return ["## GenEval by task\n\n" + intro + "\n\n" + markdown_table(["row", "guidance", *names], rows)]
+    return ["## GenEval by task", intro, markdown_table(["row", "guidance", *names], rows)]
 
 
 def detector_sentence(metrics: dict[str, float]) -> str:
@@ -275,25 +367,4 @@ def detector_sentence(metrics: dict[str, float]) -> str:
 
 
 def task_cell(row: pd.Series) -> str:
-    error = "" if pd.isna(row["standard_error"]) else f" ± {row['standard_error']:.3f}"
-    return f"{row['mean']:.3f}{error} [{row['low']:.2f}, {row['high']:.2f}]"
-
-
-def cost_table(stages: dict[str, dict[str, float]]) -> str:
-    rows = [
-        [
-            name,
-            f"{m['seconds']:.0f}",
-            f"{m['peak_memory_mb']:,.0f}",
-            f"{m['images_per_second']:.4g}" if "images_per_second" in m else "",
-            f"{m['flops_per_image'] / 1e9:.3g}" if "flops_per_image" in m else "",
-        ]
-        for name, m in stages.items()
-    ]
-    header = ["stage", "seconds", "peak memory, MB", "images/s", "GFLOPs an image"]
-    return markdown_table(header, rows)
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
+    return f"{row['mean']:.3f} [{row['low']:.2f}, {row['high']:.2f}]"

@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from pipelines.config.params import Params
 from pipelines.config.paths import CURVES, FIGURES
 from pipelines.frame.inputs import open_samples, open_subset, open_tokenizer
 from pipelines.reporting.charts import draw_bars, draw_lines, panels, plot_samples
@@ -17,6 +18,7 @@ from pipelines.reporting.statistics import SCORE_TITLES
 from pipelines.reporting.tables import Picture
 from pipelines.variants.drawing import grid_items
 from pipelines.variants.variant import BASE, ImageSet, Variant
+from vapi_core.alignment.va_pi import VaPiConfig
 from vapi_core.data.images import images_of_a_pass, resize_bicubic, to_tensor
 
 CURVE_NAMES = ["reward", "reward_mse", "reward_perceptual", "reward_spread", "ce", "kl", "entropy", "gradient_norm"]
@@ -44,14 +46,22 @@ def draw_samples(path: Path, evidence: Evidence, device: torch.device) -> None:
     table, main = evidence.table, evidence.params.sample.temperature
     sets = {table.row(v, main, main): main_set(v) for v in evidence.variants if main_set(v).config.temperature == main}
     if table.axis is not None:
-        rows = {table.label(row): open_samples(s.directory)[0][:SHOWN_OF_A_ROW] for row, s in sets.items()}
-        plot_samples(path, rows)
+        images = {table.label(row): open_samples(s.directory)[0] for row, s in sets.items()}
+        plot_samples(path, {label: array[row_items(evidence.params, len(array))] for label, array in images.items()})
         return
     if (control := best_control(evidence)) is not None:
         sets |= control
     images = {title: open_samples(s.directory)[0] for title, s in sets.items()}
     grids = {title: array[grid_items(evidence.params, len(array))] for title, array in images.items()}
     side_by_side(path, grids, columns=10)
+
+
+def row_items(params: Params, count: int) -> np.ndarray:
+    """Which images of a set stand in its row: the first ones, of text to image some of all prompts."""
+    items = grid_items(params, count)
+    if params.task == "c2i":
+        return items[:SHOWN_OF_A_ROW]
+    return items[np.linspace(0, len(items) - 1, min(SHOWN_OF_A_ROW, len(items))).astype(int)]
 
 
 def best_control(evidence: Evidence) -> dict[str, ImageSet] | None:
@@ -71,9 +81,9 @@ def best_control(evidence: Evidence) -> dict[str, ImageSet] | None:
 
 def draw_curves(path: Path, evidence: Evidence, device: torch.device) -> None:
     curves = {
-        f"{variant.name} {file.stem}": read_curves(file)
+        variant.name: [read_curves(file) for file in sorted((CURVES / variant.name).glob("*.csv"))]
         for variant in evidence.variants
-        for file in sorted((CURVES / variant.name).glob("*.csv"))
+        if variant.alignment is not None
     }
     plot_curves(path, curves, CURVE_NAMES)
 
@@ -104,16 +114,17 @@ def ways(scores: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
 
 
 def draw_axis(path: Path, evidence: Evidence, device: torch.device) -> None:
-    """The paper's numbers, then each of our scores without guidance, each in its own panel; the base is a dashed line."""
+    """The paper's numbers, then each of our scores, each in its own panel; extractors that see nothing are left out."""
     table, paper = evidence.table, evidence.table.paper or {}
     assert table.axis is not None
     published = pd.DataFrame.from_dict(paper, orient="index").rename_axis("row").reset_index()
     drawn = [("paper", name, published.rename(columns={name: "y"})) for name in published.columns if name != "row"]
-    plain = evidence.summary[evidence.summary["guidance_scale"] == 1.0]
+    plain = evidence.summary[evidence.summary["guidance_scale"] == evidence.guidance]
     for score in table.scores:
-        for extractor, part in plain.groupby("extractor", sort=False):
+        for extractor, part in plain[~plain["extractor"].isin(evidence.blind)].groupby("extractor", sort=False):
             if score in part and part[score].notna().all():
-                drawn.append((str(extractor), score, part.rename(columns={score: "y", f"{score}_se": "error"})))
+                error = part[f"{score}_high"] - part[score]  # its 95 % interval, to either side
+                drawn.append((str(extractor), score, part.assign(y=part[score], error=error)))
     figure, axes = panels(len(drawn))
     for ax, (source, score, rows) in zip(axes, drawn, strict=True):
         draw_axis_panel(ax, evidence, rows if "error" in rows else rows.assign(error=np.nan))
@@ -122,20 +133,34 @@ def draw_axis(path: Path, evidence: Evidence, device: torch.device) -> None:
 
 
 def draw_axis_panel(ax, evidence: Evidence, rows: pd.DataFrame) -> None:
-    """One score over the axis: a line of numbers, or bars where rows have no number."""
+    """One score over the axis: lines where rows stand at numbers, else bars. Rows beside the axis are left out."""
     table = evidence.table
     assert table.axis is not None
-    named = {table.row(v, 1.0, 1.0) for v in evidence.variants if v.alignment is None or v.alignment.name != "va-pi"}
-    base, placed = rows[rows["row"] == BASE], rows[~rows["row"].isin(named | {BASE})]
+    base, placed = rows[rows["row"] == BASE], rows[rows["row"].isin(rows_on_axis(evidence))]
     points = [table.axis.point(row) for row in placed["row"]]
     if all(isinstance(x, float) for _, x in points):
         placed = placed.assign(line=[line for line, _ in points], x=[x for _, x in points]).sort_values("x")
         lines = {str(line): part for line, part in placed.groupby("line", sort=False)}
         draw_lines(ax, lines, log=table.axis.logarithmic)
-        ax.axhline(base["y"].iloc[0], linestyle="--", color="grey", linewidth=1)
         ax.set_xlabel(table.axis.title)
     else:
-        draw_bars(ax, rows.assign(x=[table.label(row) for row in rows["row"]]))
+        order = [*(table.paper or {}), *placed["row"]]
+        placed = placed.sort_values("row", key=lambda rows: rows.map(order.index))
+        draw_bars(ax, placed.assign(x=[table.label(row) for row in placed["row"]]))
+    if len(base):
+        ax.axhline(base["y"].iloc[0], linestyle="--", color="grey", linewidth=1, label="base")
+    ax.legend(fontsize=7)
+
+
+def rows_on_axis(evidence: Evidence) -> set[str]:
+    """Rows of alignments that have what the axis varies, and of the paper."""
+    table = evidence.table
+    ours = {
+        table.row(variant, evidence.params.sample.temperature, evidence.params.sample.temperature)
+        for variant in evidence.variants
+        if variant.alignment is not None and isinstance(variant.alignment.config, VaPiConfig)
+    }
+    return (ours | set(table.paper or {})) - {BASE}
 
 
 def draw_densities(path: Path, evidence: Evidence, device: torch.device) -> None:

@@ -83,8 +83,8 @@ def compare(
 
     Returns:
         One row per comparison: extractor, guidance_scale, score, the claim, both means, their difference (better minus
-        worse) with standard error, t interval, p-values and the smallest one that could have been seen, and a verdict
-        on the row that is claimed to be better.
+        worse) with standard error, t interval and p-values, the smallest one that would have been found among as many
+        comparisons, and a verdict on the row that is claimed to be better.
     """
     found: list[dict[str, Any]] = []
     for guidance, part in scores.groupby("guidance_scale", sort=False):
@@ -93,8 +93,19 @@ def compare(
             ordered = main is not None and (name, guidance) == main
             adjusted = in_order(family) if ordered else list(holm([row["p_value"] for row in family]))
             for row, p in zip(family, adjusted, strict=True):
+                together = sum(other["text"] == row["text"] for other in family) if ordered else len(family)
+                smallest = smallest_difference(row["standard_error"], row["pairs"], 1 - LEVEL / together)
                 verdict = verdict_of(row["mean"], p, name in LOWER_IS_BETTER)
-                found.append({"guidance_scale": guidance, "score": name, **row, "adjusted_p": p, "verdict": verdict})
+                found.append(
+                    {
+                        "guidance_scale": guidance,
+                        "score": name,
+                        **row,
+                        "smallest": smallest,
+                        "adjusted_p": p,
+                        "verdict": verdict,
+                    }
+                )
     return pd.DataFrame(found)
 
 
@@ -118,7 +129,6 @@ def _differences(scores: pd.DataFrame, claims: Sequence[Claim], name: str) -> It
                 "better_mean": a.mean(),
                 "worse_mean": b.mean(),
                 **asdict(difference),
-                "smallest": smallest_difference(difference.standard_error, difference.pairs),
             }
 
 
@@ -178,16 +188,17 @@ def match_temperatures(summary: pd.DataFrame, base: str, main: float) -> pd.Data
 
 
 def blind_extractors(
-    summary: pd.DataFrame, base: str, reconstruction_fid: dict[str, float]
+    summary: pd.DataFrame, base: str, guidance: float, reconstruction_fid: dict[str, float]
 ) -> dict[str, tuple[float, float]]:
     """Extractors under which images that were only encoded and decoded do not score better than the base's samples.
 
-    What they measure is the tokenizer, not the generator. Returns extractor -> (FID of reconstructions, of the base).
+    What they measure is the tokenizer, not the generator. The base is taken at its own temperature and a guidance scale.
+    Returns extractor -> (FID of reconstructions, of the base).
     """
     blind = {}
-    for _, row in summary[(summary["row"] == base) & (summary["guidance_scale"] == 1.0)].iterrows():
+    for _, row in summary[(summary["row"] == base) & (summary["guidance_scale"] == guidance)].iterrows():
         floor = reconstruction_fid.get(row["extractor"])
-        if floor is not None and "fid" in row and not floor < row["fid"]:
+        if floor is not None and pd.notna(row.get("fid")) and not floor < row["fid"]:
             blind[row["extractor"]] = (floor, row["fid"])
     return blind
 

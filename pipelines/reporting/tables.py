@@ -17,7 +17,7 @@ from vapi_core.alignment.va_pi import VaPiConfig
 
 Picture = Literal["samples", "reconstructions", "curves", "precision-recall", "axis", "densities"]
 Point = tuple[str, float | str]  # the line that a row is a point of, and where it stands on the axis
-PROBED = ("fid", "is_mean", "kid_mean", "precision", "recall", "accuracy", "overall")
+MAIN, OTHERS = ("fid", "accuracy", "overall"), ("is_mean", "kid_mean", "precision", "recall")  # of a table of methods
 ALL, PRIOR = "all", "prior"  # rows of the table of rewards: the whole objective, and no reward at all
 
 
@@ -39,11 +39,12 @@ class Table:
     name: str  # of its page, its stage and its folders; the experiment's is "report"
     title: str
     rows: tuple[str, ...]  # tables of params.yaml whose variants are its rows
-    scores: tuple[str, ...]  # that its claims are about, the main one first
+    scores: tuple[str, ...]  # that the page tells claim by claim, the main one first
     claims: Callable[[Sequence[str]], list[Claim]]  # of its rows, in the order of their test
     pictures: tuple[Picture, ...]
     ordered: bool = False  # whether the claims about the main score without guidance are tested in their order
     axis: Axis | None = None
+    others: tuple[str, ...] = ()  # scores that the claims are about too, of which the page tells numbers of verdicts
     paper: dict[str, dict[str, float]] | None = None  # row -> score, as far as the paper has it
     paper_setting: str = ""  # what the paper's numbers are of
 
@@ -143,7 +144,8 @@ TABLES = {
             name="report",
             title="VA-π",
             rows=(EXPERIMENT,),
-            scores=PROBED,
+            scores=MAIN,
+            others=OTHERS,
             claims=subject_against_all,
             ordered=True,
             pictures=("samples", "precision-recall", "curves", "reconstructions"),
@@ -152,7 +154,8 @@ TABLES = {
             name=RIVALS,
             title="VA-π and its rivals (paper, table 2)",
             rows=(EXPERIMENT, RIVALS),
-            scores=PROBED,
+            scores=MAIN,
+            others=OTHERS,
             claims=subject_against_all,
             pictures=("precision-recall", "densities"),
         ),

@@ -6,21 +6,9 @@ MLflow takes as long to import as torch. So the process that sends metrics is st
 import sys
 from importlib import import_module
 
+from pipelines.config.paths import STAGES
 from pipelines.frame.processes import end_with_dvc
 from pipelines.tracking.uploader import start_early
-
-STAGES = (
-    "subset",
-    "classifier",
-    "tokenizer",
-    "tokenize",
-    "generator",
-    "references",
-    "align",
-    "sample",
-    "score",
-    "table",
-)
 
 
 def main(arguments: list[str]) -> int:

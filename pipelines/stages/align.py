@@ -14,7 +14,8 @@ def plan(params: Params, arguments: argparse.Namespace) -> StagePlan:
     variant = find_variant(params, arguments.variant)
     if variant.alignment is None:
         raise ParameterError("variants", f"'{variant.name}' is a control: the base, which is not aligned.")
-    settings = variant.alignment.settings | {"dtype": params.launch.dtype}
+    alignment = variant.alignment
+    settings = alignment.settings | {"dtype": params.launch.dtype, "kept_steps": alignment.kept_steps}
     upstream = (GENERATOR, TOKENS, TOKENIZER, CLASSIFIERS / "reward")
     return StagePlan(variant.stage("align"), ALIGNED / variant.name, settings, upstream, tracked=False)
 

@@ -1,7 +1,33 @@
 """`python -m pipelines.tracking upload`: sends metrics that were kept while the tracking server was away."""
 
+import argparse
 import sys
 
-from pipelines.tracking.runs import main
+from pipelines.frame.launch import one_message
+from pipelines.tracking.following import serve
+from pipelines.tracking.journal import JOURNALS, all_journals
+from pipelines.tracking.runs import upload
 
-sys.exit(main())
+
+@one_message
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Sends metrics that were kept while the tracking server was away.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="upload")
+    commands.add_parser("upload", help="sends what is not sent yet")
+    commands.add_parser("follow")  # for stages: sends while they work
+    if parser.parse_args().command == "follow":
+        serve()
+        return
+    journals, damaged = all_journals(JOURNALS)
+    result = upload([journal for journal in journals if not journal.state()["uploaded"]])
+    problems = damaged + result.problems
+    for problem in problems:
+        print(f"error: not sent: {problem}", file=sys.stderr)
+    if result.away is not None:
+        sys.exit(f"error: {result.away.replace('server is', 'server is still', 1)}")
+    if problems:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

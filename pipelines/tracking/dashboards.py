@@ -2,7 +2,7 @@
 
 `python -m pipelines.tracking.dashboards` registers them for the profile of params.yaml and prints their URLs. A dashboard is a view
 of an experiment's runs that MLflow keeps as an experiment tag, in a format that it does not document: what is here was
-read off MLflow 3.17's own user interface and is checked in a browser by tests/pipelines/test_dashboards.py.
+read off MLflow 3.17's own user interface and is checked in a browser by tests/pipelines/tracking/test_dashboards.py.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from typing import Any
 from pipelines.frame.launch import one_message
 from pipelines.tracking.masking import masked
 from pipelines.tracking.mlflow_runs import register_view
+from pipelines.variants.variant import SWEEP
 from vapi_core.files import read_yaml
 
 LOCAL_SERVER = "http://127.0.0.1:5000"
@@ -32,7 +33,7 @@ class Dashboard:
     key: str  # in the URL
     runs: str  # filter of MLflow's search
     sections: dict[str, list[dict[str, Any]]]  # heading -> charts, left to right
-    group_by: str | None = None  # parameter: one bar or line for all runs of the same value, their mean
+    group_by: tuple[tuple[str, str], ...]  # ("param" | "tag", name): one bar or line for all runs that share these
 
     def view(self) -> dict[str, Any]:
         """The state of MLflow's page of runs."""
@@ -42,7 +43,7 @@ class Dashboard:
             for i, chart in enumerate(charts)
         ]
         sections = [{"uuid": name, "name": name, "display": True, "isReordered": True} for name in self.sections]
-        group = {"aggregateFunction": "average", "groupByKeys": [{"mode": "param", "groupByData": self.group_by}]}
+        keys = [{"mode": mode, "groupByData": name} for mode, name in self.group_by]
         return {
             "searchFilter": self.runs,
             "orderByKey": "tags.`mlflow.runName`",  # by date, runs below others would be folded away and not drawn
@@ -51,7 +52,7 @@ class Dashboard:
             "compareRunCharts": charts,
             "compareRunSections": sections,
             "isAccordionReordered": True,  # keep our order
-            "groupBy": group if self.group_by else None,
+            "groupBy": {"aggregateFunction": "average", "groupByKeys": keys},  # over the seeds
             "useGroupedValuesInCharts": True,
         }
 
@@ -116,7 +117,7 @@ def plan_dashboards(extractors: Sequence[str], geneval: bool) -> list[Dashboard]
     settings = ["noise_ratio", "regularizer", "regularizer_weight", "terms"]
     ablation = Dashboard(
         key="ablation",
-        runs="tags.stage LIKE '%cell%'",
+        runs="tags.stage = 'align' AND params.method = 'va-pi'",
         sections={
             "Grid": [
                 parallel_coordinates(settings, [FID.format(main), wanted]),
@@ -126,10 +127,11 @@ def plan_dashboards(extractors: Sequence[str], geneval: bool) -> list[Dashboard]
             "Scores": bars,
             "Training": [line("train/reward"), line("train/ce"), line("train/entropy")],
         },
+        group_by=tuple(("param", name) for name in settings),
     )
     methods = Dashboard(
         key="methods",
-        runs="tags.stage = 'align'",
+        runs=f"tags.stage = 'align' AND tags.table != '{SWEEP}'",
         sections={
             "Scores": bars,
             "Sharpening or improving": [
@@ -137,7 +139,7 @@ def plan_dashboards(extractors: Sequence[str], geneval: bool) -> list[Dashboard]
             ],
             "Training": [line("train/loss"), line("train/ce")],
         },
-        group_by="method",
+        group_by=(("tag", "variant"),),
     )
     return [ablation, methods]
 

@@ -141,9 +141,9 @@ def find_runs(experiment: str, selection: str) -> list[Any]:
 
 
 def keys_of_experiments(experiment: str, names: Iterable[str]) -> list[str]:
-    """Keys of the runs of stage `cell` that these DVC experiments made."""
+    """Keys of the alignments that these DVC experiments made."""
     wanted = set(names)
-    runs = find_runs(experiment, "tags.stage = 'cell'")
+    runs = find_runs(experiment, "tags.stage = 'align'")
     return [run.data.tags[KEY_TAG] for run in runs if run.data.tags.get(EXPERIMENT_TAG) in wanted]
 
 

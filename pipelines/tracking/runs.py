@@ -11,13 +11,10 @@ them too if it ended with the same outputs. The run of a killed stage ends as KI
 it, or whoever talks to MLflow next.
 """
 
-import argparse
 import hashlib
 import json
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,7 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.frame.launch import one_message
 from pipelines.repository.git import git
 from pipelines.tracking import uploader
 from pipelines.tracking.journal import JOURNALS, Entry, Header, Journal, Scores, Status, all_journals
@@ -34,7 +30,6 @@ from pipelines.tracking.mlflow_runs import (
     LONGEST_PARAM,
     RemoteRun,
     connect,
-    import_client,
     is_refused,
     summary,
 )
@@ -115,6 +110,10 @@ class StageRun:
         self._journal.rest()
 
 
+def journal_of(directory: str | Path) -> Journal:
+    return Journal(Path(directory).parent, Path(directory).name)
+
+
 def follow(directory: Path, over: Callable[[float], bool]) -> str | None:
     """Creates the run of a journal, sends what comes, and closes it; returns what went wrong, None if nothing did.
 
@@ -123,7 +122,7 @@ def follow(directory: Path, over: Callable[[float], bool]) -> str | None:
     Args:
         over: waits so many seconds, or until nothing more will come, and says whether it is so.
     """
-    journal = Journal(directory.parent, directory.name)
+    journal = journal_of(directory)
     try:
         client = connect()
         with journal.sending(wait=True):  # of an attempt that was killed, the run is closed first
@@ -319,55 +318,3 @@ def _git_commit() -> dict[str, str]:
             else {}
         )
     return {}
-
-
-def serve() -> None:
-    """The other side of `uploader.UploadProcess`: follows the first journal, sends the others, and prints what went wrong."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ends when its input does; until then there may be a run to close
-    import_client()
-    first = sys.stdin.readline().strip()
-    if not first:  # the stage has ended without a run
-        return
-    others: list[str] = []
-    over = threading.Event()
-
-    def listen() -> None:
-        others.extend(line.strip() for line in sys.stdin)
-        over.set()
-
-    threading.Thread(target=listen, daemon=True).start()
-    journal = Journal(Path(first).parent, Path(first).name)
-    state, name = journal.state(), journal.header().name
-    problem = follow(journal.directory, over.wait)
-    if others:
-        report(upload([Journal(path.parent, path.name) for path in map(Path, others)]), SCORES_LATER)
-    if problem == KILLED:
-        print(words_for_killed(name, state.get("advice", "")), file=sys.stderr)
-    with suppress(BrokenPipeError):  # the stage was killed
-        print(json.dumps(problem), flush=True)
-
-
-def words_for_killed(name: str, advice: str) -> str:
-    """What is told of a stage whose process has ended without a word, by the process beside it, which is not told why."""
-    told = f"error: stage {name} ended without a word: it was killed."
-    return f"{told} If that was for want of memory (the kernel's log says so): {advice}" if advice else told
-
-
-@one_message
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Sends metrics that were kept while the tracking server was away.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="upload")
-    commands.add_parser("upload", help="sends what is not sent yet")
-    commands.add_parser("follow")  # for stages: sends while they work
-    if parser.parse_args().command == "follow":
-        serve()
-        return
-    journals, damaged = all_journals(JOURNALS)
-    result = upload([journal for journal in journals if not journal.state()["uploaded"]])
-    problems = damaged + result.problems
-    for problem in problems:
-        print(f"error: not sent: {problem}", file=sys.stderr)
-    if result.away is not None:
-        sys.exit(f"error: {result.away.replace('server is', 'server is still', 1)}")
-    if problems:
-        sys.exit(1)

@@ -1,34 +1,21 @@
 """Files that a profile takes from elsewhere: which, where to get them, and which are missing, before any work.
 
-`python -m pipelines.variants.assets [PROFILE]` (`make check-assets NAME=PROFILE`) lists those of params.yaml or of a profile; every
-stage looks for its own, and for those of the stages behind it, before it starts. Nothing is downloaded here.
+`python -m pipelines.commands.assets [PROFILE]` (`make check-assets NAME=PROFILE`) lists those of params.yaml or of a
+profile; every stage looks for its own, and for those of the stages behind it, before it starts. Nothing is downloaded here.
 """
 
 import os
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines.config.params import Params
-from pipelines.config.paths import REPOSITORY
-from pipelines.variants.variant import EXPERIMENT, Variant, all_variants, variants_of
+from pipelines.config.paths import REPOSITORY, STAGES
+from pipelines.variants.variant import EXPERIMENT, Variant, all_variants, key_of, variants_of
 from vapi_core.data.hub import is_hub_id
 from vapi_core.errors import VapiError
 from vapi_core.models.perceptual import HEADS_FILES, VGG_FILE
-
-STAGES = (
-    "subset",
-    "classifier",
-    "tokenizer",
-    "tokenize",
-    "generator",
-    "references",
-    "align",
-    "sample",
-    "score",
-    "report",
-)
 
 LLAMAGEN = "Hugging Face repository FoundationVision/LlamaGen"
 LLAMAGEN_T2I = "Hugging Face repository peizesun/llamagen_t2i"
@@ -115,7 +102,7 @@ def assets_of(params: Params) -> list[Asset]:
     if p.captions is not None and p.captions.encoder in ENCODERS:
         repository = ENCODERS[p.captions.encoder]
         found.append(_hub_asset("captions.checkpoint", p.captions.checkpoint, repository, (), "tokenize"))
-    found += _alignment_assets(all_variants(params))
+    found += _alignment_assets(params)
     if "inception-v3-compat" in p.score.extractors:
         place = p.score.inception_checkpoint or f"{_torch_cache()}/weights-inception-2015-12-05-6726825d.pth"
         found.append(Asset("score.inception_checkpoint", place, INCEPTION, "score"))
@@ -128,28 +115,32 @@ def assets_of(params: Params) -> list[Asset]:
     return found
 
 
-def _alignment_assets(variants: Sequence[Variant]) -> list[Asset]:
+def _alignment_assets(params: Params) -> list[Asset]:
     """What the reward models of alignments are read from, each asset once, with all variants that need it."""
     needing: dict[Asset, list[str]] = {}
-    for variant in variants:
-        for asset in _assets_of_variant(variant):
+    for variant in all_variants(params):
+        for asset in _assets_of_variant(variant, params):
             needing.setdefault(asset, []).append(variant.name)
     return [replace(asset, variants=tuple(names)) for asset, names in needing.items()]
 
 
-def _assets_of_variant(variant: Variant) -> Iterator[Asset]:
+def _assets_of_variant(variant: Variant, params: Params) -> Iterator[Asset]:
     if variant.alignment is None:
         return
     config = variant.alignment.config
     needs = variant.alignment.method.needs(config)
+
+    def key(name: str) -> str:
+        return key_of(variant.name, name, params.variants[variant.name].align)
+
     if "lpips" in needs:
         place = config.lpips_checkpoint or _torch_cache()
-        yield Asset("align.lpips_checkpoint", place, VGG, "align", (VGG_FILE,))
-        yield Asset("align.lpips_checkpoint", place, HEADS, "align", HEADS_FILES)
+        yield Asset(key("lpips_checkpoint"), place, VGG, "align", (VGG_FILE,))
+        yield Asset(key("lpips_checkpoint"), place, HEADS, "align", HEADS_FILES)
     if "clip_score" in needs:
-        yield _hub_asset("align.clip_checkpoint", config.clip_checkpoint, *CLIP, "align")
+        yield _hub_asset(key("clip_checkpoint"), config.clip_checkpoint, *CLIP, "align")
     if "hpsv2" in needs:
-        yield _hub_asset("align.hpsv2_checkpoint", config.hpsv2_checkpoint, *HPSV2, "align")
+        yield _hub_asset(key("hpsv2_checkpoint"), config.hpsv2_checkpoint, *HPSV2, "align")
 
 
 def _hub_asset(parameter: str, place: str | None, repository: str, files: tuple[str, ...], stage: str) -> Asset:
@@ -178,7 +169,7 @@ def needed_by(stage: str, assets: list[Asset], experiment: Container[str]) -> li
     alignments only those of the `experiment` are behind a stage; another table's own are asked for when they start.
     """
     kind, _, name = stage.partition("@")
-    kind = kind.removesuffix("-control")
+    kind = "table" if kind == "report" else kind.removesuffix("-control")
     if kind not in STAGES:
         return []
     position = STAGES.index(kind)

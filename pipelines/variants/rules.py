@@ -58,7 +58,11 @@ def _variant(variant: Variant, p: Params) -> Iterator[Problem]:
     optimization, networks = alignment.optimization, alignment.method.needs(alignment.config)
     for name, problem in alignment.method.problems(alignment.config):
         yield key_of(variant.name, name, changes), f"{problem} (variant {variant.name})"
-    yield from batch_problems("align", optimization.batch_size, optimization.micro_batch_size, p.launch.processes)
+    for key, problem in batch_problems(
+        "align", optimization.batch_size, optimization.micro_batch_size, p.launch.processes
+    ):
+        own = key.startswith("align.")
+        yield (key_of(variant.name, key.removeprefix("align."), changes) if own else key), problem
     if "reward-classifier" in networks and p.classifiers.reward is None:
         yield "classifiers.reward", f"needed by the variant {variant.name}."
     for network in networks:
@@ -66,4 +70,5 @@ def _variant(variant: Variant, p: Params) -> Iterator[Problem]:
             problem = f"'{network}' rewards the variant {variant.name}, so it must not score."
             yield "score.extractors", problem
     if p.task == "t2i" and "class-labels" in networks:
-        yield "variants", f"{variant.name} learns from classes, which captions do not have: align.rewards."
+        problem = f"{variant.name} learns from classes, which captions do not have."
+        yield f"variants.{variant.name}.method", problem

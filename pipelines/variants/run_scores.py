@@ -19,12 +19,7 @@ from vapi_core.files import read_texts
 
 def report_scores(stage: Stage, variant: Variant, table: pd.DataFrame, judged: pd.DataFrame | None) -> None:
     """Adds the scores to the run of each seed, and their means over seeds to the stage's metrics."""
-    main = stage.params.score.references[0]
-    scores = whole_alignments(table)
-    scores = scores[scores["reference"] == main]
-    if judged is not None:
-        scores = pd.concat([scores, overall_scores(judged).assign(extractor="geneval", reference=main)])
-    by_seed = {seed: metrics_of(scores[scores["seed"] == seed], variant) for seed in variant.seeds}
+    by_seed = metrics_by_seed(stage.params, variant, table, judged)
     headers = {seed: header_of(stage.params, variant, seed) for seed in variant.seeds}
     add_scores(
         {headers[seed].key: by_seed[seed] for seed in variant.seeds},
@@ -33,6 +28,18 @@ def report_scores(stage: Stage, variant: Variant, table: pd.DataFrame, judged: p
     )
     for name in by_seed[variant.seeds[0]]:
         stage.metrics[name] = sum(by_seed[seed][name] for seed in variant.seeds) / len(variant.seeds)
+
+
+def metrics_by_seed(
+    params: Params, variant: Variant, table: pd.DataFrame, judged: pd.DataFrame | None
+) -> dict[int, dict[str, float]]:
+    """Seed -> metric -> value: the scores of whole alignments against the main reference, and those of GenEval."""
+    main = params.score.references[0]
+    scores = whole_alignments(table)
+    scores = scores[scores["reference"] == main]
+    if judged is not None:
+        scores = pd.concat([scores, overall_scores(judged).assign(extractor="geneval", reference=main)])
+    return {seed: metrics_of(scores[scores["seed"] == seed], variant) for seed in variant.seeds}
 
 
 def metrics_of(scores: pd.DataFrame, variant: Variant) -> dict[str, float]:
@@ -50,12 +57,13 @@ def metrics_of(scores: pd.DataFrame, variant: Variant) -> dict[str, float]:
 
 
 def header_of(params: Params, variant: Variant, seed: int) -> Header:
-    """The run of a seed. That of an alignment is there; a control, which trains nothing, is made one by its scores."""
-    output = variant.output(seed)
-    run = read_texts(output / RUN_FILE, ["key", "stage", "experiment"], remedy(output))
+    """The run of a seed. An alignment has made its own; a control, which trains nothing, is made one by its scores."""
+    output, name = variant.output(seed), f"{variant.name}@{seed}"
+    run = read_texts(output / RUN_FILE, ["key", "experiment"], remedy(output))
+    kind = "control" if variant.alignment is None else "align"
+    tags = {"stage": kind, "variant": variant.name, "table": variant.table, "profile": params.profile}
     if variant.alignment is not None:
-        return Header(run["experiment"], run["stage"], run["key"], now())
+        return Header(run["experiment"], name, run["key"], now(), tags=tags)
     settings: dict[str, Any] = {"variant": variant.name, "seed": seed}
-    key = stage_key("control", settings | {"samplings": [vars(c) for c in variant.samplings]}, [run["key"]])
-    tags = {"stage": "control", "variant": variant.name, "table": variant.table, "profile": params.profile}
-    return Header(params.profile, f"{variant.name}@{seed}", key, now(), flatten(settings), tags)
+    key = stage_key(kind, settings | {"samplings": [vars(c) for c in variant.samplings]}, [run["key"]])
+    return Header(params.profile, name, key, now(), flatten(settings), tags)

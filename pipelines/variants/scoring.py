@@ -57,6 +57,11 @@ def features_of_reference(extractor: str, reference: str) -> Path:
     return REFERENCES / extractor / f"{reference}.npz"
 
 
+def open_reference(extractor: str, reference: str) -> Features:
+    """What an extractor says about the images of a reference. Raises FileError where that is missing or damaged."""
+    return load_features(features_of_reference(extractor, reference), remedy(REFERENCES))
+
+
 def prepare_references(stage: Stage) -> None:
     """Writes what every extractor says about every reference, and measures what the tokenizer alone costs."""
     params, subset = stage.params.score, open_subset()
@@ -92,11 +97,7 @@ def score_variant(stage: Stage, variant: Variant) -> tuple[pd.DataFrame, pd.Data
     rows: list[dict[str, Any]] = []
     for name in params.extractors:
         extractor = open_extractor(name, stage.params)
-        references = {
-            reference: load_features(path, remedy(path.parent.parent))
-            for reference in params.references
-            if (path := features_of_reference(name, reference))
-        }
+        references = {reference: open_reference(name, reference) for reference in params.references}
         with progress(f"{stage.plan.name}, {name}", len(variant.sets), "sets") as advance:
             for image_set in variant.sets:
                 images, labels = open_samples(image_set.directory)

@@ -14,7 +14,7 @@ from pipelines.tracking.runs import stage_key
 from pipelines.variants.variant import STEPS, Alignment, Variant
 from vapi_core import distributed
 from vapi_core.alignment.method import Setting
-from vapi_core.errors import ParameterError
+from vapi_core.errors import FileError, ParameterError
 from vapi_core.files import atomic_path, link_tree, read_json, write_json
 from vapi_core.models.checkpoints import model_hash, save_model
 from vapi_core.models.classifier import load_classifier
@@ -93,7 +93,7 @@ def align_seed(stage: Stage, variant: Variant, seed: int, folder: Path) -> None:
     if distributed.from_main(float(finished)):
         return
     settings = alignment.settings | {"dtype": stage.params.launch.dtype, "seed": seed}
-    key = stage_key("align", settings, upstream_keys(stage.plan))
+    key = stage_key(variant.stage("align"), settings, upstream_keys(stage.plan))
     tags = {"stage": "align", "variant": variant.name, "table": variant.table}
     with stage.own_run(f"{variant.name}@{seed}", key, settings | described(alignment), tags) as run:
         metrics = train_seed(stage, alignment, seed, folder, run, f"{variant.name}@{seed}")
@@ -115,6 +115,13 @@ def described(alignment: Alignment) -> dict[str, Any]:
     """What people look for among a run's parameters beside the settings themselves."""
     reward = getattr(alignment.config, "reward", None)
     return {} if reward is None else {"terms": "+".join(reward.terms) or "prior"}
+
+
+def require_kept(folder: Path, alignment: Alignment, checkpoint: Path) -> None:
+    """Raises FileError where weights that an attempt before this one had kept are gone: training does not come by again."""
+    for steps in alignment.kept_steps:
+        if not (kept := folder / STEPS / str(steps)).is_dir():
+            raise FileError(kept, "the weights after these steps are gone.", f"Remove {checkpoint}.")
 
 
 def train_seed(stage: Stage, alignment: Alignment, seed: int, folder: Path, run: Any, name: str) -> Metrics:
@@ -151,5 +158,6 @@ def train_seed(stage: Stage, alignment: Alignment, seed: int, folder: Path, run:
             fingerprint=stage.fingerprint,
             keep=keep,
         )
+    require_kept(folder, alignment, stage.checkpoint)
     save(folder)
     return {"flops_per_image": flops, "images_per_second": log.images_per_second}

@@ -6,16 +6,17 @@ scored; its names in dvc.yaml are align@NAME, sample@NAME and score@NAME (of a c
 """
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.params import AlignParams, Params, checked, decimal, several
+from pipelines.config.params import AlignParams, Params, checked, decimal, problems_of, several
 from pipelines.config.paths import ALIGNED, GENERATOR, SAMPLES, SCORES, TOKENIZER
 from vapi_core.alignment.method import Method
 from vapi_core.alignment.methods import METHODS
 from vapi_core.errors import ParameterError
+from vapi_core.limits import CountOrNone
 from vapi_core.sampling.sampler import SamplingConfig
 from vapi_core.training.loop import OptimizationConfig
 
@@ -95,10 +96,11 @@ class Variant:
 
     @cached_property
     def sets(self) -> list[ImageSet]:
-        """All image sets: every sampling with every seed, then what the first seed's kept weights draw on their way."""
+        """All image sets: every sampling with every seed, then what the first seed's kept weights draw without guidance."""
         whole = [self.image_set(seed, config) for config in self.samplings for seed in self.seeds]
         kept = [] if self.alignment is None else self.alignment.kept_steps
-        return whole + [self.image_set(self.seeds[0], self.samplings[0], steps) for steps in kept]
+        plain = replace(self.samplings[0], guidance_scale=1.0)
+        return whole + [self.image_set(self.seeds[0], plain, steps) for steps in kept]
 
     def image_set(self, seed: int, config: SamplingConfig, steps: int | None = None) -> ImageSet:
         """The set of one seed and sampling, by the alignment as it was after so many steps; None: after all."""
@@ -132,7 +134,16 @@ def all_variants(params: Params) -> list[Variant]:
     Raises:
         ParameterError: names every key that is wrong.
     """
-    return [find_variant(params, name) for name in (*params.controls, *params.variants)]
+    found: list[Variant] = []
+    problems: list[tuple[str, str]] = []
+    for name in (*params.controls, *params.variants):
+        try:
+            found.append(find_variant(params, name))
+        except ParameterError as error:
+            problems += problems_of(error)
+    if problems:
+        raise several(problems)
+    return found
 
 
 def variants_of(params: Params, *tables: str) -> list[Variant]:
@@ -178,16 +189,20 @@ def resolve(align: AlignParams, name: str, method: str, changes: dict[str, Any])
         raise several(problems)
     merged = overlay(align.shared, changes)
 
-    def part(kind: type) -> Any:
-        content = {key: value for key, value in merged.items() if key in names_of(kind)}
+    def part(kind: Any, content: Any, at: str = "") -> Any:
         try:
-            return checked(kind, content)
+            return checked(kind, content, at)
         except ParameterError as error:  # each key stands in the variant or in what all share
-            lines = [line.partition(": ") for line in str(error).splitlines()]
-            raise several([(key_of(name, key, changes), text) for key, _, text in lines]) from None
+            problems.extend((key_of(name, key, changes), text) for key, text in problems_of(error))
 
-    keep_every = checked(int, changes.get("keep_every", align.keep_every), f"{where}.align.keep_every")
-    return Alignment(method, part(OptimizationConfig), part(config), keep_every)
+    def fields(kind: type) -> dict[str, Any]:
+        return {key: value for key, value in merged.items() if key in names_of(kind)}
+
+    optimization, own_config = part(OptimizationConfig, fields(OptimizationConfig)), part(config, fields(config))
+    keep_every = part(CountOrNone, changes.get("keep_every", align.keep_every), "keep_every")
+    if problems:
+        raise several(problems)
+    return Alignment(method, optimization, own_config, keep_every)
 
 
 def names_of(kind: type) -> set[str]:

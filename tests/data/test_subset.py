@@ -12,7 +12,7 @@ import pytest
 from tests.damage import check_every_flip_is_named
 from vapi_core.arrays import array_writer
 from vapi_core.data.sources import ImageSource, mnist_source
-from vapi_core.data.subset import Subset, array_writer, plan_subset, read_subset_text, subset_hash, write_subset
+from vapi_core.data.subset import Subset, plan_subset, read_subset_text, subset_hash, write_subset
 from vapi_core.errors import FileError, ParameterError
 from vapi_core.files import read_checked_json, read_json, sha256_file, write_checked_json
 

@@ -9,6 +9,7 @@ import torch
 from vapi_core.data.images import to_tensor
 from vapi_core.data.sources import mnist_source
 from vapi_core.errors import FileError
+from vapi_core.files import read_checked_json, write_checked_json
 from vapi_core.models.classifier import ARCHITECTURES, PlainClassifier, accuracy, load_classifier, save_classifier
 from vapi_core.randomness import stream
 from vapi_core.training.classification import train_classifier
@@ -73,12 +74,12 @@ def test_a_missing_damaged_or_foreign_file_is_named_with_a_remedy(tmp_path):
     weights.unlink()
     with pytest.raises(FileError, match="classifier.safetensors: the file is missing"):
         load_classifier(tmp_path, remedy="Make it anew.")
-    description.write_text("[]")
+    write_checked_json(description, {})
     with pytest.raises(FileError, match="does not describe a classifier"):
         load_classifier(tmp_path, remedy="Make it anew.")
     save_classifier(PlainClassifier(10), tmp_path)
-    description.write_text(description.read_text().replace('"num_classes": 10', '"num_classes": 11'))
-    with pytest.raises(FileError, match="the file is damaged"):
+    write_checked_json(description, read_checked_json(description) | {"num_classes": 11})
+    with pytest.raises(FileError, match=r"head.weight has shape \[10, 128\], not \[11, 128\].*Make it anew"):
         load_classifier(tmp_path, remedy="Make it anew.")
 
 

@@ -1,15 +1,15 @@
 """The protocol of the ImageNet profiles end to end through DVC, on tiny random files in the official formats."""
 
 import json
-import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
-from pipelines.config.params import load_params
 
 from pipelines.commands.export import main as export
-from tests.checkout import ROOT, Checkout
+from pipelines.config.profiles import compose, read_profile
+from pipelines.variants.loading import check_params
+from tests.checkout import Checkout
 from tests.smoke_assets import PROFILE, write_smoke_assets
 from vapi_core.models.checkpoints import load_model
 from vapi_core.models.llamagen.checkpoints import import_official
@@ -21,11 +21,11 @@ from vapi_core.scoring.fidelity import feature_statistics, frechet_distance, loa
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
     checkout = Checkout(tmp_path_factory.mktemp("smoke"))
-    shutil.copy(ROOT / PROFILE, checkout.path / "params.yaml")
+    (checkout.path / "params.yaml").write_text(compose(PROFILE), encoding="utf-8")
     checkout.set_params(lambda params: params | {"threads": 1})  # other tests use the other core
-    missing = checkout.run("python", "-m", "pipelines.stages.subset")
+    missing = checkout.run("python", "-m", "pipelines.stages", "subset")
     assert missing.returncode == 1 and "make check-assets" in missing.stderr and "c2i_tiny_48.pt" in missing.stderr
-    write_smoke_assets(load_params(ROOT / PROFILE), checkout.path)
+    write_smoke_assets(check_params(read_profile(PROFILE)), checkout.path)
     result = checkout.run("dvc", "repro", "report")
     assert result.returncode == 0, result.stdout + result.stderr
     return checkout
@@ -40,18 +40,22 @@ def test_the_imported_models_are_the_official_files_tensor_for_tensor(checkout):
         )
 
 
+def scores_of(checkout) -> pd.DataFrame:
+    return pd.concat(pd.read_csv(path) for path in (checkout.path / "reports/scores/experiment").glob("*/scores.csv"))
+
+
 def test_images_are_drawn_at_48_pixels_of_random_classes_and_stored_at_32(checkout):
-    folder = checkout.path / "data/samples/va-pi/t1.0-g2.0-0"
+    folder = checkout.path / "data/samples/experiment/va-pi/t1.0-g2.0-0"
     manifest = json.loads((folder / "manifest.json").read_text())
     assert np.load(folder / "images.npy").shape == (12, 32, 32, 3) and manifest["generated_size"] == 48
     assert np.load(folder / "labels.npy").tolist() != (np.arange(12) % 5).tolist()
 
 
 def test_every_set_is_scored_against_the_reference_batch_alone(checkout):
-    scores = pd.read_csv(checkout.path / "reports/scores/scores.csv")
+    scores = scores_of(checkout)
     assert set(scores["reference"]) == {"VIRTUAL_imagenet256_labeled"}
-    assert set(zip(scores["model"], scores["guidance_scale"], strict=True)) == {
-        (model, guidance) for model in ("base", "va-pi") for guidance in (1.0, 2.0)
+    assert set(zip(scores["variant"], scores["guidance_scale"], strict=True)) == {
+        (variant, guidance) for variant in ("base", "va-pi", "cross-entropy") for guidance in (1.0, 2.0)
     }
     assert (scores["reference_samples"] == 8).all()
     assert np.isfinite(scores[["fid", "is_mean", "precision", "recall"]].to_numpy()).all()
@@ -61,12 +65,12 @@ def test_fid_is_to_the_stored_statistics_not_to_those_of_the_stored_images(check
     assets = checkout.path / "assets/smoke"
     extractor = load_extractor("inception-v3-compat", weights=assets / "weights-inception-2015-12-05-6726825d.pth")
     batch = load_reference_batch(assets / "VIRTUAL_imagenet256_labeled.npz")
-    samples = np.load(checkout.path / "data/samples/va-pi/t1.0-g2.0-0/images.npy")
+    samples = np.load(checkout.path / "data/samples/experiment/va-pi/t1.0-g2.0-0/images.npy")
     own, of_images = (
         feature_statistics(cached_features(checkout.path / ".work/features", images, extractor)["features"])
         for images in (samples, batch.images)
     )
-    scores = pd.read_csv(checkout.path / "reports/scores/scores.csv").set_index(["model", "guidance_scale"])
+    scores = scores_of(checkout).set_index(["variant", "guidance_scale"])
     to_images, to_stored = frechet_distance(own, of_images), frechet_distance(own, batch.statistics)
     assert scores.loc[("va-pi", 2.0), "fid"] == pytest.approx(to_stored, rel=1e-3) and to_stored > 1
     assert abs(to_images - to_stored) > 0.1 * to_stored

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_rel
+from scipy.stats import ttest_1samp, ttest_rel
 
 from vapi_core.scoring.statistics import (
     bootstrap_interval,
@@ -12,6 +12,8 @@ from vapi_core.scoring.statistics import (
     holm,
     mean_and_standard_error,
     paired_difference,
+    smallest_difference,
+    t_interval,
 )
 
 
@@ -86,3 +88,26 @@ def test_holm_multiplies_the_smallest_by_all_the_next_by_one_less_and_never_turn
 def test_a_comparison_that_could_not_be_made_counts_for_nothing():
     adjusted = holm([0.02, math.nan, 0.03])
     assert adjusted[[0, 2]].tolist() == pytest.approx([0.04, 0.04]) and math.isnan(adjusted[1])
+
+
+def test_the_interval_of_a_mean_is_students():
+    values = np.array([3.0, 4.5, 3.7, 5.1])
+    interval = ttest_1samp(values, 0.0).confidence_interval(0.9)
+    assert t_interval(values, 0.9) == pytest.approx((interval.low, interval.high))
+    assert all(math.isnan(end) for end in t_interval([3.0]))
+    assert t_interval([2.0, 2.0]) == (2.0, 2.0)
+
+
+@pytest.mark.parametrize(("pairs", "confidence"), [(3, 0.95), (3, 1 - 0.05 / 6), (8, 0.95), (8, 1 - 0.05 / 6)])
+def test_the_smallest_difference_is_found_in_80_of_100_repetitions(pairs, confidence):
+    error = 2.0 / math.sqrt(pairs)  # of differences with a standard deviation of 2
+    smallest = smallest_difference(error, pairs, confidence)
+    differences = np.random.default_rng(0).normal(smallest, 2.0, (20_000, pairs))
+    found = ttest_1samp(differences, 0.0, axis=1).pvalue < 1 - confidence
+    assert found.mean() == pytest.approx(0.8, abs=0.015)
+
+
+def test_the_smallest_difference_falls_with_the_seeds_and_there_is_none_for_a_pair():
+    assert smallest_difference(1.0, 3) > smallest_difference(1.0, 8) > smallest_difference(1.0, 100)
+    assert smallest_difference(2.0, 8) == pytest.approx(2 * smallest_difference(1.0, 8))
+    assert math.isnan(smallest_difference(float("nan"), 1))

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vapi_core.errors import FileError, quoted
-from vapi_core.files import atomic_path, read_json, sha256_file, write_json
+from vapi_core.files import atomic_path, read_checked_json, sha256_file, write_checked_json
 from vapi_core.models.families import FAMILIES
 from vapi_core.models.llamagen.tokenizer import Tokenizer, TokenizerConfig
 from vapi_core.models.weights import check_savable, load_strictly, read_state_dict
@@ -39,7 +39,7 @@ def save_model(
     sha256 = sha256_file(weights)
     config = dataclasses.asdict(model.config)  # type: ignore[call-overload]
     description = {"kind": kind, "architecture": type(model).__name__, "config": config, "sha256": sha256}
-    write_json(directory / f"{kind}.json", description | facts)
+    write_checked_json(directory / f"{kind}.json", description | facts)
     return sha256
 
 
@@ -80,7 +80,7 @@ def model_hash(directory: Path | str, kind: str, remedy: str = "") -> str:
 
 
 def _read_description(path: Path, remedy: str) -> dict[str, Any]:
-    description = read_json(path, remedy)
+    description = read_checked_json(path, remedy)
     if not isinstance(description, dict) or not {"config", "sha256"} <= description.keys():
         raise FileError(path, "the file does not describe a model.", remedy)
     return description

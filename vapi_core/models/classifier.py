@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vapi_core.errors import FileError
-from vapi_core.files import atomic_path, read_json, sha256_file, write_json
+from vapi_core.files import atomic_path, read_checked_json, sha256_file, write_checked_json
 from vapi_core.models.weights import check_savable, load_strictly, read_state_dict
 
 
@@ -115,7 +115,7 @@ def save_classifier(classifier: Classifier, directory: Path | str, made_from: Ma
         "weights_sha256": sha256_file(weights),
         "made_from": dict(made_from or {}),
     }
-    write_json(weights.with_suffix(".json"), description)
+    write_checked_json(weights.with_suffix(".json"), description)
 
 
 def load_classifier(directory: Path | str, device: str | torch.device = "cpu", remedy: str = "") -> Classifier:
@@ -125,7 +125,7 @@ def load_classifier(directory: Path | str, device: str | torch.device = "cpu", r
         FileError: a file is missing or damaged, or the two do not belong together.
     """
     weights = Path(directory) / "classifier.safetensors"
-    description = read_json(weights.with_suffix(".json"), remedy)
+    description = read_checked_json(weights.with_suffix(".json"), remedy)
     if not isinstance(description, dict) or description.get("architecture") not in ARCHITECTURES:
         raise FileError(weights.with_suffix(".json"), "does not describe a classifier.", remedy)
     if not weights.is_file():

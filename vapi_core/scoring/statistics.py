@@ -5,6 +5,7 @@ With the few seeds of a results table take the t interval; the bootstrap of thre
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -65,12 +66,21 @@ def t_interval(values: Sequence[float] | np.ndarray, confidence: float = CONFIDE
 def smallest_difference(
     standard_error: float, pairs: int, confidence: float = CONFIDENCE, power: float = POWER
 ) -> float:
-    """About the smallest difference that a paired t-test with this standard error finds with the given power."""
-    from scipy.stats import t
+    """The smallest difference that a paired t-test with this standard error finds with the given power; NaN for a pair."""
+    return standard_error * _detectable(pairs, confidence, power) if pairs > 1 else float("nan")
 
-    if pairs < 2:
-        return float("nan")
-    return standard_error * float(t.ppf((1 + confidence) / 2, pairs - 1) + t.ppf(power, pairs - 1))
+
+@lru_cache
+def _detectable(pairs: int, confidence: float, power: float) -> float:
+    """The same in standard errors: where the power, by the noncentral t distribution, is reached."""
+    from scipy.optimize import brentq
+    from scipy.stats import nct, t
+
+    critical = float(t.ppf((1 + confidence) / 2, pairs - 1))
+    most = 2.0
+    while nct.sf(critical, pairs - 1, most * critical) < power:
+        most *= 2
+    return float(brentq(lambda shift: nct.sf(critical, pairs - 1, shift) - power, 0.0, most * critical))
 
 
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:

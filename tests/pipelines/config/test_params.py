@@ -3,17 +3,16 @@
 from pathlib import Path
 
 import pytest
-import yaml
-from pipelines.config.params import check_params, load_params
 
+from pipelines.config.params import decimal
+from pipelines.config.profiles import profile_names, read_profile
+from pipelines.variants.loading import check_params, load_params
 from vapi_core.errors import FileError, ParameterError
-
-PROFILES = sorted(Path("profiles").glob("*.yaml"))
 
 
 @pytest.fixture
 def content():
-    return yaml.safe_load(Path("profiles/mnist.yaml").read_text(encoding="utf-8"))
+    return read_profile("mnist")
 
 
 def put(content, key, value):
@@ -24,119 +23,70 @@ def put(content, key, value):
     content[last] = value
 
 
-@pytest.mark.parametrize("path", [Path("params.yaml"), *PROFILES], ids=str)
-def test_every_params_file_of_the_repository_is_valid(path):
-    assert load_params(path).profile
+def test_the_params_file_of_the_repository_is_valid():
+    assert load_params(Path("params.yaml")).profile
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_every_profile_is_valid_and_says_its_name(name):
+    assert check_params(read_profile(name)).profile == name
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("align.noise_ratio", 1.5, "less than or equal to 1"),
+        ("align.noise_ratio", 1.5, "must be at most 1"),
         ("align.noise_ratio", "a tenth", "valid number"),
-        ("align.group_size", 1, "greater than or equal to 2"),
+        ("align.noise_ratio", float("nan"), "finite number|must be"),
+        ("align.group_size", 1, "must be at least 2"),
         ("align.group_size", 8.5, "integer"),
-        ("align.micro_batch_size", 5, "does not divide"),
-        ("launch.processes", 3, "does not divide into 3 equal parts"),
-        ("launch.strategy", "zero", "fsdp"),
-        ("align.methods", ["va-pi", "va-pi"], "twice"),
-        ("align.methods", ["reinforce"], "va-pi"),
-        ("align.seeds", [], "at least 1"),
-        ("align.reward", {"mse": 0.0, "perceptual": 0.0, "l1": 0.0, "embedding": 0.0}, "above 0"),
-        ("align.budget", "seconds", "steps"),
-        ("align.budget", -1.0, "greater than 0"),
-        ("align.ste.tau", 0.0, "greater than 0"),
-        ("align.ar_grpo.guidance_scale", 0.5, "greater than or equal to 1"),
-        ("align.ar_grpo.rewards", {"class_likelihood": 0.0, "clip_score": 0.0, "hpsv2": 0.0}, "above 0"),
-        ("align.ar_grpo.rewards", {"class_likelihood": 0.0, "clip_score": 1.0, "hpsv2": 0.0, "vlm": 1.0}, "no such"),
-        ("align.reward.embedding", 1.0, "ste and tokenizer"),
-        ("rivals.methods", ["va-pi"], "align.methods too"),
-        ("rivals.temperatures", [0.8], "sampled anyway"),
-        ("subset.image_size", 30, "token grid"),
-        ("subset.splits", {"train": 10}, "not defined"),
-        ("subset.path", "somewhere", "folder"),
-        ("tokenizer.norm_groups", 48, "divide into 48 groups"),
-        ("tokenizer.decoder_multipliers", [1, 1], "same number"),
-        ("generator.heads", 3, "does not divide"),
-        ("generator.kv_heads", 3, "divide by kv_heads"),
-        ("sample.guidance_scales", [0.5], "greater than or equal to 1"),
-        ("sample.control_temperatures", [1.0], "sampled anyway"),
-        ("classifiers.scorer.split", "train", "must not learn"),
-        ("score.extractors", ["reward-classifier"], "must not score"),
-        ("score.reference_splits", ["scorer"], "trains the scorer"),
-        ("score.reference_splits", ["heldout", "heldout"], "twice"),
-        ("score.extractors", ["efficientnet-lite0", "efficientnet-lite0"], "twice"),
-        ("sample.count", 9, "at least .*is_splits is 10"),
-        ("subset.splits", {"train": 100, "scorer": 100, "heldout": 3}, "4 images of 'heldout'"),
         ("align.learning_rate", float("inf"), "finite number"),
-        ("align.noise_ratio", float("nan"), "finite number|less than or equal"),
-        ("classifiers.reward", None, r"needed by align\.reward\.perceptual"),
-        ("classifiers.scorer", None, r"needed by score\.extractors"),
-        ("subset.dataset", {"split": "train", "image_column": "image", "target_column": "label"}, "no other"),
-        ("subset.source", "scenes", "task c2i needs one of mnist, folder, dataset, webdataset"),
-        ("tokenizer.training", None, "needed where it is null"),
-        ("generator.checkpoint", "c2i_XL_384.pt", "null where generator.checkpoint is imported"),
-        ("ablations.noise_ratios", [0, 0.5], r"ablations\.noise_ratios\.0: must be written 0\.0"),
-        ("ablations.regularizer_weights", [0.1, 0.12345678], r"must be written 0\.123457"),
-        ("ablations.objectives", ["mse+beauty"], "neither prior nor made of"),
+        ("align.budget", "seconds", "steps"),
+        ("align.budget", -1.0, "must be above 0"),
+        ("align.seeds", [], "at least 1"),
+        ("align.seeds", [-1], "must be at least 0"),
+        ("align.keep_every", -1, "must be at least 0"),
+        ("align.betas", [0.9, 1.0], "must be below 1"),
+        ("align.reward.mse", "one", "valid number"),
+        ("launch.strategy", "zero", "fsdp"),
+        ("variants.ste.align.tau", 0.0, "must be above 0"),
+        ("variants.ar-grpo.align.guidance_scale", 0.5, "must be at least 1"),
+        ("variants.va-pi.guidance_scales", [0.5], "must be at least 1"),
+        ("variants.va-pi.table", "a/b", "pattern"),
+        ("controls.base.temperatures", [], "at least 1"),
+        ("controls.base.temperatures", [0.0], "must be above 0"),
+        ("sample.guidance_scales", [0.5], "must be at least 1"),
+        ("score.extractors", ["resnet"], "efficientnet-lite0"),
+        ("subset.image_size", 10_000, "must be at most 8192"),
     ],
 )
 def test_an_impossible_value_is_refused_by_name(content, key, value, message):
     put(content, key, value)
     with pytest.raises(ParameterError, match=message) as caught:
         check_params(content)
-    assert caught.value.name.startswith(key.rsplit(".", 1)[0])
+    assert caught.value.name.startswith(key)
 
 
-def test_micro_batches_divide_what_one_process_has_of_a_step(content):
-    content["launch"]["processes"] = 4
-    for size in (2, 8, 16):  # of a share of 8; what is larger is all of it
-        content["align"]["micro_batch_size"] = size
-        check_params(content)
-    content["align"]["micro_batch_size"] = 3
-    with pytest.raises(ParameterError, match=r"align\.micro_batch_size: a process's share of 8"):
-        check_params(content)
-
-
-def test_the_network_that_rewards_a_rival_must_not_score_either(content):
-    content["align"]["reward_network"] = "lpips"
-    content["score"]["extractors"] = ["reward-classifier"]
-    with pytest.raises(ParameterError, match="rewards ar-grpo"):
-        check_params(content)
-    content["rivals"]["methods"] = ["ste"]
-    check_params(content)  # nobody is rewarded by it
-
-
-def test_a_prompt_without_a_place_for_the_class_is_refused_where_prompts_are_used(content):
-    content["align"]["ar_grpo"]["prompt"] = "a photo"
-    check_params(content)
-    content["align"]["ar_grpo"]["rewards"]["clip_score"] = 1.0
-    with pytest.raises(ParameterError, match=r"align\.ar_grpo\.prompt"):
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        ("align", "noise_ration"),
+        ("generator", "dims"),
+        ("tokenizer.training", "step"),
+        ("variants.va-pi", "seed"),
+        ("controls.base", "temperature"),
+        ("score", "kid"),
+    ],
+)
+def test_a_misspelt_parameter_is_refused_not_ignored(content, section, key):
+    put(content, f"{section}.{key}", 1)
+    with pytest.raises(ParameterError, match=rf"{section}\.{key}: there is no such parameter"):
         check_params(content)
 
 
-def test_a_method_has_its_own_learning_rate_or_the_common_one_and_the_common_budget(content):
-    content["align"]["ste"]["learning_rate"] = 0.5
-    content["align"]["ar_grpo"]["learning_rate"] = None
-    content["align"]["budget"] = 30.0
-    align = check_params(content).align
-    assert align.optimization("ste").learning_rate == 0.5
-    assert (
-        align.optimization("ar-grpo").learning_rate == align.optimization("va-pi").learning_rate == align.learning_rate
-    )
-    assert {align.optimization(method).seconds for method in ("va-pi", "ste", "tokenizer")} == {30.0}
-
-
-def test_the_options_of_another_method_do_not_change_what_a_method_is(content):
-    before = check_params(content).align
-    content["align"]["ste"]["tau"] = 0.5
-    after = check_params(content).align
-    assert before.of_method("va-pi") == after.of_method("va-pi") and before.of_method("ste") != after.of_method("ste")
-
-
-def test_a_misspelt_parameter_is_refused_not_ignored(content):
-    content["align"]["noise_ration"] = 0.5
-    with pytest.raises(ParameterError, match=r"align\.noise_ration: there is no such parameter"):
+def test_a_misspelt_name_of_a_variant_cannot_be_one_of_a_stage_or_a_file(content):
+    content["variants"]["va pi/2"] = content["variants"]["va-pi"]
+    with pytest.raises(ParameterError, match=r"variants\.va pi/2"):
         check_params(content)
 
 
@@ -146,12 +96,25 @@ def test_a_missing_parameter_is_named(content):
         check_params(content)
 
 
+def test_a_missing_parameter_of_an_alignment_is_named(content):
+    del content["align"]["batch_size"]
+    with pytest.raises(ParameterError, match=r"align\.batch_size: the parameter is missing"):
+        check_params(content)
+
+
+def test_a_section_that_a_profile_does_not_use_may_be_left_out(content):
+    for section in ("launch", "captions"):
+        del content[section]
+    params = check_params(content)
+    assert params.launch.processes == 1 and params.captions is None
+
+
 def test_all_wrong_keys_stand_in_one_message(content):
-    content["align"]["noise_ratio"] = 2.0
+    content["generator"]["dim"] = 0
     content["sample"]["count"] = 0
     with pytest.raises(ParameterError) as caught:
         check_params(content)
-    assert "align.noise_ratio" in str(caught.value) and "sample.count" in str(caught.value)
+    assert "generator.dim" in str(caught.value) and "sample.count" in str(caught.value)
 
 
 def test_a_missing_params_file_says_where_to_run(tmp_path):
@@ -163,3 +126,21 @@ def test_a_file_that_is_no_yaml_is_refused(tmp_path):
     (tmp_path / "params.yaml").write_text("align: [")
     with pytest.raises(FileError, match="not valid YAML"):
         load_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("content", ["", "[1, 2]", "five"])
+def test_a_file_that_holds_no_parameters_is_refused(tmp_path, content):
+    (tmp_path / "params.yaml").write_text(content)
+    with pytest.raises((FileError, ParameterError), match=r"params\.yaml"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_a_number_without_a_point_is_one_as_it_is_to_dvc(tmp_path):
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    assert "learning_rate: 6.0e-4" in text
+    (tmp_path / "params.yaml").write_text(text.replace("learning_rate: 6.0e-4", "learning_rate: 6e-4"))
+    assert load_params(tmp_path / "params.yaml").align.shared["learning_rate"] == 6e-4
+
+
+def test_numbers_stand_in_names_as_people_write_them():
+    assert [decimal(value) for value in (1, 0.7, 1.75, 2.0, 1e-05)] == ["1.0", "0.7", "1.75", "2.0", "1e-05"]

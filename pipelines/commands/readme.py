@@ -1,0 +1,94 @@
+"""`python -m pipelines.commands.readme`: fills the table of results in README.md from reports/metrics.json.
+
+Run it after `dvc repro report`, before the report is committed. A test compares the two.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from pipelines.config.paths import REPORTS
+from pipelines.frame.launch import one_message
+from pipelines.variants.variant import BASE, CONTINUED, SUBJECT
+from vapi_core.errors import FileError
+from vapi_core.files import atomic_path, read_json
+
+README, METRICS = Path("README.md"), REPORTS / "metrics.json"
+START, END = "<!-- results -->", "<!-- /results -->"
+EXTRACTOR, PLAIN = "scorer-classifier", " g=1.0"
+SCORES = {"fid": "FID", "accuracy": "class accuracy", "recall": "recall"}
+NAMES = {BASE: "base", CONTINUED: "trained further with cross-entropy", SUBJECT: "VA-π"}
+
+Settings = dict[str, dict[str, float]]  # of one extractor: row and guidance -> scores
+
+
+def nearest_temperature(settings: Settings) -> str:
+    """The row of the base at another temperature whose precision comes nearest to VA-π's.
+
+    Raises:
+        FileError: there is no such row.
+    """
+    prefix, wanted = f"{BASE} at T ", settings[SUBJECT + PLAIN]["precision"]
+    cooled = [name.removesuffix(PLAIN) for name in settings if name.startswith(prefix) and name.endswith(PLAIN)]
+    if not cooled:
+        raise FileError(METRICS, "the base was drawn at one temperature only.", "Add one to `controls` in params.yaml.")
+    return min(cooled, key=lambda name: abs(settings[name + PLAIN]["precision"] - wanted))
+
+
+def results(settings: Settings) -> str:
+    """The table: four rows, three scores, each with its interval over seeds."""
+    nearest = nearest_temperature(settings)
+    lines = [["", *SCORES.values()], ["---"] * (len(SCORES) + 1)]
+    for row in (BASE, CONTINUED, nearest, SUBJECT):
+        scores = settings[row + PLAIN]
+        lines.append([NAMES.get(row, f"{row}, the nearest in precision"), *(cell(scores, name) for name in SCORES)])
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    seeds = int(settings[SUBJECT + PLAIN]["seeds"])
+    return f"{table}\n\nMean and 95 % interval over {seeds} seeds."
+
+
+def cell(scores: dict[str, float], name: str) -> str:
+    """A mean and its interval; of one seed the score alone."""
+    if f"{name}_low" not in scores:
+        return f"{scores[name]:.3f}"
+    return f"{scores[name]:.3f} [{scores[f'{name}_low']:.3f}, {scores[f'{name}_high']:.3f}]"
+
+
+def filled(text: str, settings: Settings) -> str:
+    """README's text with the results in their place.
+
+    Raises:
+        FileError: the marks of the place are missing.
+    """
+    if text.count(START) != 1 or text.count(END) != 1:
+        raise FileError(README, f"it must have the line {START} and the line {END} once.")
+    before, rest = text.split(START)
+    return f"{before}{START}\n{results(settings)}\n{END}{rest.split(END)[1]}"
+
+
+def read_settings(metrics: Path = METRICS) -> Settings:
+    """The digit classifier's scores.
+
+    Raises:
+        FileError: there are none, or none of the rows that the table shows.
+    """
+    content: dict[str, Any] = read_json(metrics, "Run `dvc repro report`.")
+    settings = content.get(EXTRACTOR, {})
+    if lacking := [row for row in NAMES if row + PLAIN not in settings]:
+        remedy = "Run `make profile NAME=mnist` and `dvc repro report`."
+        raise FileError(metrics, f"it has no scores of {', '.join(lacking)} under {EXTRACTOR}.", remedy)
+    return settings
+
+
+@one_message
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m pipelines.commands.readme", description=__doc__.partition("\n")[0])
+    parser.parse_args(arguments)
+    text = filled(README.read_text(encoding="utf-8"), read_settings())
+    with atomic_path(README) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""What DVC cannot read is named, with what mends it; and it does mend it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.repository.graph import stage_graph
+from pipelines.repository.lockfile import check_dvc_files
+from pipelines.variants.sweep import read_baseline
+from tests.toy import WORK, make_toy
+from vapi_core.errors import FileError
+
+ROOT = Path(__file__).parents[2]
+
+
+class Toy:
+    """A toy repository whose dvc.lock knows one stage in git, and one more since."""
+
+    def __init__(self, root: Path):
+        make_toy(root)
+        self.root = root
+        (root / WORK).mkdir()
+        self.run("dvc", "repro", "subset")
+        self.run("git", "add", "dvc.lock")
+        self.run("git", "-c", "user.name=toy", "-c", "user.email=toy@example.com", "commit", "-qm", "subset")
+        self.run("dvc", "repro", "score")
+        self.lock = root / "dvc.lock"
+        self.whole = self.lock.read_bytes()
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess:
+        environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "VAPI_WORK": str(self.root / WORK),
+            "DVC_NO_ANALYTICS": "1",
+        }
+        return subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, check=check)
+
+    def begun(self) -> int:
+        """How many stages have run."""
+        return (self.root / WORK / "stages.log").read_text().count("began")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return Toy(tmp_path_factory.mktemp("lockfile") / "toy")
+
+
+@pytest.fixture
+def toy(whole, monkeypatch):
+    monkeypatch.chdir(whole.root)
+    whole.lock.write_bytes(whole.whole)
+    return whole
+
+
+def test_a_whole_lock_file_is_nothing_to_speak_of(toy):
+    assert toy.run("python", "-m", "pipelines.repository.lockfile").stderr == ""
+    toy.lock.unlink()
+    check_dvc_files()  # nor is none at all, as in a fresh repository
+
+
+@pytest.mark.parametrize("last", ["schema", "  score@va-pi:", "    cmd:", "deps:\n    - pa"])
+def test_a_cut_lock_file_is_told_and_what_mends_it_loses_nothing(toy, last):
+    toy.lock.write_bytes(toy.whole[: toy.whole.rindex(last.encode()) + len(last) - 1])
+    assert toy.run("dvc", "repro", "score", check=False).returncode != 0
+    told = toy.run("python", "-m", "pipelines.repository.lockfile", check=False)
+    assert told.returncode == 1
+    assert told.stderr.startswith("error: dvc.lock: the file is cut off or damaged") and told.stderr.count("\n") == 1
+    for look in (lambda: stage_graph("score"), lambda: read_baseline(None)):
+        with pytest.raises(FileError, match="the file is cut off or damaged"):
+            look()
+    command = told.stderr.split("`")[1]
+    assert command == "git checkout dvc.lock"
+    before = toy.begun()
+    toy.run(*command.split())
+    toy.run("dvc", "repro", "score")
+    assert toy.begun() == before and toy.lock.read_bytes() == toy.whole
+
+
+def test_without_a_version_in_git_the_cut_file_is_to_be_removed(toy):
+    toy.run("git", "rm", "-q", "--cached", "dvc.lock")
+    toy.lock.write_bytes(b"schem")
+    with pytest.raises(FileError, match="Run `rm dvc.lock`"):
+        check_dvc_files()
+    toy.run("git", "reset", "-q")
+
+
+@pytest.mark.parametrize("name", ["params.yaml", "dvc.yaml", "dvc.lock"])
+def test_marks_of_a_conflict_are_told_with_file_and_line(toy, name):
+    path = toy.root / name
+    kept = path.read_text()
+    path.write_text(f"{kept}<<<<<<< HEAD\na: 1\n=======\na: 2\n>>>>>>> other\n")
+    line = kept.count("\n") + 1
+    try:
+        for look in (check_dvc_files, lambda: stage_graph("score"), lambda: read_baseline(None)):
+            with pytest.raises(FileError, match=rf"{name}: line {line} is git's mark of a conflict"):
+                look()
+    finally:
+        path.write_text(kept)
+
+
+def test_make_tells_it_after_dvc_has_failed(toy):
+    toy.lock.write_bytes(b"schem")
+    for target in ("repro", "rivals"):
+        lines = subprocess.run(
+            ["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        (line,) = (line for line in lines if line.startswith("dvc repro"))
+        told = toy.run("sh", "-c", line, check=False)
+        assert told.returncode == 1 and "git checkout dvc.lock" in told.stderr

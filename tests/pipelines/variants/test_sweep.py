@@ -1,0 +1,235 @@
+"""A form becomes cells, and cells become commands that DVC takes as they are meant."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from pipelines.config.profiles import read_profile
+from pipelines.repository.graph import stage_graph
+from pipelines.variants import sweep
+from pipelines.variants.cells import experiments
+from pipelines.variants.sweep import Baseline, Experiment, differences, plan_cells, plan_upstream, setting
+from pipelines.variants.sweep_form import opening_form
+from vapi_core.errors import ParameterError
+from vapi_core.files import read_yaml
+
+ROOT = Path(__file__).parents[3]
+PARAMS = read_profile("mnist", ROOT)
+
+
+def baseline(revision="abc", **changes):
+    return Baseline(revision, PARAMS, PARAMS | changes)
+
+
+def settings(cells):
+    return [setting(experiment.cell.alignment) for experiment in cells]
+
+
+def added(experiment):
+    """What an experiment adds to the variants of params.yaml."""
+    (variant,) = (v for name, v in experiment.overrides.items() if name == f"+variants.{experiment.cell.name}")
+    return variant
+
+
+def test_a_form_is_every_combination_of_its_lists():
+    form = opening_form(noise_ratios=[0, 0.5], regularizers=["ce", "kl"], regularizer_weights=[0.1, 1], seeds=[1])
+    cells = plan_cells(form, baseline())
+    assert len(cells) == len({cell.name for cell in cells}) == 8
+    assert settings(cells)[0] == {
+        "noise_ratio": 0.0,
+        "regularizer": "ce",
+        "regularizer_weight": 0.1,
+        "reward": "mse+perceptual",
+    }
+    assert cells[0].overrides["align.seeds"] == [1] and added(cells[0])["align"]["noise_ratio"] == 0.0
+
+
+def test_a_cell_is_a_variant_of_va_pi_in_the_table_of_sweeps_with_all_seeds_of_the_form():
+    (cell,) = plan_cells(opening_form(noise_ratios=[0.5], seeds=[7, 8], steps=9), baseline())
+    variant = cell.cell
+    assert (variant.name, variant.table) == ("noise0_5-ce0_1-mse_perceptual", "sweep")
+    assert variant.seeds == (7, 8) and variant.alignment.name == "va-pi"
+    assert variant.alignment.optimization.steps == 9
+    assert [(s.temperature, s.guidance_scale) for s in variant.samplings] == [(1.0, 1.0)]
+    assert len(variant.sets) == 2  # one of each seed, and none on the way
+    assert cell.stage == f"score@{variant.name}" and sweep.variant_name(cell.name) == variant.name
+
+
+def test_without_a_regularizer_its_weight_makes_no_cells():
+    form = opening_form(noise_ratios=[0.5], regularizers=["none", "ce"], regularizer_weights=[0.1, 1.0])
+    assert [s["regularizer_weight"] for s in settings(plan_cells(form, baseline()))] == [0.0, 0.1, 1.0]
+
+
+def test_a_chosen_reward_term_has_the_profiles_weight_and_the_others_none():
+    (cell,) = plan_cells(opening_form(noise_ratios=[0.5], reward_terms=["perceptual+l1"]), baseline())
+    assert added(cell)["align"]["reward"] == {
+        "mse": 0.0,
+        "perceptual": PARAMS["align"]["reward"]["perceptual"],
+        "l1": 1.0,
+        "embedding": 0.0,
+    }
+
+
+def test_a_cells_name_follows_its_parameters_and_its_baseline():
+    def names(**changes):
+        revision = changes.pop("revision", "abc")
+        form = opening_form(**({"noise_ratios": [0.0, 0.5]} | changes))
+        return [cell.name for cell in plan_cells(form, baseline(revision))]
+
+    assert names() == names() == names(parallelism=2)  # how it is run does not matter
+    assert sweep.sweep_name(plan_cells(opening_form(noise_ratios=[0.5, 0.0]), baseline())) == sweep.sweep_name(
+        plan_cells(opening_form(noise_ratios=[0.0, 0.5]), baseline())
+    )
+    for change in ({"revision": "def"}, {"seeds": [9]}, {"steps": 7}, {"threads": 2}):
+        assert not set(names()) & set(names(**change))
+
+
+def test_the_upstream_is_shared_by_cells_that_differ_in_the_alignment_alone():
+    one, other = opening_form(noise_ratios=[0.0], steps=5), opening_form(noise_ratios=[0.9])
+    assert plan_upstream(one, baseline()) == plan_upstream(other, baseline())
+    assert plan_upstream(one, baseline()) != plan_upstream(opening_form(seeds=[9]), baseline())
+
+
+def test_the_upstream_makes_all_that_a_cell_needs_before_its_own_stages_and_scores_the_base():
+    upstream = set(stage_graph(plan_upstream(opening_form(), baseline()).stage, ROOT))
+    needed = set(stage_graph("score@va-pi", ROOT))  # a variant like a cell
+    assert needed - upstream == {"align@va-pi", "sample@va-pi", "score@va-pi"}
+    assert upstream - needed == {"sample-control@base", "score-control@base"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("noise_ratios", [1.5]),
+        ("noise_ratios", []),
+        ("noise_ratios", [0.5, 0.5]),
+        ("noise_ratios", [i / 10_000 for i in range(10_000)]),
+        ("regularizer_weights", [-1]),
+        ("regularizers", ["dropout"]),
+        ("reward_terms", ["mse+beauty"]),
+        ("seeds", []),
+        ("parallelism", 0),
+        ("noise_ratio", [0.5]),
+    ],
+)
+def test_bad_input_is_refused_with_the_fields_name(field, value):
+    with pytest.raises(ValidationError, match=field):
+        opening_form(**{field: value})
+
+
+def test_a_reward_is_one_cell_however_its_terms_are_ordered():
+    terms = ["mse+perceptual", "perceptual+mse", "mse+mse+perceptual"]
+    (cell,) = plan_cells(opening_form(noise_ratios=[0.5], reward_terms=terms), baseline())
+    assert settings([cell])[0]["reward"] == "mse+perceptual"
+
+
+@pytest.mark.parametrize("reward", ["prior", "mse+embedding"])
+def test_a_reward_that_the_profiles_rivals_cannot_be_trained_with_makes_a_cell(reward):
+    assert {"ste", "tokenizer-post-training"} <= set(PARAMS["variants"])
+    (cell,) = plan_cells(opening_form(noise_ratios=[0.5], reward_terms=[reward]), baseline())
+    assert settings([cell])[0]["reward"] == reward
+
+
+def test_the_name_of_every_planned_cell_tells_that_it_is_one():
+    form = opening_form(
+        noise_ratios=[0, 1e-5],
+        regularizers=["ce", "kl", "none"],
+        regularizer_weights=[0, 0.1],
+        reward_terms=["mse", "mse+perceptual", "prior"],
+    )
+    names = [cell.name for cell in plan_cells(form, baseline())]
+    assert all(sweep.is_cell(name) for name in names) and not any("." in name or "+" in name for name in names)
+    assert not sweep.is_cell(plan_upstream(form, baseline()).name) and not sweep.is_cell("noisy-mouse")
+
+
+def test_a_cell_that_breaks_a_rule_of_the_parameters_is_refused_before_anything_runs():
+    rewarding = baseline(score=PARAMS["score"] | {"extractors": ["reward-classifier"]})
+    with pytest.raises(ParameterError, match="score.extractors"):
+        plan_cells(opening_form(), rewarding)
+
+
+def test_another_profile_is_its_differences_from_params_yaml():
+    splits, variants = PARAMS["subset"]["splits"], dict(PARAMS["variants"])
+    del variants["ste"]
+    other = baseline(profile="other", subset=PARAMS["subset"] | {"splits": splits | {"train": 50}}, variants=variants)
+    (cell,) = plan_cells(opening_form(noise_ratios=[0.5]), other)
+    assert cell.overrides["profile"] == "other" and cell.overrides["subset.splits.train"] == 50
+    assert "~variants.ste" in cell.overrides and "generator.dim" not in cell.overrides
+
+
+def test_a_cell_takes_the_place_of_a_variant_of_its_name_whatever_that_changes():
+    name = "noise0_5-ce0_1-mse_perceptual"
+    before = PARAMS["variants"]["va-pi"] | {"align": {"noise_ratio": 0.25, "steps": 3}}
+    (cell,) = plan_cells(
+        opening_form(noise_ratios=[0.5]),
+        Baseline("abc", *[PARAMS | {"variants": PARAMS["variants"] | {name: before}}] * 2),
+    )
+    assert cell.cell.name == name and cell.cell.alignment.optimization.steps == PARAMS["align"]["steps"]
+    assert f"~variants.{name}.align.steps" in cell.overrides
+
+
+def test_a_command_names_the_experiment_its_overrides_and_the_stage():
+    (cell,) = plan_cells(opening_form(noise_ratios=[0.5], seeds=[1, 2]), baseline())
+    line = sweep.command(cell)
+    assert line[:5] == ["python", "-m", "pipelines.variants.experiment", "--name", cell.name]
+    assert "align.seeds=[1, 2]" in line and line[-1] == "score@noise0_5-ce0_1-mse_perceptual"
+    assert any(part.startswith("+variants.noise0_5-ce0_1-mse_perceptual={table: ") for part in line)
+
+
+def test_a_cell_is_one_process_however_many_the_profile_has():
+    many = baseline(launch=PARAMS["launch"] | {"processes": 4})
+    for experiment in (plan_upstream(opening_form(), many), *plan_cells(opening_form(), many)):
+        assert "launch.processes" not in experiment.overrides  # that of params.yaml, 1
+    assert plan_upstream(opening_form(), Baseline("abc", many.profile, many.profile)).overrides["launch.processes"] == 1
+
+
+@pytest.fixture(autouse=True)
+def commands(monkeypatch):
+    """`dvc` and `python` are those beside this Python, and `pipelines` is ours in any folder."""
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+@pytest.fixture
+def repository(tmp_path_factory):
+    root = tmp_path_factory.mktemp("repository")
+    (root / "profiles").mkdir()
+    (root / "params.yaml").write_text(
+        "a: {x: 1.0e-3, list: [1], text: plain, empty: null}\nvariants: {ar-grpo: {b: 1}, a-b_c: {d: 1}}\n"
+    )
+    (root / "profiles/base.yaml").write_text((root / "params.yaml").read_text())
+    (root / "profiles/other.yaml").write_text(
+        "a: {x: 1.0e-6, list: [[1, 2.5], 3], text: 'a, {b}: \"c\" = d', empty: true}\n"
+        "variants: {ar-grpo: null, a-b_c: {d: 2}, noise0_5-ce1e-05-mse: {y: null, z: {}}}\n"
+    )
+    (root / "dvc.yaml").write_text(
+        "stages: {s: {cmd: cp params.yaml out, params: [a, variants], outs: [out: {cache: false}]}}"
+    )
+    for line in ("git init -q", "dvc init -q", "git add -A", "git -c user.name=x -c user.email=x@y commit -qm first"):
+        subprocess.run(line.split(), cwd=root, check=True)
+    return root
+
+
+def test_dvc_understands_every_kind_of_override_and_the_experiment_is_found_by_its_name(repository):
+    found = sweep.read_baseline("other", repository)
+    assert set(found.profile["variants"]) == {"a-b_c", "noise0_5-ce1e-05-mse"}
+    cell = Experiment("cell-1", differences(found.params, found.profile), "s")
+    assert cell.name not in experiments(repository)
+    subprocess.run(sweep.command(cell), cwd=repository, check=True)
+    commit = experiments(repository)[cell.name]
+    with (repository / "ran.yaml").open("w") as file:
+        subprocess.run(["git", "show", f"{commit}:out"], cwd=repository, stdout=file, check=True)
+    assert read_yaml(repository / "ran.yaml") == found.profile
+
+
+def test_the_baseline_follows_uncommitted_code_and_names_an_unknown_profile(repository):
+    before = sweep.read_baseline(None, repository)
+    assert before.params == before.profile
+    (repository / "dvc.yaml").write_text((repository / "dvc.yaml").read_text() + "\n")
+    assert sweep.read_baseline(None, repository).revision != before.revision
+    with pytest.raises(ParameterError, match="profile: there is no profile 'mnits'; there are other"):
+        sweep.read_baseline("mnits", repository)
