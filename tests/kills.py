@@ -189,11 +189,22 @@ class Trial:
         return f"{self.signal.name} of {self.victim} at moment {self.moment} of {self.clock} in {self.stage}"
 
 
+def count_moments(log: Path) -> dict[tuple[str, str], int]:
+    """(clock, stage) -> how many moments an uninterrupted run had; DVC's up to its writing of dvc.lock, after which it has to
+    do with other stages."""
+    moments = {}
+    for file in log.iterdir():
+        clock, stage = file.name.split()
+        lines = file.read_text().splitlines()
+        moments[clock, stage] = lines.index("open dvc.lock") + 1 if clock == "dvc" else len(lines)
+    return moments
+
+
 def plan(count: int, moments: dict[tuple[str, str], int], seed: int) -> list[Trial]:
     """Trials over all victims, signals and stages; the first one is from scratch, one is in the middle of writing dvc.lock.
 
     Args:
-        moments: (clock, stage) -> how many moments an uninterrupted run had.
+        moments: of an uninterrupted run, as `count_moments` has them.
     """
     chance = random.Random(seed)
     stages = sorted({stage for _, stage in moments})

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.kills import SIGNALS, VICTIMS, Experiment, go_on, kill, plan, wait_until_alone
+from tests.kills import SIGNALS, VICTIMS, Experiment, count_moments, go_on, kill, plan, wait_until_alone
 
 TRIALS, SEED = 20, 14
 pytestmark = pytest.mark.slow
@@ -21,13 +21,12 @@ def uninterrupted(tmp_path_factory):
     log.mkdir()
     assert experiment.start(folder / "said", log=str(log)).wait() == 0, (folder / "said").read_text()
     experiment.commit()
-    moments = {tuple(file.name.split()): len(file.read_text().splitlines()) for file in log.iterdir()}
     return SimpleNamespace(
         experiment=experiment,
         outputs=experiment.outputs(),
         results=experiment.results(),
         runs=experiment.runs(),
-        trials=plan(TRIALS, moments, SEED),
+        trials=plan(TRIALS, count_moments(log), SEED),
     )
 
 
