@@ -75,6 +75,7 @@ class Experiment(Checkout):
                 stdout=file,
                 stderr=file,
                 start_new_session=True,
+                preexec_fn=heed_ctrl_c,
             )
 
     def commit(self) -> None:
@@ -157,6 +158,11 @@ class Experiment(Checkout):
         return lock
 
 
+def heed_ctrl_c() -> None:
+    """What a shell runs in the background ignores it, and what that starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def is_timed(path: Path) -> bool:
     return path.parent.name == "stages" or path.name == "report.md"
 
@@ -237,7 +243,8 @@ def kill(experiment: Experiment, trial: Trial, folder: Path) -> str:
                 os.killpg(dvc.pid, trial.signal)  # as a terminal does
             else:
                 dvc.send_signal(trial.signal)
-    dvc.wait(timeout=BOUND)
+    ended_well = dvc.wait(timeout=BOUND) == 0
+    assert ended_well == (trial.victim == "uploader"), said.read_text()
     if not trial.at_once:
         wait_until_alone(experiment)
     return said.read_text()
