@@ -135,7 +135,7 @@ class Experiment(Checkout):
             path.unlink(missing_ok=True)
         for run in (self.path / ".dvc/cache/runs").glob("*/*/*"):
             if yaml.safe_load(run.read_text())["cmd"] == command:
-                run.unlink()
+                shutil.rmtree(run.parent)
         for path in [self.path / out["path"] for out in forgotten]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         (self.path / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
