@@ -158,6 +158,7 @@ def train_seed(stage: Stage, alignment: Alignment, seed: int, folder: Path, run:
             fingerprint=stage.fingerprint,
             keep=keep,
         )
-    require_kept(folder, alignment, stage.checkpoint)
+    if distributed.is_main():
+        require_kept(folder, alignment, stage.checkpoint)
     save(folder)
     return {"flops_per_image": flops, "images_per_second": log.images_per_second}
