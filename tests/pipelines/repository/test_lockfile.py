@@ -13,7 +13,7 @@ from pipelines.variants.sweep import read_baseline
 from tests.toy import WORK, make_toy
 from vapi_core.errors import FileError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 class Toy:
