@@ -31,6 +31,7 @@ from vapi_core import distributed
 from vapi_core.arrays import write_manifest
 from vapi_core.data.batches import batch_conditions
 from vapi_core.data.partial import PartialArray
+from vapi_core.data.subset import subset_hash
 from vapi_core.files import atomic_path, read_texts
 from vapi_core.fingerprint import fingerprint, training_code
 from vapi_core.memory import free_bytes
@@ -132,6 +133,7 @@ def describe(image_set: ImageSet, params: Params) -> dict[str, Any]:
         "top_k": config.top_k,
         "top_p": config.top_p,
         "weights_dtype": params.launch.dtype,
+        "subset_sha256": subset_hash(SUBSET, remedy(SUBSET)),  # classes, or prompts
         "generator_sha256": model_hash(image_set.generator, "generator", remedy(image_set.generator)),
         "tokenizer_sha256": model_hash(image_set.tokenizer, "tokenizer", remedy(image_set.tokenizer)),
     }

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from vapi_core.scoring.classifier import PlainClassifier, load_classifier, save_classifier
 
 from tests.tiny import tiny_generator
 from vapi_core.errors import FileError
-from vapi_core.models.checkpoints import import_model, load_model, save_model
+from vapi_core.models.checkpoints import load_model, save_model
+from vapi_core.models.classifier import PlainClassifier, load_classifier, save_classifier
+from vapi_core.models.llamagen.checkpoints import import_official
 from vapi_core.models.perceptual import LPIPS, load_lpips
 from vapi_core.models.weights import check_expansion, check_loaded, is_finite, read_state_dict
 
@@ -32,7 +33,7 @@ def refused(path: Path, match: str) -> None:
     model = tiny_generator(seed=2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(FileError, match=match) as caught:
-        import_model(path, model)
+        import_official(path, model)
     assert caught.value.path == path
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
@@ -60,7 +61,7 @@ def test_other_types_are_not_cast(tmp_path, state, suffix, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_other_precisions_are(tmp_path, state, dtype):
-    model = import_model(written(tmp_path / "w.pt", {n: t.to(dtype) for n, t in state.items()}), tiny_generator(seed=2))
+    model = import_official(written(tmp_path / "w.pt", {n: t.to(dtype) for n, t in state.items()}), tiny_generator(seed=2))
     assert all(torch.equal(tensor, state[name].to(dtype).float()) for name, tensor in model.state_dict().items())
 
 

@@ -8,33 +8,42 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from vapi_core.fingerprint import EXTRACTION, REWARDS, STATISTICS
+from vapi_core.fingerprint import EXTRACTION, REWARDS, STATISTICS, training_code
 
 STAGES = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
-# what types, tracks, shows and saves; results do not come from it
-FRAME = {
-    Path("pipelines", f"{name}.py")
-    for name in (
-        "assets",
-        "figures",
-        "geneval_command",
-        "journal",
-        "launch",
-        "memory_advice",
-        "mlflow_runs",
-        "params",
-        "paths",
-        "preference_command",
-        "progress",
-        "rules",
-        "stage",
-        "tracking",
+# what types, names, reads, tracks, tells and saves; results do not come from it
+FRAME = [
+    Path(path)
+    for path in (
+        "pipelines/config",
+        "pipelines/frame",
+        "pipelines/reporting/figures.py",
+        "pipelines/tracking",
+        "pipelines/repository",
+        "pipelines/variants/assets.py",
+        "pipelines/variants/loading.py",
+        "pipelines/variants/rules.py",
+        "pipelines/variants/run_scores.py",
+        "pipelines/variants/variant.py",
+        "vapi_core/distributed.py",
+        "vapi_core/errors.py",
+        "vapi_core/files.py",
+        "vapi_core/arrays.py",
+        "vapi_core/limits.py",
+        "vapi_core/memory.py",
+        "vapi_core/scoring/geneval/folder.py",
+        "vapi_core/fingerprint.py",
     )
-} | {Path("vapi_core/errors.py"), Path("vapi_core/files.py"), Path("vapi_core/fingerprint.py")}
-
-
+]
+READERS = Path("pipelines/frame/inputs.py")  # in the frame; what it reads with is not
+# its streams choose the subset: with other ones all that is behind is another
+STREAMS = Path("vapi_core/randomness.py")
 # reached from the modules of features and statistics, and no part of what these are
 OF_NO_FEATURE = {Path("vapi_core", name) for name in ("models/weights.py", "randomness.py")}
+
+
+def is_frame(path: Path) -> bool:
+    return path != READERS and any(path.is_relative_to(part) for part in FRAME)
 
 
 class Module(NamedTuple):
@@ -97,7 +106,7 @@ def reached(stage: Path) -> set[Path]:
     todo = [(stage, name) for name in read(stage).definitions]
     while todo:
         path, name = todo.pop()
-        if (path, name) in seen or path in FRAME:
+        if (path, name) in seen or is_frame(path):
             continue
         seen.add((path, name))
         module = read(path)
@@ -117,11 +126,19 @@ def reached(stage: Path) -> set[Path]:
     return files
 
 
+def code_of(name: str) -> set[Path]:
+    """Files that the stage `python -m pipelines.stages NAME` uses; the methods of an alignment are found by their names."""
+    used = reached(Path("pipelines/stages", f"{name}.py"))
+    return used | reached(Path("vapi_core/alignment/methods.py")) if name == "align" else used
+
+
 def missing(stage: dict) -> list[str]:
     """What a stage uses and does not depend on."""
-    module = file_of(stage["cmd"].split()[2])
+    stage = stage.get("do", stage)
+    name = stage["cmd"].split()[3]
     dependencies = {Path(path) for path in stage["deps"]}
-    return sorted(str(file) for file in reached(module) if not dependencies & {file, *file.parents})
+    known = {Path("pipelines/stages", f"{name}.py"), READERS} | ({STREAMS} if name != "subset" else set())
+    return sorted(str(file) for file in code_of(name) - known if not dependencies & {file, *file.parents})
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -129,20 +146,40 @@ def test_a_stage_depends_on_the_code_that_its_results_come_from(name):
     assert missing(STAGES[name]) == []
 
 
+@pytest.mark.parametrize("name", STAGES)
+def test_what_a_stage_depends_on_is_there_or_made_by_another_stage(name):
+    made = {Path(str(out).partition("$")[0]) for out in outputs()}
+    for path in map(str, STAGES[name].get("do", STAGES[name])["deps"]):
+        fixed = Path(path.partition("$")[0])
+        assert fixed.exists() or any(fixed.is_relative_to(out) or out.is_relative_to(fixed) for out in made), path
+
+
+def outputs() -> list[str]:
+    """All outputs that dvc.yaml names."""
+    stages = [stage.get("do", stage) for stage in STAGES.values()]
+    made = [out for stage in stages for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])]
+    return [next(iter(out)) if isinstance(out, dict) else out for out in made]
+
+
 def test_the_fingerprints_of_what_is_kept_between_runs_hold_the_code_that_it_comes_from():
     package = Path("vapi_core")
-    rewards = {Path(path).name for path in STAGES["align"]["deps"] if path.startswith("vapi_core/scoring/")}
-    assert rewards == set(REWARDS)
     for names, module in ((EXTRACTION, "features.py"), (STATISTICS, "fidelity.py")):
         needed = {path for path in reached(package / "scoring" / module) if path.is_relative_to(package)}
         own = {package / name for name in names}
         assert needed - own <= OF_NO_FEATURE, module
-        assert own <= needed | {package / "images.py"}
+        assert own <= needed | {package / "data/images.py"}
+
+
+def test_the_fingerprint_of_a_training_holds_all_that_an_alignment_comes_from():
+    of_training = {path.relative_to(Path.cwd()) for path in training_code()}
+    used = {path for path in code_of("align") if path.is_relative_to("vapi_core")}
+    assert len(used) > 15 and used <= of_training
+    assert {Path("vapi_core/scoring", name) for name in REWARDS} == {p for p in of_training if "scoring" in p.parts}
 
 
 def test_code_that_is_reached_through_several_modules_would_be_missed():
-    align = STAGES["align"]
-    without = [path for path in align["deps"] if path not in ("vapi_core/alignment", "vapi_core/randomness.py")]
+    align = STAGES["align"]["do"]
+    without = [path for path in align["deps"] if path != "vapi_core/alignment"]
     found = missing(align | {"deps": without})
-    assert {"vapi_core/alignment/noise.py", "vapi_core/randomness.py"} <= set(found)
-    assert "vapi_core/scoring/fidelity.py" not in found  # scoring has no part in an alignment
+    assert {"vapi_core/alignment/noise.py", "vapi_core/alignment/ar_grpo.py"} <= set(found)
+    assert "vapi_core/scoring/fidelity.py" not in found  # scores have no part in an alignment

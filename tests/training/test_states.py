@@ -8,13 +8,13 @@ import sys
 
 import pytest
 import torch
-from tests.test_training import COUNT, Killed, config, next_token, run, weights
-from vapi_core.training_state import HISTORY_FILE, TRAINING_FILE, is_whole, states
 
 from tests.processes import run_on
 from tests.tiny import tiny_generator
+from tests.training.test_loop import COUNT, Killed, config, next_token, run, weights
 from vapi_core.errors import FileError
-from vapi_core.training import train
+from vapi_core.training.loop import train
+from vapi_core.training.states import HISTORY_FILE, TRAINING_FILE, is_whole, states
 
 LONG = {"steps": 8, "checkpoint_every": 2}
 
@@ -45,9 +45,9 @@ def steps_taken(folder, **options) -> tuple[list[int], list[dict], torch.Tensor]
     if not states(folder):  # begins anew, from the weights that every run begins with
         generator = tiny_generator().train()
 
-    def objective(slots):
-        taken.append(slots.step)
-        return next_token(generator)(slots)
+    def objective(batch):
+        taken.append(batch.step)
+        return next_token(generator)(batch)
 
     settings = {"fingerprint": "a"} | options
     log = lambda step, row: rows.append(row)  # noqa: E731
@@ -120,16 +120,16 @@ def test_a_kill_while_a_state_is_written_leaves_the_two_before(tmp_path, uninter
     code = f"""
 import os, signal, torch
 from pathlib import Path
-from tests.test_training import config, run
 from tests.tiny import tiny_generator
-from vapi_core import training_state
+from tests.training.test_loop import config, run
+from vapi_core.training import states
 torch.set_num_threads(1)
-write = training_state.write_json
+write = states.write_json
 def dying(path, value):
     if len(value) == 6:  # the history of six steps
         os.kill(os.getpid(), signal.SIGKILL)
     write(path, value)
-training_state.write_json = dying
+states.write_json = dying
 run(tiny_generator().train(), config(steps=8, checkpoint_every=2), checkpoint=Path({str(folder)!r}), fingerprint="a")
 """
     ended = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)

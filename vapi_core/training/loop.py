@@ -152,7 +152,7 @@ def train(
     Args:
         count: items of the data set.
         log: called once per step with the step's metrics, again for the steps before a checkpoint when resuming.
-        checkpoint: directory of the resumable states (`training_state`); one is used only if it was written under the same
+        checkpoint: directory of the resumable states (`states`); one is used only if it was written under the same
             `fingerprint`, a hash of all that determines the run. The number of processes may be another. The caller
             removes the directory when the result is safe.
         keep: called after each step with the number of steps done, by all processes; not again when resuming.

@@ -60,7 +60,7 @@ def test_what_is_at_its_lowest_or_has_no_part_in_a_stage_is_not_named():
         "No parameter"
     )  # it has no rollouts, and trains no generator
     # the base is held for the regularizer, whatever is logged
-    assert "log_kl" not in memory_advice(with_params(), "align@kl-0.1")
+    assert "log_kl" not in memory_advice(with_params(), "align@kl-0_1")
     assert "log_kl" not in memory_advice(with_params(), "align@cross-entropy")
     assert "fsdp" not in memory_advice(with_params(), "align@ar-grpo")  # it needs whole weights
 

@@ -47,7 +47,7 @@ def tiny(path) -> dict:
         "log_kl_every": 0,
     }
     content["align"]["reward"]["perceptual"] = 0.0
-    kept = ("va-pi", "cross-entropy", "noise-0.0", "ce-1.0", "only-prior")
+    kept = ("va-pi", "cross-entropy", "noise-0_0", "ce-1_0", "only-prior")
     content["variants"] = {name: content["variants"][name] for name in kept}
     content["align"]["learning_rate"] = 1e-3
     content["sample"] |= {"count": 2, "batch_size": 3, "save_size": None}

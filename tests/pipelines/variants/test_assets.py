@@ -124,21 +124,21 @@ def test_what_rivals_alone_need_stops_nobody_else(empty):
     assert [asset.parameter for asset in own] == [
         f"variants.ar-grpo.align.{name}_checkpoint" for name in ("clip", "hpsv2")
     ]
-    for stage in ("subset", "align@va-pi", "align@noise-0.25", "sample@ar-grpo"):
+    for stage in ("subset", "align@va-pi", "align@noise-0_25", "sample@ar-grpo"):
         assert not set(own) & set(needed_by(stage, found, EXPERIMENT)), stage
     assert set(own) <= set(needed_by("align@ar-grpo", found, EXPERIMENT))
 
 
 def test_what_one_variant_alone_reads_is_asked_for_under_its_own_key(empty):
     content = read_profile("llamagen-xl-c2i", ROOT)
-    content["variants"]["noise-0.25"]["align"]["lpips_checkpoint"] = "assets/other"
+    content["variants"]["noise-0_25"]["align"]["lpips_checkpoint"] = "assets/other"
     lpips = [asset for asset in assets_of(check_params(content)) if asset.parameter.endswith("lpips_checkpoint")]
     places = {asset.place: asset.parameter for asset in lpips}
     assert places == {
         "assets/lpips": "align.lpips_checkpoint",
-        "assets/other": "variants.noise-0.25.align.lpips_checkpoint",
+        "assets/other": "variants.noise-0_25.align.lpips_checkpoint",
     }
-    needed = {asset.place for asset in needed_by("align@noise-0.25", lpips, EXPERIMENT)}
+    needed = {asset.place for asset in needed_by("align@noise-0_25", lpips, EXPERIMENT)}
     assert needed == {"assets/other"}
 
 

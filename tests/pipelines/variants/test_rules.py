@@ -82,7 +82,7 @@ def test_a_variant_and_a_control_cannot_share_a_name(content):
             {"rewards": {"class_likelihood": 0.0, "clip_score": 0.0, "hpsv2": 0.0}},
             r"variants\.ar-grpo\.align\.rewards: .*above 0",
         ),
-        ("noise-0.0", {"micro_batch_size": 5}, r"variants\.noise-0\.0\.align\.micro_batch_size: .*micro-batches of 5"),
+        ("noise-0_0", {"micro_batch_size": 5}, r"variants\.noise-0_0\.align\.micro_batch_size: .*micro-batches of 5"),
     ],
 )
 def test_settings_with_which_a_method_cannot_train_are_named_where_they_stand(content, name, align, told):
