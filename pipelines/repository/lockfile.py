@@ -1,4 +1,4 @@
-"""Whether DVC can read its files; if not, which is wrong and what mends it.
+"""Whether DVC can read its files and its run cache; if not, which is wrong and what mends it.
 
 `python -m pipelines.repository.lockfile` says so after DVC has failed; nothing where another thing is the cause.
 """
@@ -15,6 +15,7 @@ from vapi_core.errors import FileError
 from vapi_core.files import check_merged
 
 LOCK = "dvc.lock"
+RUN_CACHE = ".dvc/cache/runs"  # STAGE'S HASH[:2]/STAGE'S HASH/OUTPUTS' HASH
 FILES = ("params.yaml", "dvc.yaml", LOCK)
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the lock file may be long
 
@@ -27,6 +28,16 @@ def check_dvc_files(root: Path = Path()) -> None:
     lock = root / LOCK
     if lock.is_file() and not _is_whole(lock.read_bytes()):
         raise FileError(lock, "the file is cut off or damaged; DVC was killed while it wrote it, say.", _remedy(root))
+
+
+def check_run_cache(root: Path = Path()) -> None:
+    """Raises FileError where DVC's run cache knows a stage and no run of it: DVC was killed between making the one and the
+    other. DVC (3.67) then fails at this stage each time. While a DVC runs, this may be so for a moment."""
+    empty = [folder.relative_to(root) for folder in sorted((root / RUN_CACHE).glob("*/*")) if not any(folder.iterdir())]
+    if empty:
+        problem = "the folder is empty, on which DVC fails; DVC was killed before it wrote there, say."
+        remedy = f"Run `rmdir {' '.join(map(str, empty))}`, then the same command again."
+        raise FileError(empty[0], problem, remedy)
 
 
 def _is_whole(content: bytes) -> bool:
@@ -52,6 +63,7 @@ def _remedy(root: Path) -> str:
 @one_message
 def main() -> None:
     check_dvc_files()
+    check_run_cache()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pipelines.variants.sweep import read_baseline
 from tests.toy import WORK, make_toy
 from vapi_core.errors import FileError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 class Toy:
@@ -86,6 +86,19 @@ def test_without_a_version_in_git_the_cut_file_is_to_be_removed(toy):
     with pytest.raises(FileError, match="Run `rm dvc.lock`"):
         check_dvc_files()
     toy.run("git", "reset", "-q")
+
+
+def test_a_run_that_dvc_was_killed_before_keeping_is_told_and_what_mends_it_has_the_stage_run_again(toy):
+    for run in (toy.root / ".dvc/cache/runs").glob("*/*/*"):
+        run.unlink()  # as if DVC had just made the folder
+    toy.lock.unlink()
+    assert toy.run("dvc", "repro", "score", check=False).returncode != 0
+    told = toy.run("python", "-m", "pipelines.repository.lockfile", check=False)
+    assert told.returncode == 1 and told.stderr.count("\n") == 1
+    assert "the folder is empty" in told.stderr
+    toy.run(*told.stderr.split("`")[1].split())
+    toy.run("dvc", "repro", "score")
+    assert toy.run("python", "-m", "pipelines.repository.lockfile").stderr == ""
 
 
 @pytest.mark.parametrize("name", ["params.yaml", "dvc.yaml", "dvc.lock"])
