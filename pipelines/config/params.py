@@ -241,7 +241,8 @@ def _explain(error: Any, where: str) -> tuple[str, str]:
         return key, "there is no such parameter."
     if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return key, "the parameter is missing."
-    return key, f"{error['msg'].lower()}, not {quoted(error['input'])}."
+    message = error["msg"][:1].lower() + error["msg"][1:]  # the rest may hold a pattern, where case counts
+    return key, f"{message}, not {quoted(error['input'])}."
 
 
 _TYPES = ("int", "str", "float", "bool")  # which pydantic names where a value may be of several types

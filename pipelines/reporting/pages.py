@@ -247,7 +247,7 @@ def matched(evidence: Evidence, extractor: str) -> list[str]:
     if found.empty:
         return []
     told = "; ".join(
-        f"{row['row']} ({row['precision']:.3f}) T {row['temperature']} ({row['base_precision']:.3f})"
+        f"{evidence.table.label(row['row'])} ({row['precision']:.3f}) T {row['temperature']} ({row['base_precision']:.3f})"
         for _, row in found.iterrows()
     )
     return [f"The base's temperatures that come nearest in precision: {told}."]

@@ -118,7 +118,7 @@ def test_where_no_extractor_sees_nothing_is_compared():
 
 
 def test_the_paper_s_claims_are_summed_up_in_plain_words():
-    noise = {"noise-0.0": 0.80, "noise-0.25": 0.85, "noise-0.75": 0.70, "noise-0.95": 0.80}
+    noise = {"noise-0_0": 0.80, "noise-0_25": 0.85, "noise-0_75": 0.70, "noise-0_95": 0.80}
     text = " ".join(page_of("noise", accuracy=ACCURACY | noise).split())
     assert "Of 7 claims of the paper 5 hold, 1 is reversed and 1 finds no difference." in text
     assert "| ξ = 0.75 | 1 | 0.332 | " in text and "compare shapes only" in text

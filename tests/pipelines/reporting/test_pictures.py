@@ -59,7 +59,7 @@ def drawn_axis(evidence):
 
 
 def test_a_line_leads_through_the_rows_of_the_axis_and_a_dashed_one_marks_the_base():
-    ax = drawn_axis(evidence_of("regularizer", fid=FID | {"kl-1.0": 7.0}, spread=0.0))
+    ax = drawn_axis(evidence_of("regularizer", fid=FID | {"kl-1_0": 7.0}, spread=0.0))
     lines = {container.get_label(): container.lines[0].get_xydata() for container in ax.containers}
     assert set(lines) == {"CE", "KL"} and ax.get_xscale() == "log"
     assert lines["CE"].tolist() == [[0.01, 4.0], [0.1, 3.0], [1.0, 4.0]]  # va-pi is the row in the middle

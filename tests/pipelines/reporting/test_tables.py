@@ -1,5 +1,7 @@
 """A table is its record and its variants: rows, claims and the paper's numbers fit together."""
 
+import re
+
 import pytest
 
 from pipelines.reporting.evidence import gather, unique_rows
@@ -39,9 +41,9 @@ def test_the_subject_stands_where_its_settings_do_and_is_shown_once(params):
     assert TABLES["regularizer"].row(subject, 1.0, 1.0) == "ce-0.1"
     assert TABLES["reward"].row(subject, 1.0, 1.0) == "all"
     assert TABLES["report"].row(subject, 1.0, 1.0) == SUBJECT
-    doubled = params_with(variants={"noise-0.5": {"table": "noise", "method": "va-pi", "align": {}}})
+    doubled = params_with(variants={"noise-0_5": {"table": "noise", "method": "va-pi", "align": {}}})
     names = [variant.name for variant in unique_rows(TABLES["noise"], doubled)]
-    assert SUBJECT in names and "noise-0.5" not in names
+    assert SUBJECT in names and "noise-0_5" not in names
 
 
 def test_the_base_at_another_temperature_is_a_row_of_its_own(params):
@@ -116,7 +118,7 @@ def test_a_fourth_table_of_the_paper_is_its_record_and_its_variants(tmp_path, mo
     text = page(evidence, NO_PROTOCOL)
     assert "# Group size G (paper, table 9), profile `mnist`" in text
     assert "Under scorer-classifier: Of 2 claims of the paper 1 holds and 1 is reversed." in " ".join(text.split())
-    assert "| G = 4 | 1 | 8.5 | 2 [" in text and "| groups-2 | group_size 2 |" in text
+    assert re.search(r"\| G = 4 \| 1 \| 8\.5 \| (2|2\.00\d|1\.99\d) \[", text) and "| groups-2 | group_size 2 |" in text
     assert "`dvc repro table@groups` writes this page." in text
     assert {path.name for path in tmp_path.glob("reports/tables/groups/*")} >= {"summary.csv", "comparisons.csv"}
     with pytest.raises(SystemExit):

@@ -163,8 +163,8 @@ def test_every_set_has_a_folder_of_its_own_below_its_table_and_its_variant(param
 
 def test_weights_are_kept_at_even_steps_before_the_last_and_under_a_budget_of_seconds_never(content):
     def kept(**changes):
-        params = check_params(content | {"align": content["align"] | changes})
-        return find_variant(params, "va-pi").alignment.kept_steps
+        content["variants"]["va-pi"]["align"] = changes
+        return find_variant(check_params(content), "va-pi").alignment.kept_steps
 
     assert kept(steps=60, keep_every=20) == [20, 40]
     assert kept(keep_every=0) == [] and kept(budget=30.0) == []
