@@ -138,8 +138,8 @@ def test_an_entry_of_the_manifest_that_is_missing_or_of_another_type_is_refused(
     manifest = read_checked_json(directory / "manifest.json")
     changed = {name: entry for name, entry in manifest.items() if name != key} | ({} if value is None else {key: value})
     write_checked_json(directory / "manifest.json", changed)
-    with pytest.raises(FileError, match="run `dvc repro tokenize`"):
-        TokenCache.open(directory, tokenizer_sha256=TOKENIZER, subset_sha256=SUBSET)
+    with pytest.raises(FileError, match=REMEDY):
+        TokenCache.open(directory, tokenizer_sha256=TOKENIZER, subset_sha256=SUBSET, remedy=REMEDY)
 
 
 def test_a_failure_halfway_leaves_the_old_cache_and_nothing_else(directory, tmp_path):

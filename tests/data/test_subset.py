@@ -277,8 +277,8 @@ def test_a_text_that_a_subset_has_not_is_none_and_one_that_was_lost_is_named(tmp
     write_subset(make_source(), plan({"train": 18}), tmp_path / "subset", {"prompts.jsonl": "one"})
     assert read_subset_text(tmp_path / "subset", "others.jsonl") is None
     (tmp_path / "subset" / "prompts.jsonl").unlink()
-    with pytest.raises(FileError, match="prompts.jsonl: the file is missing.*run `dvc repro subset`"):
-        read_subset_text(tmp_path / "subset", "prompts.jsonl")
+    with pytest.raises(FileError, match=f"prompts.jsonl: the file is missing.*{REMEDY}"):
+        read_subset_text(tmp_path / "subset", "prompts.jsonl", REMEDY)
 
 
 @pytest.mark.parametrize("name", ["images.npy", "labels.npy"])
@@ -298,8 +298,8 @@ def test_an_entry_of_the_manifest_that_is_missing_or_of_another_type_is_refused(
     manifest = read_checked_json(copied / "manifest.json")
     changed = {name: entry for name, entry in manifest.items() if name != key} | ({} if value is None else {key: value})
     write_checked_json(copied / "manifest.json", changed)
-    with pytest.raises(FileError, match="run `dvc repro subset`"):
-        Subset.open(copied)
+    with pytest.raises(FileError, match=REMEDY):
+        Subset.open(copied, REMEDY)
 
 
 @pytest.mark.parametrize(

@@ -170,13 +170,13 @@ def replace_weights(folder: Path, kind: str, name: str, number: float, field: st
     """Puts a number into saved weights, and their hash into the description, as another program might."""
     from safetensors.torch import load_file
 
-    from vapi_core.files import read_json, sha256_file, write_json
+    from vapi_core.files import read_checked_json, sha256_file, write_checked_json
 
     path = folder / f"{kind}.safetensors"
     state = load_file(path)
     state[name].view(-1)[0] = number
     save_file(state, path)
-    write_json(folder / f"{kind}.json", read_json(folder / f"{kind}.json") | {field: sha256_file(path)})
+    write_checked_json(folder / f"{kind}.json", read_checked_json(folder / f"{kind}.json") | {field: sha256_file(path)})
 
 
 def test_saved_models_are_checked_when_they_are_loaded_too(tmp_path):
@@ -186,7 +186,7 @@ def test_saved_models_are_checked_when_they_are_loaded_too(tmp_path):
         load_model(tmp_path, "generator", "Run: dvc repro generator")
     save_classifier(PlainClassifier(10), tmp_path)
     replace_weights(tmp_path, "classifier", "head.bias", torch.inf, "weights_sha256")
-    with pytest.raises(FileError, match=r"classifier\.safetensors: .*not finite numbers: head\.bias.*dvc repro"):
+    with pytest.raises(FileError, match=r"classifier\.safetensors: .*not finite numbers: head\.bias"):
         load_classifier(tmp_path)
 
 

@@ -117,7 +117,7 @@ def test_an_entry_of_the_manifest_that_is_missing_or_of_another_type_is_refused(
     manifest = read_checked_json(directory / "manifest.json")
     changed = {name: entry for name, entry in manifest.items() if name != key} | ({} if value is None else {key: value})
     write_checked_json(directory / "manifest.json", changed)
-    with pytest.raises(FileError, match="run `dvc repro tokenize`"):
+    with pytest.raises(FileError, match=REMEDY):
         open_cache(directory, encoder)
 
 

@@ -14,7 +14,7 @@ import pytest
 from pipelines.frame import processes
 from pipelines.frame.processes import Guarded, marked
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TREE = "sleep 100; true"  # a command with a child of its own
 
 
