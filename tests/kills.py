@@ -42,7 +42,7 @@ def tiny(params: dict) -> dict:
     params["sample"] |= {"count": 20, "batch_size": 5, "guidance_scales": [1.0]}
     params["score"] |= {"extractors": ["scorer-classifier"], "input_size": 32, "is_splits": 2}
     params["score"] |= {"kid_subsets": 2, "kid_subset_size": 10}
-    params["variants"] = {"va-pi": params["variants"]["va-pi"]}
+    params["variants"] = {"va-pi": params["variants"]["va-pi"] | {"align": {}}}  # the shared keep_every shall hold
     params["controls"] = {"base": {"table": "experiment", "temperatures": [1.0], "guidance_scales": None}}
     return params
 

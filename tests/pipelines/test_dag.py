@@ -33,6 +33,8 @@ def tiny(params):
     params["controls"]["temperatures"]["temperatures"] = [0.9]
     kept = ("va-pi", "cross-entropy", "tokenizer-post-training", "noise-0_0", "only-prior")
     params["variants"] = {name: params["variants"][name] for name in kept}
+    for variant in params["variants"].values():
+        variant["align"].pop("keep_every", None)  # the shared one shall hold
     params["tables"] = ["rivals", "noise", "reward"]
     return params
 

@@ -32,6 +32,8 @@ def tiny_content() -> dict:
     content["align"]["reward"]["perceptual"] = 0.0  # no classifier is needed
     kept = ("va-pi", "cross-entropy", "tokenizer-post-training")
     content["variants"], content["tables"] = {name: content["variants"][name] for name in kept}, []
+    for variant in content["variants"].values():
+        variant["align"].pop("keep_every", None)  # the shared one shall hold
     content["sample"] |= {"count": 11, "batch_size": 4, "guidance_scales": [1.0, 2.0]}
     content["score"]["is_splits"] = 2
     content["controls"]["base"]["temperatures"] = [1.0]
