@@ -8,6 +8,7 @@ import argparse
 import csv
 import hashlib
 import os
+import re
 import resource
 import signal
 import sys
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config.params import Params
-from pipelines.config.paths import CURVES, RUN_FILE, STAGE_METRICS, WORK, remedy
+from pipelines.config.paths import CURVES, REPORTS, RUN_FILE, STAGE_METRICS, WORK, remedy
 from pipelines.frame.launch import live_with_launcher, one_message, relaunch
 from pipelines.frame.memory_advice import memory_advice, memory_explained
 from pipelines.frame.processes import only_one
@@ -34,6 +35,7 @@ from vapi_core.files import atomic_path, read_texts, remove_leftovers_below, rem
 from vapi_core.fingerprint import fingerprint, training_code
 
 Metrics = dict[str, float]
+DVC_TEMPORARY = re.compile(r"\.[\w-]{22}\.tmp")  # dvc_objects.fs.utils.tmp_fname
 
 
 @dataclass(frozen=True)
@@ -258,11 +260,19 @@ def _check_launch(params: Params, parallel: bool) -> None:
         raise ParameterError("launch.processes", known)
 
 
+def remove_dvc_leftovers(folder: Path) -> None:
+    """Removes the temporaries of a DVC that was killed. The DVC that started this stage has none while it waits."""
+    for path in folder.rglob(".*.tmp"):
+        if DVC_TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
 def _execute(plan: StagePlan, key: str, work: Any, params: Params, arguments: argparse.Namespace) -> None:
     started = time.monotonic()
     device = _prepare_torch(params)
     if distributed.is_main():
         remove_leftovers_below(WORK)  # of stages that were killed
+        remove_dvc_leftovers(REPORTS)
     with _tracked_run(plan, key, params) as run:
         stage = Stage(plan, params, device, run, key)
         try:

@@ -13,7 +13,7 @@ import pytest
 
 from pipelines.config.paths import SCORES, TOKENS, remedy
 from pipelines.frame.inputs import open_samples, read_scores
-from pipelines.frame.stage import Stage, StagePlan, UntrackedRun, upstream_keys
+from pipelines.frame.stage import Stage, StagePlan, UntrackedRun, remove_dvc_leftovers, upstream_keys
 from pipelines.tracking.journal import all_journals
 from pipelines.variants.loading import load_params
 from tests.damage import check_every_flip_is_named
@@ -175,3 +175,12 @@ def test_a_stage_that_is_asked_to_end_closes_its_run_as_killed_and_says_one_line
     assert stage.returncode == code and errors.splitlines()[-1] == f"stopped by {name}" and "Traceback" not in errors
     (journal,), _ = all_journals(tmp_path / ".work/tracking")
     assert journal.state()["status"] == "KILLED" and not (tmp_path / "out").exists()
+
+
+def test_what_a_killed_dvc_left_beside_the_reports_is_removed_and_nothing_else(tmp_path):
+    left, other = tmp_path / "curves" / ".0txQ2WhMG0L1j67FGSP5Bg.tmp", tmp_path / "curves" / ".mine.tmp"
+    left.parent.mkdir()
+    left.touch()
+    other.touch()
+    remove_dvc_leftovers(tmp_path)
+    assert list(left.parent.iterdir()) == [other]
