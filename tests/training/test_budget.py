@@ -46,7 +46,7 @@ def test_seconds_before_an_interruption_count(tmp_path):
         run(tiny_generator(**NO_DROPOUT), settings, kill_after=2, checkpoint=path, fingerprint="a")
     spent = read_json(path / "2" / HISTORY_FILE)[-1]["seconds"]
     assert 0 < spent < 1000
-    over = config(seconds=spent, checkpoint_every=1)  # the time before the interruption is all there is
+    over = config(budget=spent, checkpoint_every=1)  # the time before the interruption is all there is
     rows = run(tiny_generator(**NO_DROPOUT), over, checkpoint=path, fingerprint="a")
     assert len(rows) == 2  # the steps before the checkpoint, told again
 
