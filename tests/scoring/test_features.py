@@ -171,10 +171,10 @@ def test_changed_code_does_not_return_the_features_of_the_old_one(digit_classifi
     passes = []
     extractor.network.register_forward_hook(lambda *args: passes.append(1))
     cached_features(tmp_path / "cache", images, extractor)
-    (code / "scoring" / "geneval.py").write_text("# no part of features\n")
+    (code / "scoring" / "preference.py").write_text("# no part of features\n")
     cached_features(tmp_path / "cache", images, extractor)
     assert len(passes) == 1
-    for number, name in enumerate(("scoring/features.py", "scoring/classifier.py", "images.py"), start=2):
+    for number, name in enumerate(("scoring/features.py", "models/classifier.py", "data/images.py"), start=2):
         (code / name).write_text("# another preprocessing\n")
         cached_features(tmp_path / "cache", images, extractor)
         assert len(passes) == number
