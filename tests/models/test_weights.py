@@ -61,7 +61,9 @@ def test_other_types_are_not_cast(tmp_path, state, suffix, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_other_precisions_are(tmp_path, state, dtype):
-    model = import_official(written(tmp_path / "w.pt", {n: t.to(dtype) for n, t in state.items()}), tiny_generator(seed=2))
+    model = import_official(
+        written(tmp_path / "w.pt", {n: t.to(dtype) for n, t in state.items()}), tiny_generator(seed=2)
+    )
     assert all(torch.equal(tensor, state[name].to(dtype).float()) for name, tensor in model.state_dict().items())
 
 
