@@ -24,7 +24,7 @@ from vapi_core.files import TEMPORARY
 VICTIMS = ("stage", "dvc", "uploader")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 TIMINGS = ("seconds", "peak_memory_mb", "images_per_second")  # what no two runs have in common
-LOCK_TRIAL = 3
+LOCK_TRIAL = 3  # the one that is killed while it writes dvc.lock
 BOUND = 300  # seconds that nothing of a trial takes
 
 
@@ -75,6 +75,7 @@ class Experiment(Checkout):
                 stdout=file,
                 stderr=file,
                 start_new_session=True,
+                preexec_fn=heed_ctrl_c,
             )
 
     def commit(self) -> None:
@@ -127,14 +128,18 @@ class Experiment(Checkout):
     def forget(self, stage: str) -> None:
         """As if everything but this stage had been run, here and in DVC's cache."""
         lock = yaml.safe_load((self.path / "dvc.lock").read_text())
-        forgotten = lock["stages"].pop(stage)["outs"]
+        command, forgotten = (lock["stages"][stage][name] for name in ("cmd", "outs"))
+        del lock["stages"][stage]
         kept = {path for other in lock["stages"].values() for out in other["outs"] for path in self.cached(out)}
         for path in {path for out in forgotten for path in self.cached(out)} - kept:
             path.unlink(missing_ok=True)
+        for run in (self.path / ".dvc/cache/runs").glob("*/*/*"):
+            if yaml.safe_load(run.read_text())["cmd"] == command:
+                shutil.rmtree(run.parent)
         for path in [self.path / out["path"] for out in forgotten]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         (self.path / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
-        for name in (".dvc/cache/runs", ".work/features", ".work/samples"):
+        for name in (".work/features", ".work/samples"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         (self.path / ".work/reconstructions.npy").unlink(missing_ok=True)
 
@@ -151,6 +156,11 @@ class Experiment(Checkout):
         for out in (out for stage in lock.values() for out in stage["outs"] if is_timed(Path(out["path"]))):
             del out["md5"], out["size"]
         return lock
+
+
+def heed_ctrl_c() -> None:
+    """What a shell runs in the background ignores it, and what that starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def is_timed(path: Path) -> bool:
@@ -185,11 +195,22 @@ class Trial:
         return f"{self.signal.name} of {self.victim} at moment {self.moment} of {self.clock} in {self.stage}"
 
 
+def count_moments(log: Path) -> dict[tuple[str, str], int]:
+    """(clock, stage) -> how many moments an uninterrupted run had; DVC's up to its writing of dvc.lock, after which it has to
+    do with other stages."""
+    moments = {}
+    for file in log.iterdir():
+        clock, stage = file.name.split()
+        lines = file.read_text().splitlines()
+        moments[clock, stage] = lines.index("open dvc.lock") + 1 if clock == "dvc" else len(lines)
+    return moments
+
+
 def plan(count: int, moments: dict[tuple[str, str], int], seed: int) -> list[Trial]:
     """Trials over all victims, signals and stages; the first one is from scratch, one is in the middle of writing dvc.lock.
 
     Args:
-        moments: (clock, stage) -> how many moments an uninterrupted run had.
+        moments: of an uninterrupted run, as `count_moments` has them.
     """
     chance = random.Random(seed)
     stages = sorted({stage for _, stage in moments})
@@ -222,7 +243,8 @@ def kill(experiment: Experiment, trial: Trial, folder: Path) -> str:
                 os.killpg(dvc.pid, trial.signal)  # as a terminal does
             else:
                 dvc.send_signal(trial.signal)
-    dvc.wait(timeout=BOUND)
+    ended_well = dvc.wait(timeout=BOUND) == 0
+    assert ended_well == (trial.victim == "uploader"), said.read_text()
     if not trial.at_once:
         wait_until_alone(experiment)
     return said.read_text()

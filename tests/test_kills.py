@@ -2,11 +2,12 @@
 
 import shutil
 from collections import Counter
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
 
-from tests.kills import Experiment, go_on, kill, plan, wait_until_alone
+from tests.kills import SIGNALS, VICTIMS, Experiment, count_moments, go_on, kill, plan, wait_until_alone
 
 TRIALS, SEED = 20, 14
 pytestmark = pytest.mark.slow
@@ -20,14 +21,19 @@ def uninterrupted(tmp_path_factory):
     log.mkdir()
     assert experiment.start(folder / "said", log=str(log)).wait() == 0, (folder / "said").read_text()
     experiment.commit()
-    moments = {tuple(file.name.split()): len(file.read_text().splitlines()) for file in log.iterdir()}
     return SimpleNamespace(
         experiment=experiment,
         outputs=experiment.outputs(),
         results=experiment.results(),
         runs=experiment.runs(),
-        trials=plan(TRIALS, moments, SEED),
+        trials=plan(TRIALS, count_moments(log), SEED),
     )
+
+
+def test_every_signal_reaches_everybody_and_every_stage_is_met(uninterrupted):
+    trials = uninterrupted.trials
+    assert {(trial.victim, trial.signal) for trial in trials} == set(product(VICTIMS, SIGNALS))
+    assert {trial.stage for trial in trials} == set(uninterrupted.results)
 
 
 def test_an_uninterrupted_run_is_one_finished_run_of_each_key_and_leaves_nothing(uninterrupted):

@@ -55,7 +55,7 @@ class DatasetParams(Section):
 
 
 class SubsetParams(Section):
-    source: Literal["mnist", "folder", "scenes", "captioned-folder", "dataset", "webdataset"]
+    source: str  # one of vapi_core.sources.SOURCES
     path: str | None = None
     dataset: DatasetParams | None = None
     prompts: Count | str | None = None
@@ -92,7 +92,7 @@ class TokenizerParams(TokenizerConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorParams(TransformerConfig):
-    family: Literal["llamagen", "janus"] = "llamagen"
+    family: str = "llamagen"  # one of vapi_core.models.families.FAMILIES
     checkpoint: str | None = None
     seed: Seed = 0
     training: OptimizationConfig | None = None

@@ -8,17 +8,18 @@ from collections.abc import Iterator
 
 from pipelines.config.params import Params
 from vapi_core.models.families import FAMILIES
+from vapi_core.sources import SOURCES
 
 Problem = tuple[str, str]  # the key, and what is wrong with it
 
-LABELLED_SOURCES = ("mnist", "folder", "dataset", "webdataset")
-CAPTIONED_SOURCES = ("scenes", "captioned-folder", "dataset", "webdataset")
 TWICE = "an entry stands twice."
 FEWEST_IMAGES = 4  # precision and recall look at the third nearest neighbour
 
 
 def broken_rules(params: Params) -> list[Problem]:
     """Every rule between parameters that does not hold."""
+    if unknown := list(_names(params)):
+        return unknown
     rules = (_subset, _task, _family, _classifiers, _tokenizer, _generator, _batches, _sampling, _scoring)
     return [problem for rule in rules for problem in rule(params)]
 
@@ -28,15 +29,20 @@ def repeats(values: tuple) -> bool:
     return len(set(values)) != len(values)
 
 
+def _names(p: Params) -> Iterator[Problem]:
+    """Without a source and a family there is nothing to ask."""
+    if p.subset.source not in SOURCES:
+        yield "subset.source", f"there is no source '{p.subset.source}'; there are {', '.join(SOURCES)}."
+    if p.generator.family not in FAMILIES:
+        yield "generator.family", f"there is no family '{p.generator.family}'; there are {', '.join(FAMILIES)}."
+
+
 def _subset(p: Params) -> Iterator[Problem]:
-    source = p.subset.source
-    if (p.subset.path is not None) != (source not in ("mnist", "scenes")):
-        yield (
-            "subset.path",
-            "a folder source or another one that lies on disk needs a path, and mnist and scenes have none; the source is "
-            f"{source}.",
-        )
-    if (p.subset.dataset is not None) != (source == "dataset"):
+    source = SOURCES[p.subset.source]
+    if (p.subset.path is not None) != source.path:
+        problem = "a source that lies on disk, as a folder does, needs a path, and no other has one; the source is"
+        yield "subset.path", f"{problem} {p.subset.source}."
+    if (p.subset.dataset is not None) != source.dataset:
         yield "subset.dataset", "the source `dataset` needs it, and no other has a use for it: null."
     classifiers = [c for c in (p.classifiers.reward, p.classifiers.scorer) if c is not None]
     for split in {"train", *p.score.reference_splits, *(c.split for c in classifiers)}:
@@ -47,7 +53,7 @@ def _subset(p: Params) -> Iterator[Problem]:
 def _task(p: Params) -> Iterator[Problem]:
     """What `task` asks of the other parameters."""
     t2i, scenes = p.task == "t2i", p.subset.source == "scenes"
-    sources = CAPTIONED_SOURCES if t2i else LABELLED_SOURCES
+    sources = [name for name, s in SOURCES.items() if (s.captioned if t2i else s.labelled) is not None]
     if p.subset.source not in sources:
         yield "subset.source", f"task {p.task} needs one of {', '.join(sources)}, not {p.subset.source}."
     for key, value in (("captions", p.captions), ("subset.prompts", p.subset.prompts)):

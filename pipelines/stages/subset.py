@@ -10,63 +10,23 @@ from pipelines.config.params import Params, SubsetParams
 from pipelines.config.paths import PROMPTS, SUBSET
 from pipelines.frame.progress import progress
 from pipelines.frame.stage import Stage, StagePlan, run_stage
-from vapi_core.data.captioned import captioned_folder_source, dataset_source, webdataset_source
-from vapi_core.data.labelled import labelled_dataset_source, labelled_webdataset_source
-from vapi_core.data.sources import ImageSource, folder_source, mnist_source, require_class_numbers
-from vapi_core.data.subset import SubsetPlan, plan_subset, write_subset
-from vapi_core.scenes.source import DIGITS, plan_scenes, scene_prompts
+from vapi_core.data.sources import ImageSource, require_class_numbers
+from vapi_core.data.subset import SubsetPlan, write_subset
+from vapi_core.scenes.source import DIGITS, scene_prompts
 from vapi_core.scoring.geneval.folder import read_prompts
+from vapi_core.sources import SOURCES
 
 
 def plan(params, arguments) -> StagePlan:
     return StagePlan("subset", SUBSET, params.subset.model_dump() | {"task": params.task})
 
 
-def open_source(params: SubsetParams) -> ImageSource:
-    if params.source == "mnist":
-        return mnist_source(params.image_size)
-    assert params.path is not None
-    if params.source == "dataset":
-        assert params.dataset is not None
-        split, image, label = params.dataset.split, params.dataset.image_column, params.dataset.target_column
-        return labelled_dataset_source(
-            params.path,
-            params.image_size,
-            split=split,
-            image_column=image,
-            label_column=label,
-            exif_orientation=params.exif_orientation,
-        )
-    if params.source == "webdataset":
-        return labelled_webdataset_source(params.path, params.image_size, exif_orientation=params.exif_orientation)
-    return folder_source(params.path, params.image_size, exif_orientation=params.exif_orientation)
-
-
-def open_captioned_source(params: SubsetParams) -> ImageSource:
-    assert params.path is not None
-    if params.source == "dataset":
-        assert params.dataset is not None
-        split, image, caption = params.dataset.split, params.dataset.image_column, params.dataset.target_column
-        return dataset_source(
-            params.path,
-            params.image_size,
-            split=split,
-            image_column=image,
-            caption_column=caption,
-            exif_orientation=params.exif_orientation,
-        )
-    if params.source == "webdataset":
-        return webdataset_source(params.path, params.image_size, exif_orientation=params.exif_orientation)
-    return captioned_folder_source(params.path, params.image_size, exif_orientation=params.exif_orientation)
-
-
 def plan_images(params: Params) -> tuple[ImageSource, SubsetPlan]:
-    """The source and which of its images go where; scenes are made for their split."""
-    s = params.subset
-    if s.source == "scenes":
-        return plan_scenes(s.splits, s.image_size, s.seed)
-    source = open_source(s) if params.task == "c2i" else open_captioned_source(s)
-    return source, plan_subset(source.labels, source.classes, s.splits, s.seed)
+    """The source and which of its images go where."""
+    source = SOURCES[params.subset.source]
+    choose = source.labelled if params.task == "c2i" else source.captioned
+    assert choose is not None
+    return choose(params.subset)
 
 
 def prompt_lines(params: SubsetParams) -> list[str]:

@@ -33,7 +33,7 @@ class Dashboard:
     key: str  # in the URL
     runs: str  # filter of MLflow's search
     sections: dict[str, list[dict[str, Any]]]  # heading -> charts, left to right
-    group_by: tuple[tuple[str, str], ...]  # ("param" | "tag", name): one bar or line for all runs that share these
+    group_by: str | None = None  # tag: one bar or line for all runs of the same value, their mean
 
     def view(self) -> dict[str, Any]:
         """The state of MLflow's page of runs."""
@@ -43,7 +43,7 @@ class Dashboard:
             for i, chart in enumerate(charts)
         ]
         sections = [{"uuid": name, "name": name, "display": True, "isReordered": True} for name in self.sections]
-        keys = [{"mode": mode, "groupByData": name} for mode, name in self.group_by]
+        group = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": self.group_by}]}
         return {
             "searchFilter": self.runs,
             "orderByKey": "tags.`mlflow.runName`",  # by date, runs below others would be folded away and not drawn
@@ -52,7 +52,7 @@ class Dashboard:
             "compareRunCharts": charts,
             "compareRunSections": sections,
             "isAccordionReordered": True,  # keep our order
-            "groupBy": {"aggregateFunction": "average", "groupByKeys": keys},  # over the seeds
+            "groupBy": group if self.group_by else None,
             "useGroupedValuesInCharts": True,
         }
 
@@ -127,8 +127,7 @@ def plan_dashboards(extractors: Sequence[str], geneval: bool) -> list[Dashboard]
             "Scores": bars,
             "Training": [line("train/reward"), line("train/ce"), line("train/entropy")],
         },
-        group_by=tuple(("param", name) for name in settings),
-    )
+    )  # not grouped by settings: MLflow has no parallel coordinates of groups
     methods = Dashboard(
         key="methods",
         runs=f"tags.stage = 'align' AND tags.table != '{SWEEP}'",
@@ -139,7 +138,7 @@ def plan_dashboards(extractors: Sequence[str], geneval: bool) -> list[Dashboard]
             ],
             "Training": [line("train/loss"), line("train/ce")],
         },
-        group_by=(("tag", "variant"),),
+        group_by="variant",
     )
     return [ablation, methods]
 

@@ -49,7 +49,7 @@ def problem(tokenizer, groups: int = 5) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(
-    "weights", [MSE, RewardWeights(0, 0, l1=1.0), RewardWeights(0, 1.0), RewardWeights(1, 1, 1, 0)]
+    "weights", [MSE, RewardWeights(mse=0, perceptual=0, l1=1.0), RewardWeights(mse=0), RewardWeights(1, 1, 1, 0)]
 )
 def test_the_best_rollout_is_the_one_that_decodes_to_the_image(tokenizer, weights):
     rollouts, images = problem(tokenizer)

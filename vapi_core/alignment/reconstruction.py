@@ -1,7 +1,7 @@
 """The reconstruction loss of the rivals that differentiate through the decoder: the terms of VA-π's reward, with a gradient.
 
-Weights are those of the reward, so that all methods pursue the same aim. The term `embedding` compares tokens, not
-pixels, and has no place here.
+Weights are those of the reward, so that all methods pursue the same aim. Terms that compare tokens, not pixels, have no
+place here.
 """
 
 import torch
@@ -10,12 +10,14 @@ from torch import Tensor
 from vapi_core.alignment.method import Problems
 from vapi_core.alignment.reward import PerceptualDistance, ReconstructionConfig, RewardWeights
 
+PIXEL_TERMS = ("mse", "l1", "perceptual")
+
 
 def reconstruction_loss(
     decoded: Tensor, images: Tensor, weights: RewardWeights, perceptual: PerceptualDistance | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted loss of decoded images [B, 3, H, W] against images of that shape, and its unweighted, detached terms."""
-    assert weights.embedding == 0
+    assert set(weights.terms) <= set(PIXEL_TERMS)
     difference = decoded - images
     terms = {}
     if weights.mse:
@@ -35,5 +37,6 @@ def pixel_problems(config: ReconstructionConfig) -> Problems:
     """What a method that descends this loss cannot work with."""
     if not config.reward.terms:
         yield "reward", "at least one term needs a weight above 0."
-    if config.reward.embedding:
-        yield "reward.embedding", "this method compares pixels and has no such term; set it to 0."
+    for name in config.reward.terms:
+        if name not in PIXEL_TERMS:
+            yield f"reward.{name}", "this method compares pixels and has no such term; set it to 0."

@@ -1,15 +1,18 @@
 """The reconstruction reward of VA-π (paper, §1 item 4): how close the decoded rollout comes to the training image.
 
-R = -(sum of weighted terms). Terms: `mse` and `perceptual` are the paper's; `l1` and `embedding` (one minus the cosine
-between code vectors and the encoder's output) are further terms of the authors' trainer. Each is [B, G].
+R = -(sum of weighted terms). A term is a function of a `Comparison` and a line of `RewardWeights`. `mse` and `perceptual`
+are the paper's; `l1` and `embedding` (one minus the cosine between code vectors and the encoder's output) are further
+terms of the authors' trainer.
 Departures: features of the reference are computed once per image, not once per rollout, and may be kept for the next time
 the image comes; and on a GPU decoder and perceptual network run in bfloat16, images are compared in float32. Rollouts are
 decoded and compared some at a time, as many as memory allows.
 """
 
 import copy
-from dataclasses import asdict, dataclass, field
-from typing import Annotated, Literal, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -37,19 +40,91 @@ class PerceptualDistance(Protocol):
         ...
 
 
+class Reference:
+    """What rollouts of images [B, 3, H, W] are compared with; each thing is computed when a term first asks for it."""
+
+    def __init__(self, reward: "ReconstructionReward", images: Tensor, items: np.ndarray | None):
+        self._reward, self.images, self._items = reward, images, items
+
+    @cached_property
+    def features(self) -> list[Tensor]:
+        """Perceptual features [B, C, H, W] of each stage."""
+        reward = self._reward
+        assert reward.perceptual is not None
+        if reward.references is not None and self._items is not None:
+            return reward.references(self._items, self.images)
+        return reward.perceptual.features(self.images)
+
+    @cached_property
+    def embedded(self) -> Tensor:
+        """The encoder's outputs [B, D]."""
+        return self._reward.tokenizer.embed(self.images).flatten(1)
+
+
+class Comparison:
+    """Some rollouts of each image, decoded, beside their reference: what a term of the reward is made from."""
+
+    def __init__(self, decoded: Tensor, codes: Tensor, reference: Reference, perceptual: PerceptualDistance | None):
+        """
+        Args:
+            decoded: images [B * G, 3, H, W] of all rollouts.
+            codes: their code vectors [B * G, D, h, w].
+        """
+        self.decoded, self.codes, self.reference, self.perceptual = decoded, codes, reference, perceptual
+
+    def grouped(self, values: Tensor) -> Tensor:
+        """Values [B * G, ...] of all rollouts as [B, G, ...]."""
+        return values.unflatten(0, (len(self.reference.images), -1))
+
+    @cached_property
+    def difference(self) -> Tensor:
+        """Decoded image minus reference [B, G, 3, H, W]."""
+        return self.grouped(self.decoded) - self.reference.images[:, None]
+
+
+def squared_error(comparison: Comparison) -> Tensor:
+    return comparison.difference.square().mean((2, 3, 4))
+
+
+def absolute_error(comparison: Comparison) -> Tensor:
+    return comparison.difference.abs().mean((2, 3, 4))
+
+
+def perceptual_distance(comparison: Comparison) -> Tensor:
+    assert comparison.perceptual is not None
+    reference = [features[:, None] for features in comparison.reference.features]
+    rolled = [comparison.grouped(features) for features in comparison.perceptual.features(comparison.decoded)]
+    return comparison.perceptual.distance(rolled, reference)
+
+
+def embedding_distance(comparison: Comparison) -> Tensor:
+    codes = comparison.grouped(comparison.codes).flatten(2)
+    return 1 - F.cosine_similarity(codes, comparison.reference.embedded[:, None], dim=-1)
+
+
+def term(function: Callable[[Comparison], Tensor], weight: float) -> Any:
+    """A term's field in `RewardWeights`: how it is computed, [B, G] of a comparison, and its default weight."""
+    return field(default=weight, metadata={"function": function})
+
+
 @dataclass(frozen=True)
 class RewardWeights(Checked):
-    """Weight of each term; 0 leaves it out. Paper: mse 1, perceptual (λ_p) 1."""
+    """All terms, each with its weight; 0 leaves it out. Paper: mse 1, perceptual (λ_p) 1."""
 
-    mse: Weight = 1.0
-    perceptual: Weight = 1.0
-    l1: Weight = 0.0
-    embedding: Weight = 0.0
+    mse: Weight = term(squared_error, 1.0)
+    l1: Weight = term(absolute_error, 0.0)
+    perceptual: Weight = term(perceptual_distance, 1.0)
+    embedding: Weight = term(embedding_distance, 0.0)
+
+    @property
+    def functions(self) -> dict[str, Callable[[Comparison], Tensor]]:
+        """The terms that have a weight, by name."""
+        return {f.name: f.metadata["function"] for f in fields(self) if getattr(self, f.name)}
 
     @property
     def terms(self) -> list[str]:
         """Names of the terms that have a weight."""
-        return [name for name, weight in asdict(self).items() if weight]
+        return list(self.functions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +228,7 @@ class ReconstructionReward:
 
         `items` [B] says which images these are, if features are to be kept.
         """
-        if not any(vars(self.weights).values()):  # nothing is rewarded: no rollout is better than another
+        if not self.weights.terms:  # nothing is rewarded: no rollout is better than another
             return images.new_zeros(rollouts.shape[:2]), {}
         # the types are chosen here; the caller's autocast would take the decoder's group norms to float32 on a GPU
         with torch.autocast(images.device.type, enabled=False):
@@ -168,11 +243,8 @@ class ReconstructionReward:
         rows: list[dict[str, Tensor]] = []
         for i in range(0, b, some_images):
             chunk = slice(i, i + some_images)
-            reference = self._reference(images[chunk], None if items is None else items[chunk])
-            parts = [
-                self._terms(rollouts[chunk, j : j + some_rollouts], images[chunk], *reference)
-                for j in range(0, g, some_rollouts)
-            ]
+            reference = Reference(self, images[chunk], None if items is None else items[chunk])
+            parts = [self._terms(rollouts[chunk, j : j + some_rollouts], reference) for j in range(0, g, some_rollouts)]
             rows.append({name: torch.cat([part[name] for part in parts], 1) for name in parts[0]})
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
@@ -184,39 +256,11 @@ class ReconstructionReward:
             return how_many(CPU_CHUNK_BYTES, each, 2**20, share=1.0)
         return how_many(free_bytes(images.device), each, 2**20)
 
-    def _reference(self, images: Tensor, items: np.ndarray | None) -> tuple[list[Tensor] | None, Tensor | None]:
-        """What rollouts of images [B, 3, H, W] are compared with beside pixels: features, and encoder outputs [B, D]."""
-        features = target = None
-        if self.weights.perceptual:
-            assert self.perceptual is not None
-            if self.references is not None and items is not None:
-                features = self.references(items, images)
-            else:
-                features = self.perceptual.features(images)
-        if self.weights.embedding:
-            target = self.tokenizer.embed(images).flatten(1)
-        return features, target
-
-    def _terms(
-        self, rollouts: Tensor, images: Tensor, features: list[Tensor] | None, target: Tensor | None
-    ) -> dict[str, Tensor]:
+    def _terms(self, rollouts: Tensor, reference: Reference) -> dict[str, Tensor]:
         """Unweighted terms [B, G] of rollouts [B, G, T] decoded at once."""
-        groups = rollouts.shape[:2]
-        factor = self.tokenizer.config.downsample
+        images, factor = reference.images, self.tokenizer.config.downsample
         grid = (images.shape[2] // factor, images.shape[3] // factor)
-        codes = self.tokenizer.quantize.look_up(rollouts.flatten(0, 1), grid)  # [B * G, D, h, w]
-        decoded = self.decoder.decode_codes(codes.to(self.dtype)).to(images.dtype)  # [B * G, 3, H, W]
-        terms = {}
-        if self.weights.mse or self.weights.l1:
-            difference = decoded.unflatten(0, groups) - images[:, None]
-            if self.weights.mse:
-                terms["mse"] = difference.square().mean((2, 3, 4))
-            if self.weights.l1:
-                terms["l1"] = difference.abs().mean((2, 3, 4))
-        if features is not None:
-            assert self.perceptual is not None
-            rolled = [f.unflatten(0, groups) for f in self.perceptual.features(decoded)]
-            terms["perceptual"] = self.perceptual.distance(rolled, [f[:, None] for f in features])
-        if target is not None:
-            terms["embedding"] = 1 - F.cosine_similarity(codes.unflatten(0, groups).flatten(2), target[:, None], dim=-1)
-        return terms
+        codes = self.tokenizer.quantize.look_up(rollouts.flatten(0, 1), grid)
+        decoded = self.decoder.decode_codes(codes.to(self.dtype)).to(images.dtype)
+        comparison = Comparison(decoded, codes, reference, self.perceptual)
+        return {name: function(comparison) for name, function in self.weights.functions.items()}

@@ -17,9 +17,10 @@ EXTRACTORS = ("efficientnet-lite0", "scorer-classifier")
 PLANNED = {d.key: d for d in dashboards.plan_dashboards(EXTRACTORS, geneval=False)}
 
 
-def log_run(stage, key, params, fid):
-    tags = {"stage": stage, "profile": "digits"}
-    with tracking.stage_run(experiment="digits", name=f"{stage}@{key}", key=key, params=params, tags=tags) as run:
+def log_run(variant, table, seed, params, fid):
+    tags = {"stage": "align", "profile": "digits", "variant": variant, "table": table}
+    name, params = f"{variant}@{seed}", {**params, "seed": seed}
+    with tracking.stage_run(experiment="digits", name=name, key=name, params=params, tags=tags) as run:
         for step in range(1, 11):
             run.log(
                 {"train/reward": -fid / step, "train/ce": fid + 1 / step, "train/entropy": 3.0, "train/loss": 1 / step},
@@ -38,7 +39,7 @@ def log_run(stage, key, params, fid):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """An MLflow server over a grid of cells and two methods, with the dashboards registered."""
+    """An MLflow server over a grid of cells, two seeds each, and two methods, with the dashboards registered."""
     folder = tmp_path_factory.mktemp("mlflow")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -48,20 +49,16 @@ def server(tmp_path_factory):
     uri = os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
     try:
         for i, (noise, weight) in enumerate((n, w) for n in (0.0, 0.25, 0.5) for w in (0.01, 0.1, 1.0)):
-            setting = {
-                "noise_ratio": noise,
-                "regularizer": "ce",
-                "regularizer_weight": weight,
-                "terms": "mse",
-                "seed": 4,
-            }
-            log_run("cell", f"c{i}", setting, fid=1 + noise + weight)
-        with tracking.stage_run(experiment="digits", name="ablation-noise", key="table", params={}, tags={}) as table:
-            table.adopt([f"c{i}" for i in range(9)])  # cells stand below their table, which MLflow folds away
+            setting = {"noise_ratio": noise, "regularizer": "ce", "regularizer_weight": weight, "terms": "mse"}
+            for seed in (4, 5):
+                fid = 1 + noise + weight + seed / 10
+                log_run(f"cell-{i}", "sweep", seed, {"method": "va-pi", **setting}, fid)
+        with tracking.stage_run(experiment="digits", name="sweep-1", key="sweep", params={}, tags={}) as sweep:
+            sweep.adopt([f"cell-{i}@{seed}" for i in range(9) for seed in (4, 5)])  # which MLflow folds away
         for method in ("va-pi", "cross-entropy"):
             for seed in (4, 5):
                 log_run(
-                    "align", f"{method}{seed}", {"method": method, "seed": seed}, fid=1.0 + seed / 10 + len(method) / 10
+                    method, "experiment", seed, {**setting, "method": method}, fid=1.0 + seed / 10 + len(method) / 10
                 )
         experiment_id = dashboards.register("digits", list(PLANNED.values()))
     finally:
@@ -153,6 +150,12 @@ def test_a_view_is_kept_in_the_form_that_mlflow_reads():
     view = json.loads(zlib.decompress(base64.b64decode(kept.removeprefix("deflate;"))))
     assert {chart["metricSectionId"] for chart in view["compareRunCharts"]} == {"Grid", "Scores", "Training"}
     assert len({chart["uuid"] for chart in view["compareRunCharts"]}) == len(view["compareRunCharts"])
+
+
+def test_methods_are_averaged_over_the_seeds_of_a_variant_and_without_the_cells_of_sweeps():
+    view = PLANNED["methods"].view()
+    assert view["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "variant"}]
+    assert "tags.table != 'sweep'" in view["searchFilter"]
 
 
 def test_text_to_image_is_judged_by_geneval():

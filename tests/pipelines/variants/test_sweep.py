@@ -3,17 +3,22 @@
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
+from dvc.utils.hydra import apply_overrides
 from pydantic import ValidationError
 
-from pipelines.config.profiles import read_profile
+from pipelines.config.profiles import profile_names, read_profile
 from pipelines.repository.graph import stage_graph
 from pipelines.variants import sweep
 from pipelines.variants.cells import experiments
+from pipelines.variants.loading import check_params, load_params
 from pipelines.variants.sweep import Baseline, Experiment, differences, plan_cells, plan_upstream, setting
 from pipelines.variants.sweep_form import opening_form
+from pipelines.variants.variant import find_variant
 from vapi_core.errors import ParameterError
 from vapi_core.files import read_yaml
 
@@ -27,6 +32,10 @@ def baseline(revision="abc", **changes):
 
 def settings(cells):
     return [setting(experiment.cell.alignment) for experiment in cells]
+
+
+def load_profile(name):
+    return check_params(read_profile(name, ROOT))
 
 
 def added(experiment):
@@ -224,6 +233,23 @@ def test_dvc_understands_every_kind_of_override_and_the_experiment_is_found_by_i
     with (repository / "ran.yaml").open("w") as file:
         subprocess.run(["git", "show", f"{commit}:out"], cwd=repository, stdout=file, check=True)
     assert read_yaml(repository / "ran.yaml") == found.profile
+
+
+@pytest.mark.parametrize("profile", profile_names(ROOT))
+def test_dvc_makes_of_params_yaml_the_cell_that_was_planned_under_any_profile(profile, tmp_path):
+    form = opening_form(noise_ratios=[1e-5], regularizers=["kl"], reward_terms=["mse+perceptual"], steps=7)
+    (cell,) = plan_cells(form, Baseline("abc", PARAMS, read_profile(profile, ROOT)))
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(PARAMS))
+    apply_overrides(path, [value for option, value in pairwise(sweep.command(cell)) if option == "--set-param"])
+    made = load_params(path)
+    assert find_variant(made, cell.cell.name) == cell.cell
+    assert_same_but_for(made, load_profile(profile), "threads", "launch", "variants", "align")
+    assert made.align.shared == load_profile(profile).align.shared and made.align.seeds == tuple(form.seeds)
+
+
+def assert_same_but_for(made, planned, *sections):
+    assert made.model_dump(exclude=set(sections)) == planned.model_dump(exclude=set(sections))
 
 
 def test_the_baseline_follows_uncommitted_code_and_names_an_unknown_profile(repository):
