@@ -282,15 +282,16 @@ def _execute(plan: StagePlan, key: str, work: Any, params: Params, arguments: ar
             if distributed.launched():  # torchrun ends all when one fails; the run is still to be closed
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
             raise
+        is_main = distributed.is_main()  # of the group, which ends here: without one every process is
         distributed.stop()
         stage.metrics["seconds"] = time.monotonic() - started
         stage.metrics["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
             1024 if sys.platform == "linux" else 1024**2
         )
-        if plan.output is not None and distributed.is_main():
+        if plan.output is not None and is_main:
             run.made(outputs_hash(plan.output))
         run.log({name if "/" in name else f"stage/{name}": value for name, value in stage.metrics.items()})
-    if not distributed.is_main():
+    if not is_main:
         return
     if plan.output is not None:
         plan.output.mkdir(parents=True, exist_ok=True)
