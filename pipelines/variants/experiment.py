@@ -1,8 +1,8 @@
 """One DVC experiment in a temporary directory, beside any number of others: what runs a cell.
 
-`python -m pipelines.variants.experiment --name NAME ...` is `dvc --wait-for-lock exp run --temp --name NAME ...`, run by DVC's own
-command line in this process, with one departure from DVC (as of 3.67.1; dvc/repo/experiments/queue/tempdir.py and
-workspace.py). DVC puts the experiments of all its processes in one git stash, from which each takes by position, without the
+`python -m pipelines.variants.experiment --name NAME ...` is `dvc --wait-for-lock exp run --temp --name NAME ...`.
+DVC's own command line runs in this process, with one departure from DVC (as of 3.67.1; tempdir.py and workspace.py in
+dvc/repo/experiments/queue). DVC puts the experiments of all its processes in one git stash, from which each takes by position, without the
 repository's lock, until the stash is empty: of two that run at the same time one may take the other's. Here every name has a
 stash of its own, so that there is nothing of others to take, and the lock is held while an entry is taken too.
 
