@@ -50,6 +50,12 @@ def tiny_tokenizer(seed: int = 0, codebook_size: int = 24, levels: int = 2, gray
     return tokenizer.eval()
 
 
+def same_weights(a: nn.Module, b: nn.Module) -> bool:
+    """Whether two models have the same tensors under the same names in the same order."""
+    x, y = a.state_dict(), b.state_dict()
+    return list(x) == list(y) and all(torch.equal(x[name], y[name]) for name in x)
+
+
 def random_tokens(batch: int, length: int, codebook_size: int = 24, seed: int = 0) -> torch.Tensor:
     return torch.randint(codebook_size, (batch, length), generator=torch.Generator().manual_seed(seed))
 

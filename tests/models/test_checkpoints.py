@@ -2,19 +2,13 @@ import dataclasses
 import os
 
 import pytest
-import torch
 
 from tests.damage import check_every_flip_is_named
-from tests.tiny import tiny_generator, tiny_tokenizer
+from tests.tiny import same_weights, tiny_generator, tiny_tokenizer
 from vapi_core.errors import FileError
 from vapi_core.files import read_checked_json, sha256_file, write_checked_json
 from vapi_core.models.checkpoints import load_model, model_hash, save_model
 from vapi_core.models.llamagen.checkpoints import export_official
-
-
-def same_weights(a, b) -> bool:
-    x, y = a.state_dict(), b.state_dict()
-    return list(x) == list(y) and all(torch.equal(x[name], y[name]) for name in x)
 
 
 @pytest.fixture

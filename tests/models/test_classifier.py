@@ -6,24 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from tests.digits import some_digits, train_briefly
 from vapi_core.data.images import to_tensor
-from vapi_core.data.sources import mnist_source
 from vapi_core.errors import FileError
 from vapi_core.files import read_checked_json, write_checked_json
 from vapi_core.models.classifier import ARCHITECTURES, PlainClassifier, accuracy, load_classifier, save_classifier
-from vapi_core.randomness import stream
-from vapi_core.training.classification import train_classifier
 
 
 @pytest.fixture(scope="module")
 def digits():
-    source = mnist_source(28)
-    chosen = stream(0, "test digits").permutation(len(source.ids))[:700]
-    return np.stack([source.load(i) for i in chosen]), source.labels[chosen]
-
-
-def train_briefly(images, labels, architecture, seed=0):
-    return train_classifier(images, labels, architecture=architecture, num_classes=10, epochs=1, seed=seed)
+    return some_digits()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tests.reference import REFERENCE, load_fixture, needs_reference
+from tests.tiny import same_weights
 from vapi_core.errors import FileError
 from vapi_core.models.classifier import PlainClassifier
 from vapi_core.models.perceptual import (
@@ -29,11 +30,6 @@ def random_lpips(seed: int = 0) -> LPIPS:
     for number in range(len(VGG_SLICES)):
         getattr(lpips, f"lin{number}").weight().abs_()
     return lpips
-
-
-def same_weights(a: nn.Module, b: nn.Module) -> bool:
-    mine, theirs = a.state_dict(), b.state_dict()
-    return list(mine) == list(theirs) and all(torch.equal(mine[n], theirs[n]) for n in mine)
 
 
 @pytest.fixture

@@ -157,7 +157,15 @@ def test_a_change_of_one_variant_re_runs_that_variant_alone(checkout):
     checkout.set_params(change)
     changed = json.loads(checkout.run("dvc", "status", "--json", "--with-deps", "report").stdout)
     (checkout.path / "params.yaml").write_text(kept)
-    assert set(changed) == {"align@va-pi", "sample@va-pi"}
+    assert set(changed) == {"align@va-pi", "sample@va-pi", "report"}
+
+
+def test_a_row_that_is_taken_out_leaves_the_report_too(checkout):
+    kept = (checkout.path / "params.yaml").read_text()
+    checkout.set_params(lambda params: params | {"variants": {"va-pi": params["variants"]["va-pi"]}, "tables": []})
+    changed = json.loads(checkout.run("dvc", "status", "--json", "--with-deps", "report").stdout)
+    (checkout.path / "params.yaml").write_text(kept)
+    assert set(changed) == {"report"}
 
 
 def test_a_wrong_parameter_stops_a_stage_with_one_message(checkout):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.digits import some_digits, train_briefly
 from vapi_core.data.images import to_tensor
-from vapi_core.data.sources import mnist_source
 from vapi_core.errors import ParameterError
 from vapi_core.models.classifier import ARCHITECTURES, accuracy, save_classifier
 from vapi_core.randomness import stream
@@ -16,13 +16,7 @@ from vapi_core.training.classification import augment, train_classifier
 
 @pytest.fixture(scope="module")
 def digits():
-    source = mnist_source(28)
-    chosen = stream(0, "test digits").permutation(len(source.ids))[:700]
-    return np.stack([source.load(i) for i in chosen]), source.labels[chosen]
-
-
-def train_briefly(images, labels, architecture, seed=0):
-    return train_classifier(images, labels, architecture=architecture, num_classes=10, epochs=1, seed=seed)
+    return some_digits()
 
 
 @pytest.mark.parametrize(("architecture", "epochs"), {"scorer": 3, "reward": 8}.items())

@@ -8,15 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.tiny import CAPTIONED, tiny_generator, tiny_tokenizer
+from tests.tiny import CAPTIONED, same_weights, tiny_generator, tiny_tokenizer
 from vapi_core.errors import FileError
 from vapi_core.models.checkpoints import load_model, save_model
 from vapi_core.models.llamagen.checkpoints import export_official, import_official
-
-
-def same_weights(a, b) -> bool:
-    x, y = a.state_dict(), b.state_dict()
-    return list(x) == list(y) and all(torch.equal(x[name], y[name]) for name in x)
 
 
 @pytest.fixture
