@@ -156,8 +156,10 @@ import sys
 import benchmarks.align, benchmarks.sample, benchmarks.tokenize, benchmarks.__main__
 bare = [m for m in ("dvc", "mlflow", "prefect", "pydantic", "pandas", "scipy", "matplotlib") if m in sys.modules]
 assert not bare, bare
-import pipelines.stages.subset, pipelines.stages.tokenize, pipelines.stages.sample
-import pipelines.stages.score, pipelines.stages.report
+import pipelines.stages.subset, pipelines.stages.tokenize, pipelines.stages.generator
+import pipelines.stages.align, pipelines.stages.sample
+assert "pandas" not in sys.modules
+import pipelines.stages.references, pipelines.stages.score, pipelines.stages.table
 slow = ("dvc", "mlflow", "prefect", "transformers", "timm", "torch_fidelity", "datasets", "open_clip", "torchvision")
 slow += ("scipy", "skimage", "matplotlib")
 loaded = [m for m in slow if m in sys.modules]

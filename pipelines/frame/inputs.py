@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
 from pipelines.config.paths import CAPTIONS, PROMPTS, SUBSET, TOKENIZER, TOKENS, remedy
@@ -15,7 +14,6 @@ from vapi_core.arrays import MANIFEST, entries_of, open_array, read_manifest
 from vapi_core.data.batches import AlignmentData
 from vapi_core.data.cache import TokenCache
 from vapi_core.data.subset import Subset, read_subset_text, subset_hash
-from vapi_core.errors import FileError
 from vapi_core.files import split_lines
 from vapi_core.models.checkpoints import load_model, model_hash
 from vapi_core.models.families import FAMILIES
@@ -91,16 +89,6 @@ def open_samples(directory: Path, advice: str | None = None) -> tuple[np.ndarray
         images_sha256, labels_sha256 = sha256[IMAGES], sha256[LABELS]
     images = open_array(directory / IMAGES, (count, height, width, channels), np.uint8, advice, images_sha256)
     return images, np.array(open_array(directory / LABELS, (count,), np.int64, advice, labels_sha256))
-
-
-def read_scores(path: Path) -> pd.DataFrame:
-    """A table that a stage wrote. Raises FileError where it is missing or damaged."""
-    try:
-        return pd.read_csv(path)
-    except FileNotFoundError:
-        raise FileError(path, "the file is missing.", remedy(path.parent)) from None
-    except ValueError as error:  # pandas' errors of parsing are
-        raise FileError(path, f"the file is damaged ({error}).", remedy(path.parent)) from None
 
 
 def readable_class(name: str) -> str:

@@ -7,7 +7,6 @@ import pandas as pd
 
 from pipelines.config.params import Params
 from pipelines.config.paths import STAGE_METRICS
-from pipelines.frame.inputs import read_scores
 from pipelines.reporting.statistics import (
     blind_extractors,
     compare,
@@ -18,7 +17,7 @@ from pipelines.reporting.statistics import (
     whole_alignments,
 )
 from pipelines.reporting.tables import Table
-from pipelines.variants.scoring import GENEVAL_TABLE, SCORES_TABLE
+from pipelines.variants.scoring import GENEVAL_TABLE, SCORES_TABLE, read_table
 from pipelines.variants.variant import BASE, SUBJECT, Variant, variants_of
 from vapi_core.files import read_json
 
@@ -98,10 +97,10 @@ def read_sets(table: Table, variants: Sequence[Variant], params: Params) -> pd.D
     """Scores of all sets against the main reference, each with the name of its row; GenEval's overall score among them."""
     parts = []
     for variant in variants:
-        scores = read_scores(variant.scores / SCORES_TABLE)
+        scores = read_table(variant.scores / SCORES_TABLE)
         parts.append(scores[scores["reference"] == params.score.references[0]])
         if params.score.geneval is not None:
-            judged = read_scores(variant.scores / GENEVAL_TABLE)
+            judged = read_table(variant.scores / GENEVAL_TABLE)
             overall = overall_scores(judged)
             parts.append(overall.assign(extractor=GENEVAL, reference=params.score.references[0]))
     return with_rows(pd.concat(parts, ignore_index=True), table, variants, params)
@@ -109,7 +108,7 @@ def read_sets(table: Table, variants: Sequence[Variant], params: Params) -> pd.D
 
 def read_judged(table: Table, variants: Sequence[Variant], params: Params) -> pd.DataFrame:
     """GenEval's decisions over all prompts, each with the name of its row."""
-    parts = [read_scores(variant.scores / GENEVAL_TABLE) for variant in variants]
+    parts = [read_table(variant.scores / GENEVAL_TABLE) for variant in variants]
     return with_rows(pd.concat(parts, ignore_index=True), table, variants, params)
 
 

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from pipelines.variants import sweep
+from pipelines.variants import cells, sweep
+from pipelines.variants.sweep_form import opening_form
 from tests.checkout import ROOT, Checkout
 
 
@@ -338,12 +339,10 @@ def test_a_cell_of_a_sweep_is_an_experiment_that_takes_its_upstream_from_the_cac
         ("-c", "user.name=tiny", "-c", "user.email=tiny@example.com", "commit", "-qm", "run"),
     ):
         assert checkout.run("git", *command).returncode == 0
-    form = sweep.opening_form(noise_ratios=[0.9], seeds=[0], steps=2)
+    form = opening_form(noise_ratios=[0.9], seeds=[0], steps=2)
     (cell,) = sweep.plan_cells(form, sweep.read_baseline(None, checkout.path))
     result = checkout.run(*sweep.command(cell))
     assert result.returncode == 0, result.stdout + result.stderr
-    assert [line for line in result.stdout.splitlines() if line.startswith("Running stage")] == [
-        "Running stage 'cell@0':"
-    ]
-    scores = sweep.read_scores(cell.name, form.seeds, checkout.path)
+    assert running(result) == {f"{kind}@{cell.cell.name}" for kind in ("align", "sample", "score")}
+    scores = cells.read_scores(cell.name, checkout.path)
     assert scores["score/fid scorer-classifier"][0] > 0

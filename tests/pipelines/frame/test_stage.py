@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pipelines.config.paths import SCORES, TOKENS, remedy
-from pipelines.frame.inputs import open_samples, read_scores
+from pipelines.frame.inputs import open_samples
 from pipelines.frame.stage import Stage, StagePlan, UntrackedRun, remove_dvc_leftovers, upstream_keys
 from pipelines.tracking.journal import all_journals
 from pipelines.variants.loading import load_params
@@ -130,18 +130,6 @@ def test_a_set_of_an_older_version_is_told_so(samples):
         FileError, match=r"manifest\.json: .*written by an older version.*repro --glob 'sample\*@va-pi'`"
     ):
         open_samples(samples)
-
-
-def test_a_table_of_scores_that_is_missing_or_empty_is_named_with_the_command_that_makes_it(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path = SCORES / "experiment/va-pi/scores.csv"
-    again = r"`dvc repro --glob 'score\*@va-pi'`"
-    with pytest.raises(FileError, match=r"scores\.csv: the file is missing.*" + again):
-        read_scores(path)
-    path.parent.mkdir(parents=True)
-    path.write_text("")
-    with pytest.raises(FileError, match=r"scores\.csv: the file is damaged.*" + again):
-        read_scores(path)
 
 
 INTERRUPTED = """
