@@ -23,6 +23,7 @@ from pipelines.config.paths import WORK
 
 MARK = "VAPI_PROCESS"  # environment variable: the name of the command a process belongs to
 GRACE_SECONDS = 10.0  # between asking a process to end and ending it
+STARTING_SECONDS = 1.0  # in which a new process has its environment at the latest
 WATCH_SECONDS = 1.0  # between two looks at whether DVC is still there
 SHELLS = ("sh", "ash", "bash", "busybox", "dash", "fish", "ksh", "zsh")
 ENDED = 128 + int(
@@ -102,11 +103,18 @@ def marked(name: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get(MARK) == name and process.status() != psutil.STATUS_ZOMBIE:
+            if process.status() != psutil.STATUS_ZOMBIE and _environment(process).get(MARK) == name:
                 found.append(process)
         except psutil.Error:  # gone, or somebody else's
             continue
     return found
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    """Of a process; one that was started this moment shows none yet."""
+    while not (environment := process.environ()) and time.time() - process.create_time() < STARTING_SECONDS:
+        time.sleep(0.005)
+    return environment
 
 
 def working_directories() -> list[Path]:

@@ -17,7 +17,7 @@ from pipelines.reporting.statistics import (
     whole_alignments,
 )
 from pipelines.reporting.tables import Table
-from pipelines.variants.scoring import GENEVAL_TABLE, SCORES_TABLE, read_table
+from pipelines.variants.score_files import GENEVAL_TABLE, SCORES_TABLE, read_table
 from pipelines.variants.variant import BASE, SUBJECT, Variant, variants_of
 from vapi_core.files import read_json
 

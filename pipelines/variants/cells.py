@@ -12,7 +12,7 @@ from pipelines.config.paths import RUN_FILE, SCORES
 from pipelines.repository.git import git
 from pipelines.variants.loading import PARAMS_FILE, check_params
 from pipelines.variants.run_scores import metrics_by_seed
-from pipelines.variants.scoring import GENEVAL_TABLE, SCORES_TABLE
+from pipelines.variants.score_files import GENEVAL_TABLE, SCORES_TABLE
 from pipelines.variants.sweep import is_cell, variant_name
 from pipelines.variants.variant import SWEEP, Variant, find_variant
 from vapi_core.errors import FileError, VapiError

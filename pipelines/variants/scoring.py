@@ -15,10 +15,10 @@ from pipelines.frame.progress import progress
 from pipelines.frame.stage import Stage
 from pipelines.reporting.protocol import facts_of_protocol
 from pipelines.variants import judging
+from pipelines.variants.score_files import GENEVAL_TABLE, SCORES_TABLE
 from pipelines.variants.variant import ImageSet, Variant
 from vapi_core.arrays import array_writer
 from vapi_core.data.images import images_of_a_pass, to_uint8
-from vapi_core.errors import FileError
 from vapi_core.files import atomic_path, write_json
 from vapi_core.models.classifier import accuracy
 from vapi_core.scoring.features import (
@@ -38,7 +38,6 @@ from vapi_core.scoring.fidelity import (
     load_reference_batch,
 )
 
-SCORES_TABLE, GENEVAL_TABLE = "scores.csv", "geneval.csv"  # in the directory of a variant's scores
 PROTOCOL = REFERENCES / "protocol.json"
 SEED = 0  # of KID's subsets and the Inception Score's splits: the same for all sets
 GENEVAL_COLUMNS = ["variant", "seed", "temperature", "guidance_scale", "prompt", "task", "correct", "images"]
@@ -115,16 +114,6 @@ def score_variant(stage: Stage, variant: Variant) -> tuple[pd.DataFrame, pd.Data
         if judged is not None:
             judged.to_csv(temporary / GENEVAL_TABLE, index=False, lineterminator="\n")
     return table, judged
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """One of the tables of a variant's scores. Raises FileError where it is missing or damaged."""
-    try:
-        return pd.read_csv(path)
-    except FileNotFoundError:
-        raise FileError(path, "the file is missing.", remedy(path.parent)) from None
-    except ValueError as error:  # pandas' errors of parsing are
-        raise FileError(path, f"the file is damaged ({error}).", remedy(path.parent)) from None
 
 
 def open_reference_batch(params: Params) -> ReferenceBatch | None:

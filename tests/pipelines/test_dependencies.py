@@ -24,6 +24,7 @@ FRAME = [
         "pipelines/variants/loading.py",
         "pipelines/variants/rules.py",
         "pipelines/variants/run_scores.py",
+        "pipelines/variants/score_files.py",
         "pipelines/variants/variant.py",
         "vapi_core/distributed.py",
         "vapi_core/errors.py",

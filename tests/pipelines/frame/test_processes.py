@@ -56,6 +56,19 @@ def test_what_the_command_leaves_behind_ends_with_it(environment):
         assert marked("left") == []
 
 
+def test_a_process_that_has_just_been_started_and_shows_no_environment_yet_is_not_overlooked(environment, monkeypatch):
+    whole, looks = psutil.Process.environ, dict[int, int]()
+
+    def at_first_empty(process):
+        looks[process.pid] = looks.get(process.pid, 0) + 1
+        return whole(process) if looks[process.pid] > 1 else {}
+
+    monkeypatch.setattr(psutil.Process, "environ", at_first_empty)
+    with subprocess.Popen(["sleep", "100"], env={**environment, processes.MARK: "new"}) as started:
+        assert [process.pid for process in marked("new")] == [started.pid]
+        processes.end_marked("new")
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_caller_takes_the_command_along(environment, number):
     program = f"from pipelines.frame.processes import run; import os; run(['sh', '-c', {TREE!r}], 'caller', os.environ, print)"

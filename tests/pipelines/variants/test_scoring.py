@@ -89,15 +89,3 @@ def test_reconstructions_are_a_file_written_pass_by_pass(tmp_path, monkeypatch):
     assert isinstance(images, np.memmap)
     # another batch may round a pixel otherwise
     assert np.abs(images.astype(int) - expected).max() <= 1 and (images == expected).mean() > 0.99
-
-
-def test_a_table_of_scores_that_is_missing_or_empty_is_named_with_the_command_that_makes_it(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path = SCORES / "experiment/va-pi/scores.csv"
-    again = r"`dvc repro --glob 'score\*@va-pi'`"
-    with pytest.raises(FileError, match=r"scores\.csv: the file is missing.*" + again):
-        scoring.read_table(path)
-    path.parent.mkdir(parents=True)
-    path.write_text("")
-    with pytest.raises(FileError, match=r"scores\.csv: the file is damaged.*" + again):
-        scoring.read_table(path)
