@@ -16,7 +16,7 @@ class Checkout:
 
     def __init__(self, path: Path):
         self.path = path
-        for name in (".dvc/config", "dvc.yaml", ".dvcignore", ".gitignore", "params.yaml"):
+        for name in (".dvc/config", "dvc.yaml", ".dvcignore", ".gitignore", "params.yaml", "reports/plan.md"):
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, path / name)
         ignore = shutil.ignore_patterns("__pycache__")

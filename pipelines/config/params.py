@@ -65,16 +65,20 @@ class SubsetParams(Section):
     seed: Seed = 0
 
 
-class ClassifierParams(Section):
-    split: str
+class TrainedClassifier(Section):
     epochs: Count
     batch_size: Count
     seed: Seed
 
 
+class ClassifierParams(TrainedClassifier):
+    split: str
+
+
 class ClassifiersParams(Section):
     reward: ClassifierParams | None = None
     scorer: ClassifierParams | None = None
+    uci: TrainedClassifier | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +165,9 @@ class GenEvalParams(Section):
     colors_checkpoint: str | None = None
 
 
-Extractor = Literal["efficientnet-lite0", "inception-v3-compat", "scorer-classifier", "reward-classifier"]
+Extractor = Literal[
+    "efficientnet-lite0", "inception-v3-compat", "uci-classifier", "scorer-classifier", "reward-classifier"
+]
 
 
 class ScoreParams(Section):

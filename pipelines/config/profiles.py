@@ -87,7 +87,7 @@ def merge(base: Any, profile: Any, where: str = "") -> Any:
 
 def _take_comment(base: Any, profile: Any, key: str) -> None:
     """Lets a comment behind a key of the profile stand for that of the base."""
-    if isinstance(profile, CommentedMap) and key in profile.ca.items and key in base:
+    if isinstance(profile, CommentedMap) and "#" in str(profile.ca.items.get(key)) and key in base:
         base.ca.items[key] = profile.ca.items[key]
 
 

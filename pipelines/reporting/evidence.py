@@ -85,12 +85,12 @@ def gather(table: Table, params: Params) -> Evidence:
 
 
 def unique_rows(table: Table, params: Params) -> list[Variant]:
-    """The variants of a table, the subject first where another one has its settings: a row is shown once."""
+    """The controls of a table, and of variants with the same settings one, the subject if it is among them."""
     variants = variants_of(params, *table.rows)
     found: dict[str, Variant] = {}
-    for variant in sorted(variants, key=lambda v: v.name != SUBJECT):
+    for variant in sorted((v for v in variants if v.alignment is not None), key=lambda v: v.name != SUBJECT):
         found.setdefault(table.row(variant, variant.samplings[0].temperature, params.sample.temperature), variant)
-    return [variant for variant in variants if variant in found.values()]
+    return [variant for variant in variants if variant.alignment is None or variant in found.values()]
 
 
 def read_sets(table: Table, variants: Sequence[Variant], params: Params) -> pd.DataFrame:
@@ -121,7 +121,8 @@ def with_rows(sets: pd.DataFrame, table: Table, variants: Sequence[Variant], par
 
 def read_stages(params: Params, variants: Sequence[Variant]) -> dict[str, dict[str, float]]:
     """Metrics of the stages behind a table, as far as they are of this profile."""
-    first = ["subset", "classifier@reward", "classifier@scorer", "tokenizer", "tokenize", "generator", REFERENCES_STAGE]
+    classifiers = [f"classifier@{role}" for role in ("reward", "scorer", "uci")]
+    first = ["subset", *classifiers, "tokenizer", "tokenize", "generator", REFERENCES_STAGE]
     names = first + [
         variant.stage(kind)
         for variant in variants

@@ -5,11 +5,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pipelines.reporting.conclusions import conclusions
 from pipelines.reporting.evidence import GENEVAL, Evidence
 from pipelines.reporting.markdown import counted, item, markdown_table, prose
 from pipelines.reporting.protocol import warning
+from pipelines.reporting.replication import replication_sections
+from pipelines.reporting.rule import RULE, guided, own_rule
 from pipelines.reporting.settings import cost_table, settings_table
-from pipelines.reporting.statistics import BETTER, LEVEL, NO_DIFFERENCE, NOT_TESTED, SCORE_TITLES, WORSE
+from pipelines.reporting.statistics import BETTER, NO_DIFFERENCE, NOT_TESTED, SCORE_TITLES, WORSE
 from pipelines.reporting.tables import Picture, Table
 from vapi_core.scoring.geneval.comparison import OVERALL
 
@@ -41,15 +44,18 @@ VERBS = {  # what one comparison does, what several do
 VERBS_OF_CLAIMS = VERBS | {BETTER: ("holds", "hold"), WORSE: ("is reversed", "are reversed")}
 
 
-def page(evidence: Evidence, facts: dict[str, Any]) -> str:
-    """The page as Markdown. `facts` are those of the protocol of scoring."""
+def page(evidence: Evidence, facts: dict[str, Any], plan: str = "") -> str:
+    """The page as Markdown. `facts` are those of the protocol of scoring, `plan` is what to say of the plan."""
     table, params = evidence.table, evidence.params
     sections = [
         f"# {table.title}, profile `{params.profile}`",
         prose(warning(params, facts)),
+        prose(plan),
         prose(*setup(evidence)),
         "## Findings",
         *findings(evidence),
+        *conclusions(evidence),
+        *replication_sections(evidence),
         *(picture(table, name) for name in table.pictures),
         "## Scores",
         prose(*caption(evidence)),
@@ -143,7 +149,7 @@ def claims_about(evidence: Evidence, score: str, part: pd.DataFrame) -> list[str
     is_main = table.ordered and score == table.scores[0]
     title = SCORE_TITLES[score][0].upper() + SCORE_TITLES[score][1:]
     under = f", under {extractors[0]}" if len(extractors) == 1 and extractors != [GENEVAL] else ""
-    words = [f"**{title} {setting(evidence.guidance)}{under}**{', the main question' if is_main else ''}."]
+    words = [f"**{title} {guided(evidence.guidance)}{under}**{', the main question' if is_main else ''}."]
     for extractor in extractors:
         by = f"Under {extractor}: " if len(extractors) > 1 else ""
         words.append(by + summed_up(table, part.loc[part["extractor"] == extractor, "verdict"]))
@@ -179,10 +185,6 @@ def summed_up(table: Table, verdicts: pd.Series) -> str:
 
 def verdict_text(table: Table, verdict: str) -> str:
     return OF_A_CLAIM.get(verdict, verdict) if table.paper is not None else verdict
-
-
-def setting(guidance: float) -> str:
-    return "without guidance" if guidance == 1.0 else f"guidance {guidance:g}"
 
 
 def count_table(comparisons: pd.DataFrame) -> str:
@@ -250,7 +252,10 @@ def matched(evidence: Evidence, extractor: str) -> list[str]:
         f"{evidence.table.label(row['row'])} ({row['precision']:.3f}) T {row['temperature']} ({row['base_precision']:.3f})"
         for _, row in found.iterrows()
     )
-    return [f"The base's temperatures that come nearest in precision: {told}."]
+    return [
+        f"The base's temperatures that come nearest in precision: {told}.",
+        "This describes these images. Which temperatures are compared stands in params.yaml, before there are any.",
+    ]
 
 
 def floor(evidence: Evidence, extractor: str) -> str:
@@ -297,32 +302,8 @@ def comparison_sections(evidence: Evidence) -> list[str]:
         "detectable",
         "verdict",
     ]
-    text = "\n".join(item(line) for line in rule(evidence))
+    text = "\n".join(item(line) for line in (*RULE, *own_rule(table, evidence.guidance)))
     return ["## Every comparison", text, markdown_table(header, rows)]
-
-
-def rule(evidence: Evidence) -> list[str]:
-    """How a verdict is reached."""
-    table = evidence.table
-    lines = [
-        "A difference is the first row of a claim minus the second. Its interval is Student's at 95 %, not adjusted.",
-        "The test is Student's paired t-test over seeds, two-sided.",
-        "The claims about one score at one guidance scale are a family, under all extractors together. "
-        f"Their p-values are adjusted by Holm. A difference counts where the adjusted p is below {LEVEL}.",
-    ]
-    if table.ordered:
-        lines.append(
-            f"The claims about {SCORE_TITLES[table.scores[0]]} {setting(evidence.guidance)} are the main question. "
-            "They are tested in the order in which they stand. Those behind the first that finds no difference are "
-            "not tested."
-        )
-    if table.paper is not None:
-        lines.append("A claim of the paper holds where its first row is better, and is reversed where it is worse.")
-    lines.append(
-        "Detectable is the smallest difference that such a test finds with 80 % power, adjusted for all comparisons of its "
-        "family. So no difference found is no evidence that there is none."
-    )
-    return lines
 
 
 def number(value: float) -> str:

@@ -18,6 +18,7 @@ from vapi_core.alignment.va_pi import VaPiConfig
 Picture = Literal["samples", "reconstructions", "curves", "precision-recall", "axis", "densities"]
 Point = tuple[str, float | str]  # the line that a row is a point of, and where it stands on the axis
 MAIN, OTHERS = ("fid", "accuracy", "overall"), ("is_mean", "kid_mean", "precision", "recall")  # of a table of methods
+REPLICATION, AGAIN = "replication", "-again"  # its rows are variants of the experiment, drawn once more
 ALL, PRIOR = "all", "prior"  # rows of the table of rewards: the whole objective, and no reward at all
 
 
@@ -52,7 +53,9 @@ class Table:
         """The row of a variant's sets at a temperature; `main` is the temperature of everything but controls."""
         if temperature != main:
             return f"{BASE} at T {decimal(temperature)}"
-        config = None if variant.alignment is None else variant.alignment.config
+        if variant.alignment is None:
+            return BASE
+        config = variant.alignment.config
         return self.axis.row(config) if self.axis is not None and isinstance(config, VaPiConfig) else variant.name
 
     def label(self, row: str) -> str:
@@ -69,6 +72,16 @@ def subject_against_all(rows: Sequence[str]) -> list[Claim]:
     cooled = sorted((row for row in others if row.startswith(f"{BASE} at T ")), key=_temperature, reverse=True)
     trained = [row for row in others if row not in cooled]
     return [Claim(f"VA-π is better than {row}", SUBJECT, row) for row in (BASE, *trained, *cooled)]
+
+
+def subject_again(rows: Sequence[str]) -> list[Claim]:
+    """The report's claims, each about the row that is drawn again, where there is one."""
+    first = [row for row in rows if not row.endswith(AGAIN)]
+
+    def again(row: str) -> str:
+        return row + AGAIN if row + AGAIN in rows else row
+
+    return [Claim(f"{c.text}, again", again(c.better), again(c.worse)) for c in subject_against_all(first)]
 
 
 def _temperature(row: str) -> float:
@@ -158,6 +171,16 @@ TABLES = {
             others=OTHERS,
             claims=subject_against_all,
             pictures=("precision-recall", "densities"),
+        ),
+        Table(
+            name=REPLICATION,
+            title="The report's alignments again, with other rounding",
+            rows=(EXPERIMENT, REPLICATION),
+            scores=MAIN,
+            others=OTHERS,
+            claims=subject_again,
+            ordered=True,
+            pictures=("precision-recall",),
         ),
         Table(
             name="noise",

@@ -15,7 +15,11 @@ def plan(params: Params, arguments: argparse.Namespace) -> StagePlan:
     if variant.alignment is None:
         raise ParameterError("variants", f"'{variant.name}' is a control: the base, which is not aligned.")
     alignment = variant.alignment
-    settings = alignment.settings | {"dtype": params.launch.dtype, "kept_steps": alignment.kept_steps}
+    settings = alignment.settings | {
+        "dtype": params.launch.dtype,
+        "kept_steps": alignment.kept_steps,
+        "threads": alignment.threads,
+    }
     upstream = (GENERATOR, TOKENS, TOKENIZER, CLASSIFIERS / "reward")
     return StagePlan(variant.stage("align"), ALIGNED / variant.name, settings, upstream, tracked=False)
 

@@ -1,4 +1,6 @@
-"""Stage `classifier`: the small network that rewards, or the one that scores. They share neither images nor kind.
+"""Stage `classifier`: the small network that rewards, or one of the two that score. They share neither images nor kind.
+
+One that scores, `uci`, learns from other digits than those of the subset.
 
 Of scenes, the one that scores is the digit classifier of their detector: it learns from what the detector cuts out. The
 one that rewards learns digit and color of an object from windows of a scene, in the size in which it will see scenes.
@@ -12,6 +14,7 @@ import numpy as np
 from pipelines.config.paths import CLASSIFIERS, SUBSET, remedy
 from pipelines.frame.inputs import open_subset
 from pipelines.frame.stage import Stage, StagePlan, run_stage
+from vapi_core.data.sources import uci_digits
 from vapi_core.data.subset import Subset, subset_hash
 from vapi_core.models.classifier import accuracy, save_classifier
 from vapi_core.scenes.detector import annotated_crops
@@ -28,7 +31,7 @@ def plan(params, arguments) -> StagePlan:
 
 
 def examples(subset: Subset, split: str, role: str) -> tuple[np.ndarray, np.ndarray, int]:
-    """Images uint8 [N, H, W, 3], labels [N] and number of classes for the network of a role."""
+    """Images uint8 [N, H, W, 3] of a split, labels [N] and number of classes for the network of a role."""
     images, labels = subset.split(split)
     if subset.annotations is None:
         return images, labels, len(subset.classes)
@@ -46,7 +49,11 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
         stage.output.mkdir(parents=True, exist_ok=True)
         return
     subset = open_subset()
-    images, labels, classes = examples(subset, params.split, arguments.role)
+    if arguments.role == "uci":
+        images, labels = uci_digits()
+        classes = len(subset.classes)
+    else:
+        images, labels, classes = examples(subset, params.split, arguments.role)
     steps = math.ceil(params.epochs * len(images) / params.batch_size)
     with stage.training_log(steps, params.batch_size) as log:
         classifier = train_classifier(
@@ -71,5 +78,5 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
 def main(arguments: list[str]) -> int:
     """Runs the stage; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.stages classifier")
-    parser.add_argument("--role", required=True, choices=("reward", "scorer"))
+    parser.add_argument("--role", required=True, choices=("reward", "scorer", "uci"))
     return run_stage(plan, work, parser.parse_args(arguments))

@@ -9,7 +9,7 @@ from pipelines.variants.scoring import prepare_references
 
 
 def plan(params: Params, arguments: argparse.Namespace) -> StagePlan:
-    upstream = (SUBSET, CLASSIFIERS / "scorer", CLASSIFIERS / "reward", TOKENIZER, TOKENS)
+    upstream = (SUBSET, *(CLASSIFIERS / role for role in ("scorer", "uci", "reward")), TOKENIZER, TOKENS)
     return StagePlan("references", REFERENCES, params.score.model_dump(), upstream)
 
 

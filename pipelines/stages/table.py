@@ -9,6 +9,7 @@ from pipelines.reporting import tables
 from pipelines.reporting.evidence import Evidence, gather
 from pipelines.reporting.pages import page, target
 from pipelines.reporting.pictures import draw_pictures
+from pipelines.reporting.plan import plan_sentence
 from pipelines.reporting.statistics import nested
 from pipelines.variants.scoring import PROTOCOL
 from pipelines.variants.variant import variants_of
@@ -27,8 +28,9 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
     write_numbers(evidence)
     pictures = draw_pictures(evidence, stage.device)
     path = REPORTS / f"{table.name}.md"
+    text = page(evidence, read_json(PROTOCOL, remedy(REFERENCES)), plan_sentence(stage.params))
     with atomic_path(path) as temporary:
-        temporary.write_text(page(evidence, read_json(PROTOCOL, remedy(REFERENCES))), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
     for file in (path, *pictures):
         stage.run.artifact(file)
     stage.run.adopt(keys_of_runs(evidence))

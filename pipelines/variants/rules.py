@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 from pipelines.config.params import Params
 from pipelines.config.rules import TWICE, Problem, batch_problems, repeats
-from pipelines.variants.variant import BASE, Variant, all_variants, key_of
+from pipelines.variants.variant import BASE, Variant, all_variants, find_variant, key_of
 from vapi_core.alignment.method import Need
+from vapi_core.sampling.sampler import SamplingConfig
 
 # network -> the extractor that it also is: what rewards must not score
 EXTRACTOR_OF: dict[Need, str] = {"reward-classifier": "reward-classifier"}
@@ -41,13 +42,13 @@ def _names(p: Params) -> Iterator[Problem]:
 
 
 def _controls(p: Params) -> Iterator[Problem]:
-    drawn: dict[float, str] = {}
-    for name, control in p.controls.items():
-        for temperature in control.temperatures:
-            if temperature in drawn:
-                problem = f"temperature {temperature} is drawn by '{drawn[temperature]}' already."
+    drawn: dict[SamplingConfig, str] = {}
+    for name in p.controls:
+        for config in find_variant(p, name).samplings:
+            if config in drawn:
+                problem = f"temperature {config.temperature} is drawn by '{drawn[config]}' already."
                 yield f"controls.{name}.temperatures", problem
-            drawn[temperature] = name
+            drawn[config] = name
 
 
 def _variant(variant: Variant, p: Params) -> Iterator[Problem]:

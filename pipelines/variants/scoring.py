@@ -44,7 +44,7 @@ GENEVAL_COLUMNS = ["variant", "seed", "temperature", "guidance_scale", "prompt",
 
 
 def open_extractor(name: str, params: Params) -> Extractor:
-    if name in ("scorer-classifier", "reward-classifier"):
+    if name.endswith("-classifier"):
         weights = CLASSIFIERS / name.removesuffix("-classifier")
         return load_extractor("classifier", weights=weights, remedy=remedy(weights))
     if name == "inception-v3-compat":

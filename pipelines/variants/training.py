@@ -89,6 +89,8 @@ def align_seed(stage: Stage, variant: Variant, seed: int, folder: Path) -> None:
     """Trains one seed into `folder` as a run of its own, unless it was finished before under the same fingerprint."""
     alignment = variant.alignment
     assert alignment is not None
+    if alignment.threads is not None:
+        torch.set_num_threads(alignment.threads)
     finished = is_finished(folder, stage.fingerprint)
     if distributed.from_main(float(finished)):
         return

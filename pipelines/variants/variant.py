@@ -16,7 +16,7 @@ from pipelines.config.paths import ALIGNED, GENERATOR, SAMPLES, SCORES, TOKENIZE
 from vapi_core.alignment.method import Method
 from vapi_core.alignment.methods import METHODS
 from vapi_core.errors import ParameterError
-from vapi_core.limits import CountOrNone
+from vapi_core.limits import Count, CountOrNone
 from vapi_core.sampling.sampler import SamplingConfig
 from vapi_core.training.loop import OptimizationConfig
 
@@ -33,6 +33,7 @@ class Alignment:
     optimization: OptimizationConfig
     config: Any  # of the type METHODS[name].config
     keep_every: int = 0
+    threads: int | None = None  # of its training; None: those of the stage
 
     @property
     def method(self) -> Method:
@@ -180,7 +181,7 @@ def resolve(align: AlignParams, name: str, method: str, changes: dict[str, Any])
     if method not in METHODS:
         raise ParameterError(f"{where}.method", f"there is no method '{method}'; there are {', '.join(METHODS)}.")
     config = METHODS[method].config
-    own = {"keep_every"} | names_of(OptimizationConfig) | names_of(config)
+    own = {"keep_every", "threads"} | names_of(OptimizationConfig) | names_of(config)
     problems = [
         (f"{where}.align.{key}", f"the method {method} has no such parameter.") for key in changes if key not in own
     ]
@@ -200,9 +201,10 @@ def resolve(align: AlignParams, name: str, method: str, changes: dict[str, Any])
 
     optimization, own_config = part(OptimizationConfig, fields(OptimizationConfig)), part(config, fields(config))
     keep_every = part(CountOrNone, changes.get("keep_every", align.keep_every), "keep_every")
+    threads = part(Count | None, changes.get("threads"), "threads")
     if problems:
         raise several(problems)
-    return Alignment(method, optimization, own_config, keep_every)
+    return Alignment(method, optimization, own_config, keep_every, threads)
 
 
 def names_of(kind: type) -> set[str]:

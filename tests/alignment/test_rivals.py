@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.alignment.test_reward import Brightness
 from tests.tiny import CAPTIONED, random_tokens, tiny_captions, tiny_generator, tiny_tokenizer
 from vapi_core.alignment.ar_grpo import ArGrpo, ArGrpoConfig
-from vapi_core.alignment.cross_entropy import CrossEntropy
+from vapi_core.alignment.cross_entropy import CrossEntropy, CrossEntropyConfig
 from vapi_core.alignment.reconstruction import reconstruction_loss
 from vapi_core.alignment.reward import RewardWeights
 from vapi_core.alignment.straight_through import (
@@ -65,7 +65,7 @@ def objective(method: str, data, seed: int = 0, **options):
     if method == "ar-grpo":
         config = replace(ArGrpoConfig(group_size=4, guidance_scale=1.5), **options)
         return ArGrpo(generator, tokenizer, [(1.0, Bright())], data, config, seed, policy(seed=1)), generator
-    return CrossEntropy(generator, data), generator
+    return CrossEntropy(generator, data, CrossEntropyConfig(noise_ratio=0.5), seed=0), generator
 
 
 METHODS = ["ste", "tokenizer", "ar-grpo", "cross-entropy"]

@@ -12,8 +12,23 @@ import torch
 from torch import Tensor
 
 from vapi_core.randomness import stream
+from vapi_core.training.loop import MicroBatch
 
 Kernel = Literal["uniform", "uniform-except-self"]
+
+
+def noisy_prefix(
+    tokens: Tensor, noise_ratio: float, kernel: Kernel, codebook_size: int, seed: int, batch: MicroBatch
+) -> Tensor:
+    """The prefixes [B, T-1] of tokens [B, T] of a micro-batch, with noise: of the same seed the same for every method."""
+    prefix = tokens[:, :-1]
+    if noise_ratio == 0:
+        return prefix
+    uniforms, replacements = (
+        t.to(tokens.device)
+        for t in draw_noise(seed, batch.step, batch.positions, prefix.shape[1], codebook_size, kernel)
+    )
+    return corrupt_prefix(prefix, noise_ratio, uniforms, replacements, codebook_size, kernel)
 
 
 def draw_noise(

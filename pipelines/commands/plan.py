@@ -1,0 +1,23 @@
+"""`python -m pipelines.commands.plan`: writes the plan of params.yaml, reports/plan.md. Commit it before you run."""
+
+import argparse
+import sys
+
+from pipelines.frame.launch import one_message
+from pipelines.reporting.plan import PLAN, plan_text
+from pipelines.variants.loading import load_params
+from vapi_core.files import atomic_path
+
+
+@one_message
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m pipelines.commands.plan", description=__doc__)
+    parser.parse_args(arguments)
+    text = plan_text(load_params())
+    with atomic_path(PLAN) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(f"{PLAN}: commit it before you run.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""The plan of a profile: what will be compared with what, in which order, on which seeds and how many images.
+
+It is made from params.yaml and the tables' records alone. Committed before a run, it shows that none of this was chosen
+when results were known. A page says by which commit, or that what it compares was not planned.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipelines.config.params import Params
+from pipelines.config.paths import REPORTS
+from pipelines.reporting.evidence import main_guidance, unique_rows
+from pipelines.reporting.markdown import counted, item, prose
+from pipelines.reporting.rule import RULE, own_rule
+from pipelines.reporting.settings import alignment_rows
+from pipelines.reporting.statistics import SCORE_TITLES
+from pipelines.reporting.tables import TABLES, Table
+from pipelines.repository.git import git
+from vapi_core.errors import FileError
+
+PLAN = REPORTS / "plan.md"
+COMMAND = "python -m pipelines.commands.plan"
+
+
+def plan_text(params: Params) -> str:
+    """The plan as Markdown."""
+    names = ["report", *params.tables]
+    parts = [
+        f"# Plan, profile `{params.profile}`",
+        prose(
+            f"`{COMMAND}` writes this page from params.yaml and `pipelines/reporting/tables.py`.",
+            "It is committed before the run that it plans.",
+        ),
+        "\n".join(item(line) for line in _common(params)),
+        "## How verdicts are reached",
+        "\n".join(item(line) for line in RULE),
+        *(part for name in names if name in TABLES for part in _section(TABLES[name], params)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _common(params: Params) -> Iterator[str]:
+    """What all tables share."""
+    seeds = params.align.seeds
+    yield f"{counted(len(seeds), 'seed')} of every alignment: {', '.join(map(str, seeds))}."
+    yield (
+        f"{counted(params.sample.count, 'image')} of every set{' and prompt' if params.task == 't2i' else ''}, "
+        f"from the streams {params.sample.seed} and the alignment's seed added."
+    )
+    yield (
+        f"Seeds of what is behind them: subset {params.subset.seed}, tokenizer {params.tokenizer.seed}, generator "
+        f"{params.generator.seed}."
+    )
+    yield f"Extractors: {', '.join(params.score.extractors)}. The last one is the main one."
+    yield "An extractor that sees the tokenizer only is not asked; how that is found out stands in the report."
+
+
+def _section(table: Table, params: Params) -> Iterator[str]:
+    rows = rows_of(table, params)
+    variants = [v for v in unique_rows(table, params) if v.alignment is not None]
+    yield f"## {table.title}"
+    yield prose(f"Rows: {', '.join(rows)}.")
+    yield "\n".join(item(f"{name}: {settings or 'nothing else'}") for name, settings in alignment_rows(variants))
+    scores = ", ".join(SCORE_TITLES[score] for score in (*table.scores, *table.others))
+    yield prose(
+        *own_rule(table, main_guidance(params)), f"Claims, in this order, about {scores}, as far as a set has them:"
+    )
+    yield "\n".join(f"{number}. {claim.text}" for number, claim in enumerate(table.claims(rows), 1))
+
+
+def rows_of(table: Table, params: Params) -> list[str]:
+    """Names of a table's rows, in the order of the page."""
+    main = params.sample.temperature
+    names = [table.row(v, config.temperature, main) for v in unique_rows(table, params) for config in v.samplings]
+    return list(dict.fromkeys(names))
+
+
+def plan_sentence(params: Params, root: Path = Path()) -> str:
+    """What a page says of its plan."""
+    path = root / PLAN
+    planned = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if planned != plan_text(params):
+        return f"**Not planned:** `{PLAN}` is not of these params. So what follows explores. `{COMMAND}` writes a plan."
+    try:
+        commit = git(root, "log", "-1", "--format=%h, %cd", "--date=format:%Y-%m-%d %H:%M", "--", str(PLAN)).strip()
+        changed = git(root, "status", "--porcelain", "--", str(PLAN)).strip()
+    except FileError:
+        commit, changed = "", ""
+    if not commit or changed:
+        return f"**Planned, but the plan was not committed** before this run: `{PLAN}`."
+    return f"Planned in [{PLAN.name}]({PLAN.name}), which was committed before this run: {commit}."
