@@ -93,6 +93,9 @@ def align(
         generator.compile(backend="aot_eager")  # traced with its backward; a C++ compiler takes minutes
     objective = {
         "va-pi": lambda: va_pi(generator, ReconstructionReward(tokenizer, MSE), data, VA_PI, 0, base),
+        "va-pi-per-token": lambda: va_pi(
+            generator, ReconstructionReward(tokenizer, MSE), data, replace(VA_PI, credit="token-3x3"), 0, base
+        ),
         "ste": lambda: StraightThrough(generator, tokenizer, data, StraightThroughConfig(reward=MSE), 0),
         "tokenizer": lambda: TokenizerPostTraining(tokenizer, generator, data, MSE, 0),
         "ar-grpo": lambda: ArGrpo(
@@ -162,7 +165,10 @@ def methods(names: tuple, sharded: bool) -> dict:
     return {name: align(replace(STEPS, micro_batch_size=2), name, sharded=sharded) for name in names}
 
 
-@pytest.mark.parametrize(("sharded", "names"), [(False, ("ste", "ar-grpo", "tokenizer")), (True, ("va-pi", "ste"))])
+@pytest.mark.parametrize(
+    ("sharded", "names"),
+    [(False, ("va-pi-per-token", "ste", "ar-grpo", "tokenizer")), (True, ("va-pi", "va-pi-per-token", "ste"))],
+)
 def test_every_method_comes_to_the_same_on_two_processes(sharded, names):
     for name, result in run_on(2, methods, names, sharded)[0].items():
         assert_same(result, on_one_process(name))

@@ -91,6 +91,33 @@ def test_a_term_of_the_reward_is_a_function_and_a_line(content, monkeypatch):
     assert curves["reward"].to_numpy() == pytest.approx(expected.to_numpy(), rel=1e-4)
 
 
+def contrast_everywhere(comparison: Comparison) -> list[torch.Tensor]:
+    return [contrast(comparison)[..., None, None]]
+
+
+@dataclass(frozen=True)
+class WithMaps(RewardWeights):
+    contrast: Weight = term(contrast, 0.0, contrast_everywhere)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardedPerToken(VaPiConfig):
+    reward: WithMaps = field(default_factory=WithMaps)
+
+
+def test_credit_per_token_needs_the_error_maps_of_a_term(content, monkeypatch):
+    content["variants"]["va-pi"]["align"] = {"credit": "token", "reward": {"contrast": 2.0}}
+    monkeypatch.setitem(METHODS, "va-pi", with_config(Rewarded))
+    with pytest.raises(ParameterError, match="reward.contrast: this term has no error maps, which credit token needs"):
+        check_params(content)
+    monkeypatch.setitem(METHODS, "va-pi", with_config(RewardedPerToken))
+    fill(params := check_params(content))
+    run(align, params, "va-pi")
+    curves = pd.read_csv(CURVES / "va-pi" / "0.csv")
+    expected = -(curves["reward_mse"] + 2.0 * curves["reward_contrast"])
+    assert curves["reward"].to_numpy() == pytest.approx(expected.to_numpy(), rel=1e-4)
+
+
 # An alignment method
 
 

@@ -143,6 +143,8 @@ CASES = [
     PLAIN,
     replace(PLAIN, regularizer="ce", noise_ratio=0.5),
     replace(PLAIN, regularizer="kl", noise_ratio=0.5, noise_kernel="uniform-except-self"),
+    replace(PLAIN, regularizer="ce", noise_ratio=0.5, credit="token"),
+    replace(PLAIN, regularizer="kl", credit="token-3x3"),
 ]
 
 

@@ -29,8 +29,11 @@ def group_advantages(rewards: Tensor, clamp: float) -> Tensor:
 
 
 def clipped_policy_loss(ratio: Tensor, advantages: Tensor, epsilon: float) -> Tensor:
-    """Per-token loss [B, G, T]: -min(ratio * A, clip(ratio, 1 - epsilon, 1 + epsilon) * A), advantages [B, G]."""
-    a = advantages[..., None]
+    """Per-token loss [B, G, T]: -min(ratio * A, clip(ratio, 1 - epsilon, 1 + epsilon) * A).
+
+    Advantages are one a rollout, [B, G], or one a token, [B, G, T].
+    """
+    a = advantages if advantages.ndim == ratio.ndim else advantages[..., None]
     return -torch.minimum(ratio * a, ratio.clamp(1 - epsilon, 1 + epsilon) * a)
 
 

@@ -2,16 +2,17 @@
 
 R = -(sum of weighted terms). A term is a function of a `Comparison` and a line of `RewardWeights`. `mse` and `perceptual`
 are the paper's; `l1` and `embedding` (one minus the cosine between code vectors and the encoder's output) are further
-terms of the authors' trainer.
+terms of the authors' trainer. A term also has error maps, whose means add up to it: credit per token (`credit.py`) takes
+their means over each token's cell.
 Departures: features of the reference are computed once per image, not once per rollout, and may be kept for the next time
 the image comes; and on a GPU decoder and perceptual network run in bfloat16, images are compared in float32. Rollouts are
 decoded and compared some at a time, as many as memory allows.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vapi_core.alignment.credit import cell_means
 from vapi_core.alignment.method import Need, Setting
 from vapi_core.limits import Bounds, Checked, Weight
 from vapi_core.memory import free_bytes, how_many
@@ -37,6 +39,10 @@ class PerceptualDistance(Protocol):
 
     def distance(self, a: list[Tensor], b: list[Tensor]) -> Tensor:
         """Distances [...] of features [..., C, H, W] whose leading dimensions broadcast."""
+        ...
+
+    def maps(self, a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
+        """Error maps [..., H, W] of each stage; the sum of their means is the distance."""
         ...
 
 
@@ -81,6 +87,13 @@ class Comparison:
         """Decoded image minus reference [B, G, 3, H, W]."""
         return self.grouped(self.decoded) - self.reference.images[:, None]
 
+    @property
+    def features(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Perceptual features of each stage: [B, G, C, H, W] of the decoded images, [B, 1, C, H, W] of the reference."""
+        assert self.perceptual is not None
+        reference = [features[:, None] for features in self.reference.features]
+        return [self.grouped(features) for features in self.perceptual.features(self.decoded)], reference
+
 
 def squared_error(comparison: Comparison) -> Tensor:
     return comparison.difference.square().mean((2, 3, 4))
@@ -92,9 +105,7 @@ def absolute_error(comparison: Comparison) -> Tensor:
 
 def perceptual_distance(comparison: Comparison) -> Tensor:
     assert comparison.perceptual is not None
-    reference = [features[:, None] for features in comparison.reference.features]
-    rolled = [comparison.grouped(features) for features in comparison.perceptual.features(comparison.decoded)]
-    return comparison.perceptual.distance(rolled, reference)
+    return comparison.perceptual.distance(*comparison.features)
 
 
 def embedding_distance(comparison: Comparison) -> Tensor:
@@ -102,24 +113,61 @@ def embedding_distance(comparison: Comparison) -> Tensor:
     return 1 - F.cosine_similarity(codes, comparison.reference.embedded[:, None], dim=-1)
 
 
-def term(function: Callable[[Comparison], Tensor], weight: float) -> Any:
-    """A term's field in `RewardWeights`: how it is computed, [B, G] of a comparison, and its default weight."""
-    return field(default=weight, metadata={"function": function})
+def squared_error_maps(comparison: Comparison) -> list[Tensor]:
+    return [comparison.difference.square().mean(2)]
+
+
+def absolute_error_maps(comparison: Comparison) -> list[Tensor]:
+    return [comparison.difference.abs().mean(2)]
+
+
+def perceptual_maps(comparison: Comparison) -> list[Tensor]:
+    assert comparison.perceptual is not None
+    return comparison.perceptual.maps(*comparison.features)
+
+
+def embedding_maps(comparison: Comparison) -> list[Tensor]:
+    """The cosine is a sum over cells: each has the product of its vectors, divided by the norms of the whole grid."""
+    codes = comparison.grouped(comparison.codes)  # [B, G, D, h, w]
+    embedded = comparison.reference.embedded[:, None]  # [B, 1, D * h * w]
+    norms = codes.flatten(2).norm(dim=-1).clamp(min=1e-8) * embedded.norm(dim=-1).clamp(min=1e-8)  # [B, G]
+    products = (codes * embedded.unflatten(-1, codes.shape[2:])).sum(2)  # [B, G, h, w]
+    return [1 - products * (products[0, 0].numel() / norms[..., None, None])]
+
+
+Values = Callable[[Comparison], Tensor]  # [B, G], or [B, G, T] by cells
+Maps = Callable[[Comparison], list[Tensor]]  # each [B, G, H, W], at any resolution
+
+
+def term(function: Values, weight: float, maps: Maps | None = None) -> Any:
+    """A term's field in `RewardWeights`.
+
+    Args:
+        function: computes the term.
+        weight: its default.
+        maps: error maps whose means add up to the term; without them it allows no credit per token.
+    """
+    return field(default=weight, metadata={"function": function, "maps": maps})
 
 
 @dataclass(frozen=True)
 class RewardWeights(Checked):
     """All terms, each with its weight; 0 leaves it out. Paper: mse 1, perceptual (λ_p) 1."""
 
-    mse: Weight = term(squared_error, 1.0)
-    l1: Weight = term(absolute_error, 0.0)
-    perceptual: Weight = term(perceptual_distance, 1.0)
-    embedding: Weight = term(embedding_distance, 0.0)
+    mse: Weight = term(squared_error, 1.0, squared_error_maps)
+    l1: Weight = term(absolute_error, 0.0, absolute_error_maps)
+    perceptual: Weight = term(perceptual_distance, 1.0, perceptual_maps)
+    embedding: Weight = term(embedding_distance, 0.0, embedding_maps)
 
     @property
-    def functions(self) -> dict[str, Callable[[Comparison], Tensor]]:
+    def functions(self) -> dict[str, Values]:
         """The terms that have a weight, by name."""
         return {f.name: f.metadata["function"] for f in fields(self) if getattr(self, f.name)}
+
+    @property
+    def maps(self) -> dict[str, Maps | None]:
+        """Their error maps, None of a term that has none."""
+        return {f.name: f.metadata["maps"] for f in fields(self) if getattr(self, f.name)}
 
     @property
     def terms(self) -> list[str]:
@@ -162,6 +210,12 @@ def rollout_bytes(config: TokenizerConfig, pixels: int, itemsize: int) -> int:
 def plan_chunks(images: int, group_size: int, rollouts: int) -> tuple[int, int]:
     """How many images at a time, and how many of each one's rollouts, so that no more than `rollouts` are decoded."""
     return min(images, max(1, rollouts // group_size)), min(group_size, rollouts)
+
+
+def cell_errors(maps: Maps, comparison: Comparison) -> Tensor:
+    """A term by cells [B, G, T], whose mean over T is the term."""
+    grid = (comparison.codes.shape[2], comparison.codes.shape[3])
+    return torch.stack([cell_means(error_map, grid) for error_map in maps(comparison)]).sum(0)
 
 
 class ReferenceFeatures:
@@ -230,21 +284,50 @@ class ReconstructionReward:
         """
         if not self.weights.terms:  # nothing is rewarded: no rollout is better than another
             return images.new_zeros(rollouts.shape[:2]), {}
+        return self._weighted(self.weights.functions, rollouts, images, items)
+
+    @torch.no_grad()
+    def per_token(
+        self, rollouts: Tensor, images: Tensor, items: np.ndarray | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Rewards [B, G, T] of the cells of all tokens, whose mean over T is the reward, and the terms as above.
+
+        Every term that has a weight must have error maps.
+        """
+        if not self.weights.terms:
+            return images.new_zeros(rollouts.shape), {}
+        functions = {name: partial(cell_errors, maps) for name, maps in self.weights.maps.items() if maps is not None}
+        assert list(functions) == self.weights.terms
+        rewards, terms = self._weighted(functions, rollouts, images, items)
+        return rewards, {name: value.mean(-1) for name, value in terms.items()}
+
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """Rows and columns of the tokens of images [B, 3, H, W]."""
+        factor = self.tokenizer.config.downsample
+        return images.shape[2] // factor, images.shape[3] // factor
+
+    def _weighted(
+        self, functions: Mapping[str, Values], rollouts: Tensor, images: Tensor, items: np.ndarray | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Rewards and unweighted terms of all rollouts, shaped as the functions' values."""
         # the types are chosen here; the caller's autocast would take the decoder's group norms to float32 on a GPU
         with torch.autocast(images.device.type, enabled=False):
-            terms = self._terms_of_all(rollouts, images, items)
+            terms = self._terms_of_all(functions, rollouts, images, items)
         total = sum(getattr(self.weights, name) * value for name, value in terms.items())
         return -torch.as_tensor(total), terms
 
-    def _terms_of_all(self, rollouts: Tensor, images: Tensor, items: np.ndarray | None) -> dict[str, Tensor]:
-        """Unweighted terms [B, G], some images and some rollouts at a time."""
+    def _terms_of_all(
+        self, functions: Mapping[str, Values], rollouts: Tensor, images: Tensor, items: np.ndarray | None
+    ) -> dict[str, Tensor]:
+        """Unweighted terms of rollouts [B, G, T], some images and some rollouts at a time."""
         b, g, _ = rollouts.shape
         some_images, some_rollouts = plan_chunks(b, g, self._rollouts_at_a_time(images))
         rows: list[dict[str, Tensor]] = []
         for i in range(0, b, some_images):
             chunk = slice(i, i + some_images)
             reference = Reference(self, images[chunk], None if items is None else items[chunk])
-            parts = [self._terms(rollouts[chunk, j : j + some_rollouts], reference) for j in range(0, g, some_rollouts)]
+            some = (rollouts[chunk, j : j + some_rollouts] for j in range(0, g, some_rollouts))
+            parts = [self._terms(functions, tokens, reference) for tokens in some]
             rows.append({name: torch.cat([part[name] for part in parts], 1) for name in parts[0]})
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
@@ -256,11 +339,10 @@ class ReconstructionReward:
             return how_many(CPU_CHUNK_BYTES, each, 2**20, share=1.0)
         return how_many(free_bytes(images.device), each, 2**20)
 
-    def _terms(self, rollouts: Tensor, reference: Reference) -> dict[str, Tensor]:
-        """Unweighted terms [B, G] of rollouts [B, G, T] decoded at once."""
-        images, factor = reference.images, self.tokenizer.config.downsample
-        grid = (images.shape[2] // factor, images.shape[3] // factor)
-        codes = self.tokenizer.quantize.look_up(rollouts.flatten(0, 1), grid)
+    def _terms(self, functions: Mapping[str, Values], rollouts: Tensor, reference: Reference) -> dict[str, Tensor]:
+        """Unweighted terms of rollouts [B, G, T] decoded at once."""
+        images = reference.images
+        codes = self.tokenizer.quantize.look_up(rollouts.flatten(0, 1), self.grid(images))
         decoded = self.decoder.decode_codes(codes.to(self.dtype)).to(images.dtype)
         comparison = Comparison(decoded, codes, reference, self.perceptual)
-        return {name: function(comparison) for name, function in self.weights.functions.items()}
+        return {name: function(comparison) for name, function in functions.items()}

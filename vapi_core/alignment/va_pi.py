@@ -4,7 +4,8 @@ One forward per image serves its G rollouts, the policy loss and the prior loss.
 without dropout, so the old log-probabilities are the new ones detached: the ratio is exactly 1 in value, its gradient
 is not 0. Departures from the authors' trainer, which repeats each context G times, updates with dropout on (so its
 ratio differs from 1) and always runs a frozen base model: the gradient here is that of the same objective with dropout
-off, and the base model runs only for the KL regularizer or to log the KL.
+off, and the base model runs only for the KL regularizer or to log the KL. `credit` other than "image" is ours
+(`credit.py`): it changes the advantages and nothing else.
 """
 
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vapi_core import distributed
+from vapi_core.alignment.credit import Credit, neighbourhood_sums, token_advantages
 from vapi_core.alignment.method import Method, Problems, Setting
 from vapi_core.alignment.noise import Kernel, noisy_prefix
 from vapi_core.alignment.objective import (
@@ -59,6 +61,7 @@ class VaPiConfig(ReconstructionConfig):
     regularizer_weight: Weight = 0.1  # β
     clip_epsilon: ClipEpsilon = 0.2  # ε
     advantage_clamp: Clamp = 5.0
+    credit: Credit = "image"  # what of the reward is a token's advantage
     log_kl_every: CountOrNone = (
         0  # steps between logged KLs to the base model; 0: never, and no base model is held for it
     )
@@ -93,8 +96,7 @@ class VaPi:
         logits = self.generator(condition, prefix)  # [B, T, V]
         rollouts = self._roll_out(logits.detach(), batch)  # [B, G, T]
         entropy = mean_entropy(logits.detach())
-        rewards, terms = self.reward(rollouts, self.data.reference_images(batch.items), batch.items)  # [B, G]
-        advantages = group_advantages(rewards, config.advantage_clamp)
+        rewards, terms, advantages = self._judge(rollouts, batch)
 
         # the reference tokens ride along as one more sequence, so that one pass over the logits gives all that is needed
         log_p = final_log_probabilities(logits, torch.cat([rollouts, tokens[:, None]], 1))  # [B, G + 1, T]
@@ -127,6 +129,18 @@ class VaPi:
         drawn = torch.cat(tokens).clamp(max=logits.shape[-1] - 1)  # logits that are not finite show in the loss
         return drawn.unflatten(0, logits.shape[:2]).transpose(1, 2)
 
+    def _judge(self, rollouts: Tensor, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Rewards [B, G] of rollouts [B, G, T], the terms, and advantages: [B, G], with credit per token [B, G, T]."""
+        images, config = self.data.reference_images(batch.items), self.config
+        if config.credit == "image":
+            rewards, terms = self.reward(rollouts, images, batch.items)
+            return rewards, terms, group_advantages(rewards, config.advantage_clamp)
+        credited, terms = self.reward.per_token(rollouts, images, batch.items)  # [B, G, T]
+        rewards = credited.mean(-1)
+        if config.credit == "token-3x3":
+            credited = neighbourhood_sums(credited, self.reward.grid(images))
+        return rewards, terms, token_advantages(credited, config.advantage_clamp)
+
     @torch.no_grad()
     def _base_log_probabilities(self, base: Policy, condition: Condition, prefix: Tensor, rollouts: Tensor) -> Tensor:
         """Log-probabilities [B, G, T] under the base model, which holds the logits of few images beside the policy's."""
@@ -148,9 +162,16 @@ def open_va_pi(config: VaPiConfig, setting: Setting) -> VaPi:
 
 
 def problems(config: VaPiConfig) -> Problems:
-    """Without any term of the reward there must be a prior to learn from: the KL of the base to itself has no gradient."""
+    """What cannot work.
+
+    Without any term of the reward there must be a prior to learn from: the KL of the base to itself has no gradient.
+    Credit per token needs to know where a term's error lies.
+    """
     if not config.reward.terms and not (config.regularizer == "ce" and config.regularizer_weight > 0):
         yield "reward", "without any term there must be a prior to learn from: regularizer ce and a weight above 0."
+    for name, maps in config.reward.maps.items():
+        if config.credit != "image" and maps is None:
+            yield f"reward.{name}", f"this term has no error maps, which credit {config.credit} needs; use image."
 
 
 METHOD = Method(VaPiConfig, open_va_pi, perceptual_network, problems=problems)

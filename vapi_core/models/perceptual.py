@@ -72,6 +72,10 @@ class FeatureDistance(nn.Module):
         """Distances [...], float32, of features [..., C, H, W] whose leading dimensions broadcast."""
         return torch.stack([d.sum(-3).mean((-1, -2)) for d in _squared_differences(a, b)]).mean(0)
 
+    def maps(self, a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
+        """Error maps [..., H, W], float32, of each stage; the sum of their means is the distance."""
+        return [d.sum(-3) / len(a) for d in _squared_differences(a, b)]
+
 
 class _Scaling(nn.Module):
     def __init__(self) -> None:
@@ -133,6 +137,14 @@ class LPIPS(nn.Module):
             weights = getattr(self, f"lin{number}").weight().float()  # [C]
             slices.append((difference.mean((-1, -2)) * weights).sum(-1))
         return torch.stack(slices).sum(0)
+
+    def maps(self, a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
+        """Error maps [..., H, W], float32, of each slice; the sum of their means is LPIPS."""
+        maps = []
+        for number, difference in enumerate(_squared_differences(a, b)):
+            weights = getattr(self, f"lin{number}").weight().float()  # [C]
+            maps.append(difference.mul_(weights[:, None, None]).sum(-3))  # in place: nothing larger is held than above
+        return maps
 
 
 def load_lpips(path: Path | str | None) -> LPIPS:
