@@ -30,8 +30,11 @@ def resize_bicubic(images: Tensor, size: int) -> Tensor:
 
 
 def images_of_a_pass(side: int) -> int:
-    """How many images of this side an encoder or decoder should take at once: 256 digits, 28 photographs at 384."""
-    return max(1, min(256, PIXELS_OF_A_PASS // side**2))
+    """How many images of this side an encoder or decoder should take at once: 64 digits, 28 photographs at 384.
+
+    A CPU decodes digits a quarter faster by 64 than by 256, whose feature maps leave its caches.
+    """
+    return max(1, min(64, PIXELS_OF_A_PASS // side**2))
 
 
 @torch.inference_mode()
