@@ -2,7 +2,7 @@
 
 Everything works in a single process too, where nothing is sent. `torchrun` starts the processes, one per GPU (NCCL) or,
 without GPUs, any number of CPU processes (gloo). No result depends on who computes it: random numbers come from streams of
-positions and indices (`vapi_core.randomness`), so that more processes change a result in rounding only.
+positions and indices (`vapi_core.randomness`). More processes round otherwise, which over many steps is another draw.
 
 FSDP2 takes seconds to import, which only those who use it should wait for: hence the imports inside functions.
 """

@@ -1,7 +1,7 @@
 """What a user is told where memory ends: which parameters lower a stage's need, and what they ask for now.
 
 The kernel and CUDA name a number of bytes and no parameter. Here stands, for every stage, what its need depends on and
-is not at its lowest: first what changes the result in rounding only, then what changes it.
+is not at its lowest: first what changes rounding only, which is another draw of the same result, then what changes it.
 """
 
 import json
@@ -24,7 +24,7 @@ class Lever:
     name: str
     now: Any
     lower: str  # the value to try
-    same_result: bool = True  # up to rounding
+    same_result: bool = True  # up to another draw
 
     def __str__(self) -> str:
         return f"{self.name}: {self.lower} (now {self.now if isinstance(self.now, str) else json.dumps(self.now)})"
@@ -41,7 +41,7 @@ def memory_advice(params: Params, stage_name: str) -> str:
     other = [str(lever) for lever in levers if not lever.same_result]
     parts = []
     if same:
-        parts.append(f"These lower the need and change the result in rounding only: {', '.join(same)}.")
+        parts.append(f"These lower the need and change rounding only, which is another draw: {', '.join(same)}.")
     if other:
         parts.append(f"These lower the need and change the result: {', '.join(other)}.")
     return " ".join(parts) or "No parameter bears on the need of this stage: it takes a machine with more memory."

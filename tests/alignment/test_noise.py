@@ -1,10 +1,12 @@
 """Contextual noise: which prefix tokens are replaced, by what, and from whose random numbers."""
 
+import numpy as np
 import pytest
 import torch
 
 from tests.reference import load_fixture, needs_reference
-from vapi_core.alignment.noise import corrupt_prefix, draw_noise
+from vapi_core.alignment.noise import corrupt_prefix, draw_noise, noisy_prefix
+from vapi_core.training.loop import MicroBatch
 
 KERNELS = ["uniform", "uniform-except-self"]
 K = 8  # codebook size
@@ -107,3 +109,27 @@ def test_draws_have_the_types_and_ranges_that_the_corruption_needs(kernel, lowes
     assert uniforms.dtype == torch.float32 and replacements.dtype == torch.int64
     assert uniforms.min() >= 0 and uniforms.max() < 1
     assert replacements.unique().tolist() == list(range(lowest, K))
+
+
+def test_without_noise_a_method_sees_the_reference_tokens():
+    tokens = torch.arange(20).unflatten(0, (4, 5))
+    assert torch.equal(noisy_prefix(tokens, 0.0, "uniform", K, 0, MicroBatch(0, 0, np.arange(4))), tokens[:, :-1])
+
+
+def test_with_noise_only_the_share_that_was_asked_for_is_replaced():
+    tokens = torch.zeros(400, 17, dtype=torch.long)
+    noisy = noisy_prefix(tokens, 0.25, "uniform-except-self", K, 0, MicroBatch(0, 0, np.arange(400)))
+    assert noisy.shape == (400, 16)
+    assert 0.22 < (noisy != 0).float().mean().item() < 0.28
+    assert noisy.min() >= 0 and noisy.max() < K
+
+
+def test_two_methods_of_a_seed_see_the_same_noise_in_whatever_micro_batches():
+    tokens = torch.arange(80).unflatten(0, (8, 10)) % K
+    whole = noisy_prefix(tokens, 0.5, "uniform", K, 3, MicroBatch(7, 0, np.arange(8)))
+    parts = [
+        noisy_prefix(tokens[start : start + 4], 0.5, "uniform", K, 3, MicroBatch(7, start, np.arange(4)))
+        for start in (0, 4)
+    ]
+    assert torch.equal(whole, torch.cat(parts))
+    assert not torch.equal(whole, noisy_prefix(tokens, 0.5, "uniform", K, 4, MicroBatch(7, 0, np.arange(8))))

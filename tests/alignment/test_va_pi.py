@@ -9,7 +9,8 @@ import torch
 
 from tests.tiny import CAPTIONED, NO_DROPOUT, random_tokens, tiny_captions, tiny_generator, tiny_tokenizer
 from vapi_core.alignment import va_pi as va_pi_module
-from vapi_core.alignment.cross_entropy import CrossEntropy
+from vapi_core.alignment.cross_entropy import CrossEntropy, CrossEntropyConfig
+from vapi_core.alignment.noise import noisy_prefix
 from vapi_core.alignment.objective import group_advantages
 from vapi_core.alignment.reward import ReconstructionReward, RewardWeights
 from vapi_core.alignment.va_pi import VaPi, VaPiConfig
@@ -109,7 +110,7 @@ def test_one_forward_an_image_has_the_gradient_of_the_repeated_contexts(tokenize
     ours = gradient(generator)
     generator.zero_grad()
     tokens, class_ids = data.batch(whole_batch().items)
-    prefix = objective._noisy_prefix(tokens, whole_batch())
+    prefix = noisy_prefix(tokens, config.noise_ratio, config.noise_kernel, 24, objective.seed, whole_batch())
     theirs = repeated_context_loss(
         generator, base, tokens, class_ids, prefix, seen["rollouts"], seen["rewards"], config
     )
@@ -212,7 +213,7 @@ def test_a_generator_learns_to_follow_captions(captioned):
     train(generator, GeneratorObjective(generator, captioned), config, count=COUNT, seed=0, log=lambda step, row: None)
     after = held_out_cross_entropy(generator, captioned)
     assert before > 3 and after < 0.3
-    assert CrossEntropy(generator, captioned)(whole_batch())[0].item() < 0.3
+    assert CrossEntropy(generator, captioned, CrossEntropyConfig(), 0)(whole_batch())[0].item() < 0.3
     swapped = replace(captioned, tokens=captioned.tokens[::-1])
     assert held_out_cross_entropy(generator, swapped) > 1  # less than at first, because the prefix tells much too
 
@@ -244,19 +245,6 @@ def test_images_of_a_batch_draw_independently_of_each_other(tokenizer, data):
         torch.zeros(4, 16, 24), MicroBatch(0, 0, np.zeros(4, dtype=int))
     )  # the same image 4 times
     assert len(rollouts.flatten(0, 1).unique(dim=0)) == 4 * 4
-
-
-def test_without_noise_the_policy_sees_the_reference_tokens(tokenizer, data):
-    tokens, _ = data.batch(np.arange(4))
-    assert torch.equal(va_pi(tokenizer, data)._noisy_prefix(tokens, whole_batch()), tokens[:, :-1])
-
-
-def test_with_noise_only_the_share_that_was_asked_for_is_replaced(tokenizer, data):
-    tokens, _ = data.batch(np.tile(np.arange(8), 50))
-    config = replace(PLAIN, noise_ratio=0.25, noise_kernel="uniform-except-self")
-    noisy = va_pi(tokenizer, data, config)._noisy_prefix(tokens, MicroBatch(0, 0, np.arange(400)))
-    assert 0.22 < (noisy != tokens[:, :-1]).float().mean().item() < 0.28
-    assert noisy.min() >= 0 and noisy.max() < 24
 
 
 @pytest.mark.parametrize("regularizer", ["ce", "kl"])

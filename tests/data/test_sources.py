@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vapi_core.data.sources import center_crop, folder_source, mnist_source, require_class_numbers
+from vapi_core.data.sources import center_crop, folder_source, mnist_source, require_class_numbers, uci_digits
 from vapi_core.errors import FileError, ParameterError
 
 
@@ -31,6 +31,13 @@ def test_an_mnist_image_is_grey_in_three_channels_and_bright_in_the_middle():
     assert (image[..., 0] == image[..., 1]).all() and (image[..., 1] == image[..., 2]).all()
     mean = np.mean([source.load(index) for index in range(0, 5000, 50)], axis=(0, 3))
     assert mean[8:20, 8:20].mean() > 80 > 2 > mean[:2].mean()
+
+
+def test_uci_s_digits_are_gray_thumbnails_in_the_full_range_of_a_byte():
+    images, labels = uci_digits()
+    assert images.shape == (1797, 8, 8, 3) and images.dtype == np.uint8 and (images.min(), images.max()) == (0, 255)
+    assert (images[..., 0] == images[..., 2]).all() and set(labels) == set(range(10))
+    assert np.bincount(labels).min() > 170
 
 
 def test_mnist_at_32_pixels_is_mnist_at_28_with_a_black_border_of_two():

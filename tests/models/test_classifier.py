@@ -8,9 +8,18 @@ import torch
 
 from tests.digits import some_digits, train_briefly
 from vapi_core.data.images import to_tensor
+from vapi_core.data.sources import uci_digits
 from vapi_core.errors import FileError
 from vapi_core.files import read_checked_json, write_checked_json
-from vapi_core.models.classifier import ARCHITECTURES, PlainClassifier, accuracy, load_classifier, save_classifier
+from vapi_core.models.classifier import (
+    ARCHITECTURES,
+    PlainClassifier,
+    ThumbnailClassifier,
+    accuracy,
+    load_classifier,
+    save_classifier,
+)
+from vapi_core.training.classification import train_classifier
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +62,24 @@ def test_the_two_architectures_have_no_layer_kind_beyond_convolutions_in_common(
         for name in ("scorer", "reward")
     )
     assert scorer & reward == {"Conv2d", "Linear"}
+
+
+def test_the_network_of_thumbnails_sees_the_box_in_which_a_digit_lies():
+    network = ThumbnailClassifier(10)
+    border, digit = torch.full((1, 3, 32, 32), -1.0), torch.full((1, 3, 32, 32), -1.0)
+    border[..., :5, :], digit[..., 6:26, 4:28] = 1.0, 1.0
+    assert network.thumbnails(border).max() < -0.99 and network.thumbnails(digit).min() > 0.99
+    assert network.thumbnails(torch.zeros(2, 3, 28, 28)).shape == (2, 1, 8, 8)
+    small = torch.rand(2, 3, 8, 8)
+    assert torch.equal(network.thumbnails(small), small.mean(1, keepdim=True))
+
+
+def test_a_network_of_thumbnails_that_learned_from_uci_s_digits_reads_mnist_s(digits):
+    network = train_classifier(*uci_digits(), architecture="uci", num_classes=10, epochs=6, batch_size=64, seed=0)
+    images, labels = digits
+    with torch.inference_mode():
+        _, logits = network(to_tensor(images))
+    assert accuracy(logits.numpy(), labels) > 0.5  # by chance .1
 
 
 def test_a_missing_damaged_or_foreign_file_is_named_with_a_remedy(tmp_path):

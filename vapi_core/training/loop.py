@@ -7,8 +7,8 @@ depends on the machine.
 
 Several processes share the positions of the global batch: replicas under DDP, or one module that
 `distributed.shard_weights` spread over them (FSDP2). Where an objective draws from streams of these positions, as every
-alignment method does, neither the number of processes nor the size of a micro-batch changes more than rounding; dropout,
-which a step seeds as a whole, would.
+alignment method does, neither the number of processes nor the size of a micro-batch changes a step by more than rounding
+(which over many steps is another random draw); dropout, which a step seeds as a whole, would.
 """
 
 import math

@@ -181,7 +181,7 @@ def test_the_protocol_is_that_of_table_2(name):
 @pytest.mark.parametrize(
     ("name", "rivals"),
     [
-        ("mnist", ["ste", "tokenizer-post-training", "ar-grpo"]),
+        ("mnist", ["ste", "tokenizer-post-training", "ar-grpo", "cross-entropy-clean"]),
         ("scenes", ["ste", "tokenizer-post-training"]),
         ("llamagen-xl-c2i", ["ar-grpo"]),
         ("llamagen-xxl-c2i", ["ste", "tokenizer-post-training"]),

@@ -71,6 +71,7 @@ def test_the_experiment_waits_for_no_rival_and_rivals_have_both(params):
     assert [v.name for v in experiment] == ["base", "va-pi", "cross-entropy"]
     assert {v.name for v in rivals} - {v.name for v in experiment} == {
         "temperatures",
+        "cross-entropy-clean",
         "ste",
         "tokenizer-post-training",
         "ar-grpo",

@@ -103,7 +103,7 @@ def test_a_term_that_all_share_and_a_rival_does_not_have_is_named_there(content)
 
 
 def test_micro_batches_divide_what_one_process_has_of_a_step(content):
-    content["launch"]["processes"] = 4
+    content["launch"]["processes"], content["align"]["batch_size"] = 4, 32
     for size in (2, 8, 16):  # of a share of 8; what is larger is all of it
         content["align"]["micro_batch_size"] = size
         check_params(content)

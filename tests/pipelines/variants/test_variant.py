@@ -62,12 +62,17 @@ def test_what_all_share_changes_every_variant_that_does_not_say_otherwise(conten
     changed = check_params(content)
     names = [v.name for v in all_variants(params) if v.alignment]
     same = {n for n in names if find_variant(params, n).alignment == find_variant(changed, n).alignment}
-    others = {"cross-entropy", "ste", "tokenizer-post-training", "ar-grpo"}  # have no noise, or none of ours
+    others = {"cross-entropy-clean", "ste", "tokenizer-post-training", "ar-grpo"}  # have no noise, or none of ours
     assert (
         {f"noise-{ratio}" for ratio in ("0_0", "0_25", "0_75", "0_95")}
         <= same
         <= others | {n for n in names if n.startswith("noise")}
     )
+
+
+def test_a_variant_may_be_trained_by_another_number_of_threads(params):
+    assert find_variant(params, "va-pi").alignment.threads is None
+    assert find_variant(params, "va-pi-again").alignment.threads == 1
 
 
 @pytest.mark.parametrize(
@@ -90,6 +95,7 @@ def test_what_all_share_changes_every_variant_that_does_not_say_otherwise(conten
         ("variants.va-pi.align.tau", 0.5, r"variants\.va-pi\.align\.tau: the method va-pi has no such parameter"),
         ("variants.va-pi.align.seeds", [1], r"variants\.va-pi\.align\.seeds: the method va-pi has no such parameter"),
         ("variants.va-pi.align.keep_every", -5, r"variants\.va-pi\.align\.keep_every: must be at least 0"),
+        ("variants.va-pi.align.threads", 0, r"variants\.va-pi\.align\.threads: must be at least 1"),
         ("variants.ar-grpo.align.rewards.vlm", 1.0, r"variants\.ar-grpo\.align\.rewards\.vlm: there is no such"),
         ("align.noise_ratio", 2.0, r"^align\.noise_ratio: must be at most 1"),
         ("align.noise_ration", 0.5, r"^align\.noise_ration: there is no such parameter"),
@@ -117,7 +123,9 @@ def test_all_wrong_settings_are_told_at_once(content):
 
 
 def test_a_name_that_is_nobodys_is_told_with_all_that_are(params):
-    with pytest.raises(ParameterError, match=r"there is no variant 'vapi'; there are base, temperatures, va-pi, "):
+    with pytest.raises(
+        ParameterError, match=r"there is no variant 'vapi'; there are base, temperatures, guided, va-pi, "
+    ):
         find_variant(params, "vapi")
 
 
@@ -132,7 +140,7 @@ def test_the_base_is_drawn_with_every_guidance_scale_and_at_other_temperatures_w
     assert drawn == {(main, scale) for scale in scales} | {(t, 1.0) for t in others}
     assert {s.seed for s in base.sets} == set(params.align.seeds)
     assert {s.generator for s in base.sets} == {Path("data/generator")}
-    assert {s.config.temperature for s in find_variant(params, "temperatures").sets} == {0.95, 0.9, 0.85, 0.7}
+    assert {s.config.temperature for s in find_variant(params, "temperatures").sets} == {0.9, 0.6}
 
 
 def test_an_aligned_generator_is_drawn_with_the_seed_it_was_aligned_with(params):
@@ -158,7 +166,8 @@ def test_every_set_has_a_folder_of_its_own_below_its_table_and_its_variant(param
     assert len({directory for _, directory in sets}) == len(sets)
     for variant, directory in sets:
         assert directory.parent == Path("data/samples") / variant.table / variant.name
-    assert str(find_variant(params, "va-pi").sets[0].directory) == "data/samples/experiment/va-pi/t1.0-g1.0-4"
+    first = params.align.seeds[0]
+    assert str(find_variant(params, "va-pi").sets[0].directory) == f"data/samples/experiment/va-pi/t1.0-g1.0-{first}"
 
 
 def test_weights_are_kept_at_even_steps_before_the_last_and_under_a_budget_of_seconds_never(content):
@@ -172,6 +181,7 @@ def test_weights_are_kept_at_even_steps_before_the_last_and_under_a_budget_of_se
 
 def test_a_variant_may_keep_weights_at_other_steps(content):
     content["variants"]["va-pi"]["align"] = {"keep_every": 10, "steps": 30}
+    content["align"]["keep_every"] = 20
     params = check_params(content)
     assert find_variant(params, "va-pi").alignment.kept_steps == [10, 20]
     assert find_variant(params, "ste").alignment.kept_steps == [20, 40]
@@ -179,17 +189,20 @@ def test_a_variant_may_keep_weights_at_other_steps(content):
 
 def test_kept_weights_draw_one_set_each_with_the_first_seed_and_without_guidance(content):
     content["sample"]["guidance_scales"] = [1.5, 1.0]
+    del content["controls"]["guided"]
+    content["tables"].remove("replication")
     params = check_params(content)
     variant = find_variant(params, "va-pi")
     on_the_way = [s for s in variant.sets if s.steps is not None]
     assert [s.steps for s in on_the_way] == variant.alignment.kept_steps == [20, 40]
     assert {(s.seed, s.config.guidance_scale) for s in on_the_way} == {(params.align.seeds[0], 1.0)}
-    assert {s.directory.name for s in on_the_way} == {"after-20-t1.0-g1.0-4", "after-40-t1.0-g1.0-4"}
+    assert {s.directory.name for s in on_the_way} == {f"after-{n}-t1.0-g1.0-{params.align.seeds[0]}" for n in (20, 40)}
     assert [s for s in find_variant(params, "base").sets if s.steps is not None] == []
 
 
-def test_a_kept_tokenizer_is_in_the_folder_of_its_steps(params):
-    kept = find_variant(params, "tokenizer-post-training").sets[-1]
+def test_a_kept_tokenizer_is_in_the_folder_of_its_steps(content):
+    content["align"]["keep_every"] = 20
+    kept = find_variant(check_params(content), "tokenizer-post-training").sets[-1]
     assert kept.tokenizer.parts[-2:] == ("steps", str(kept.steps)) and kept.generator == Path("data/generator")
 
 

@@ -1,0 +1,92 @@
+"""A plan is made of parameters alone, and a page says whether it keeps to one that was committed."""
+
+import subprocess
+
+import pytest
+
+from pipelines.commands import plan as command
+from pipelines.reporting.plan import PLAN, plan_sentence, plan_text, rows_of
+from pipelines.reporting.tables import TABLES
+from tests.pipelines.reporting.workspace import ROOT, params_with
+
+
+@pytest.fixture
+def params():
+    return params_with()
+
+
+@pytest.fixture
+def repository(tmp_path, params):
+    path = tmp_path / PLAN
+    path.parent.mkdir(parents=True)
+    path.write_text(plan_text(params), encoding="utf-8")
+    git(tmp_path, "init", "--quiet")
+    return tmp_path
+
+
+def git(root, *arguments):
+    identity = ("-c", "user.name=A", "-c", "user.email=a@example.org")
+    return subprocess.run(["git", *identity, *arguments], cwd=root, check=True, capture_output=True, text=True).stdout
+
+
+def commit(root):
+    git(root, "add", ".")
+    git(root, "commit", "--quiet", "-m", "the plan")
+    return git(root, "rev-parse", "--short", "HEAD").strip()
+
+
+def test_a_plan_names_seeds_counts_extractors_and_the_claims_of_every_table_in_their_order(params):
+    text = plan_text(params)
+    whole = " ".join(text.split())
+    assert "3 seeds of every alignment: 4, 5, 6." in whole
+    assert f"{params.sample.count:,} images of every set" in whole
+    assert "Extractors: efficientnet-lite0, scorer-classifier." in whole
+    for name in ("report", *params.tables):
+        claims = [claim.text for claim in TABLES[name].claims(rows_of(TABLES[name], params))]
+        assert "\n".join(f"{number}. {claim}" for number, claim in enumerate(claims, 1)) in text
+    assert "Those behind the first that finds no difference are not tested" in whole and "Holm" in whole
+
+
+def test_the_rows_of_a_plan_are_those_of_the_page(params):
+    assert rows_of(TABLES["report"], params) == ["base", "base at T 0.8", "base at T 0.6", "va-pi", "cross-entropy"]
+
+
+def test_a_setting_that_is_changed_changes_the_plan(params):
+    for changes in ({"seeds": [7, 8]}, {"sample": {"count": 50}}, {"align": {"steps": 7}}):
+        assert plan_text(params_with(**changes)) != plan_text(params)
+
+
+def test_a_page_names_the_commit_of_its_plan(repository, params):
+    assert "not committed" in plan_sentence(params, repository)
+    name = commit(repository)
+    (repository / "later").write_text("something else")
+    commit(repository)
+    sentence = plan_sentence(params, repository)
+    assert f"committed before this run: {name}, 20" in sentence and "(plan.md)" in sentence
+
+
+def test_what_was_not_planned_is_said_to_explore(repository, params):
+    commit(repository)
+    assert "**Not planned:**" in plan_sentence(params_with(seeds=[7, 8]), repository)
+    (repository / PLAN).unlink()
+    assert "**Not planned:**" in plan_sentence(params, repository)
+
+
+def test_a_plan_without_a_repository_is_not_said_to_be_committed(tmp_path, params):
+    (tmp_path / PLAN).parent.mkdir()
+    (tmp_path / PLAN).write_text(plan_text(params), encoding="utf-8")
+    assert "not committed" in plan_sentence(params, tmp_path)
+
+
+def test_the_command_writes_the_plan_of_params_yaml(tmp_path, monkeypatch, capsys):
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    monkeypatch.chdir(tmp_path)
+    PLAN.parent.mkdir()
+    assert command.main([]) == 0
+    assert "commit it before you run" in capsys.readouterr().out
+    assert "**Not planned:**" not in plan_sentence(command.load_params())
+
+
+def test_the_plan_of_this_repository_is_of_its_params(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert PLAN.read_text(encoding="utf-8") == plan_text(command.load_params())
