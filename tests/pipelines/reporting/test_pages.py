@@ -75,7 +75,7 @@ def test_every_comparison_stands_in_its_table_with_the_rule():
 
 def test_every_mean_has_its_interval_and_every_set_as_many_images():
     text = page_of()
-    cells = [cell for row in rows_of(section(text, "Scores"), "va-pi") for cell in row[2:]]
+    cells = [cell for row in rows_of(section(text, "Scores"), "VA-π") for cell in row[2:]]
     assert cells and all(re.fullmatch(r"[\d.e-]+ \[[\d.e-]+, [\d.e-]+\]", cell) for cell in cells if cell)
     assert "All sets have 1,000 images." in text and "3 seeds: 4, 5, 6." in " ".join(text.split())
 
