@@ -9,7 +9,7 @@ import pandas as pd
 
 from pipelines.reporting.evidence import Evidence
 from pipelines.reporting.markdown import markdown_table, prose
-from pipelines.reporting.statistics import SCORE_TITLES, compare, whole_alignments
+from pipelines.reporting.statistics import BETTER, SCORE_TITLES, WORSE, compare, whole_alignments
 from pipelines.reporting.tables import AGAIN, REPLICATION, TABLES
 
 SPREADS = ("fid", "accuracy", "precision", "recall")
@@ -41,9 +41,11 @@ def _verdicts(evidence: Evidence) -> list[str]:
         [SCORE_TITLES[row["score"]], row["extractor"], row["text"], row["verdict"], row["verdict_again"]]
         for _, row in both[main | ~agree].iterrows()
     ]
+    turned = pd.concat([both["verdict"], both["verdict_again"]], axis=1).isin({BETTER, WORSE}).all(axis=1) & ~agree
     summary = prose(
         f"Of {len(both)} comparisons {int(agree.sum())} have the same verdict in the report and here.",
         f"Of the {int(main.sum())} about the report's main scores {int((agree & main).sum())} have.",
+        f"Better in one and worse in the other: {int(turned.sum()) or 'none'}.",
         "The table shows these, and all others that differ.",
     )
     table = markdown_table(["score", "extractor", "claim", "report", "again"], rows)

@@ -37,12 +37,14 @@ def test_every_claim_of_the_report_is_asked_again_about_what_was_drawn_again():
 
 def test_verdicts_that_stand_are_counted():
     text = page_of({"va-pi-again": 3.0, "cross-entropy-again": 4.9}, {"va-pi-again": 0.9, "cross-entropy-again": 0.61})
-    assert "main scores" in text and "| FID | scorer-classifier | VA-π is better than base | better | better |" in text
+    assert "Better in one and worse in the other: none." in text and "main scores" in text
+    assert "| FID | scorer-classifier | VA-π is better than base | better | better |" in text
 
 
 def test_a_verdict_that_turns_is_shown():
     text = page_of({"va-pi-again": 5.5, "cross-entropy-again": 4.9}, {})
     assert "| FID | scorer-classifier | VA-π is better than base | better | worse |" in text
+    assert "Better in one and worse in the other: none." not in text
 
 
 def test_the_spread_of_a_seed_is_that_of_two_draws_of_it():
