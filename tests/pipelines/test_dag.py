@@ -14,7 +14,6 @@ from pipelines.variants import cells, sweep
 from pipelines.variants.sweep_form import opening_form
 from tests.checkout import ROOT, Checkout
 
-
 EXTRACTORS = ("efficientnet-lite0", "uci-classifier", "scorer-classifier")
 
 

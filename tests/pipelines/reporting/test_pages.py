@@ -143,7 +143,7 @@ def test_settings_stand_in_one_table_what_is_shared_once():
 
 def test_the_base_s_temperature_of_the_same_precision_is_named_for_every_extractor():
     text = " ".join(page_of(spread=0.0).split())
-    assert text.count("come nearest in precision: va-pi (0.700) T 1.0 (0.700)") == 2
+    assert text.count("come nearest in precision: VA-π (0.700) T 1.0 (0.700)") == 2
 
 
 @pytest.mark.parametrize("name", list(TABLES))

@@ -20,8 +20,8 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def page_of(fid, accuracy):
-    params, table = params_with(variants=AGAIN, tables=["replication"]), TABLES["replication"]
+def page_of(fid, accuracy, **changes):
+    params, table = params_with(variants=AGAIN, tables=["replication"], **changes), TABLES["replication"]
     write_run(params, table.rows, fid=FID | fid, accuracy=ACCURACY | accuracy)
     return " ".join(page(gather(table, params), NO_PROTOCOL).split())
 
@@ -45,6 +45,17 @@ def test_a_verdict_that_turns_is_shown():
     text = page_of({"va-pi-again": 5.5, "cross-entropy-again": 4.9}, {})
     assert "| FID | scorer-classifier | VA-π is better than base | better | worse |" in text
     assert "Better in one and worse in the other: none." not in text
+
+
+def test_what_is_tested_in_neither_is_no_agreement():
+    """The first claim fails in both, so none behind it is tested."""
+    same = {"va-pi": 5.0, "va-pi-again": 5.0, "cross-entropy-again": 4.9}
+    text = page_of(same, {}, score={"extractors": ["scorer-classifier"]})
+    assert "| FID | scorer-classifier | VA-π is better than base at T 0.8 |" not in text.split("verdicts again")[1]
+
+
+def test_of_one_seed_nothing_stands_beside_the_report():
+    assert "verdicts again" not in page_of({}, {}, seeds=[4])
 
 
 def test_the_spread_of_a_seed_is_that_of_two_draws_of_it():
