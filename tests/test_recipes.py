@@ -170,6 +170,8 @@ def stripes(params) -> ImageSource:
 
 
 def test_a_source_of_images_is_a_function_and_a_line(content, monkeypatch):
+    content["classifiers"]["uci"] = None  # which reads digits
+    content["score"]["extractors"] = ["scorer-classifier"]
     content["subset"] |= {"source": "stripes", "splits": {"train": 20, "scorer": 10, "heldout": 10}}
     with pytest.raises(ParameterError, match="subset.source: there is no source 'stripes'; there are mnist"):
         check_params(content)

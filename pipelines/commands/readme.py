@@ -16,33 +16,33 @@ from vapi_core.files import atomic_path, read_json
 
 README, METRICS = Path("README.md"), REPORTS / "metrics.json"
 START, END = "<!-- results -->", "<!-- /results -->"
-EXTRACTOR, PLAIN = "scorer-classifier", " g=1.0"
-SCORES = {"fid": "FID", "accuracy": "class accuracy", "recall": "recall"}
-NAMES = {BASE: "base", CONTINUED: "trained further with cross-entropy", SUBJECT: "VA-π"}
+EXTRACTOR, SECOND, PLAIN = "scorer-classifier", "uci-classifier", " g=1.0"
+SECOND_FID = "second_fid"  # FID under the second extractor, beside the scores of the first
+SCORES = {"fid": "FID", SECOND_FID: "FID, second network", "accuracy": "class accuracy", "recall": "recall"}
+NAMES = {BASE: "base", CONTINUED: "trained further with cross-entropy, the same noise", SUBJECT: "VA-π"}
 
 Settings = dict[str, dict[str, float]]  # of one extractor: row and guidance -> scores
 
 
-def nearest_temperature(settings: Settings) -> str:
-    """The row of the base at another temperature whose precision comes nearest to VA-π's.
+def sharpened(settings: Settings) -> list[str]:
+    """The rows of the base at other temperatures, from high to low.
 
     Raises:
-        FileError: there is no such row.
+        FileError: there is none.
     """
-    prefix, wanted = f"{BASE} at T ", settings[SUBJECT + PLAIN]["precision"]
-    cooled = [name.removesuffix(PLAIN) for name in settings if name.startswith(prefix) and name.endswith(PLAIN)]
-    if not cooled:
+    prefix = f"{BASE} at T "
+    rows = [name.removesuffix(PLAIN) for name in settings if name.startswith(prefix) and name.endswith(PLAIN)]
+    if not rows:
         raise FileError(METRICS, "the base was drawn at one temperature only.", "Add one to `controls` in params.yaml.")
-    return min(cooled, key=lambda name: abs(settings[name + PLAIN]["precision"] - wanted))
+    return sorted(rows, key=lambda row: float(row.removeprefix(prefix)), reverse=True)
 
 
 def results(settings: Settings) -> str:
-    """The table: four rows, three scores, each with its interval over seeds."""
-    nearest = nearest_temperature(settings)
+    """The table: the base, its controls and VA-π, four scores, each with its interval over seeds."""
     lines = [["", *SCORES.values()], ["---"] * (len(SCORES) + 1)]
-    for row in (BASE, CONTINUED, nearest, SUBJECT):
+    for row in (BASE, CONTINUED, *sharpened(settings), SUBJECT):
         scores = settings[row + PLAIN]
-        lines.append([NAMES.get(row, f"{row}, the nearest in precision"), *(cell(scores, name) for name in SCORES)])
+        lines.append([NAMES.get(row, row), *(cell(scores, name) for name in SCORES)])
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
     seeds = int(settings[SUBJECT + PLAIN]["seeds"])
     return f"{table}\n\nMean and 95 % interval over {seeds} seeds."
@@ -68,17 +68,26 @@ def filled(text: str, settings: Settings) -> str:
 
 
 def read_settings(metrics: Path = METRICS) -> Settings:
-    """The digit classifier's scores.
+    """The scores of the two digit classifiers.
 
     Raises:
         FileError: there are none, or none of the rows that the table shows.
     """
     content: dict[str, Any] = read_json(metrics, "Run `dvc repro report`.")
-    settings = content.get(EXTRACTOR, {})
-    if lacking := [row for row in NAMES if row + PLAIN not in settings]:
-        remedy = "Run `make profile NAME=mnist` and `dvc repro report`."
-        raise FileError(metrics, f"it has no scores of {', '.join(lacking)} under {EXTRACTOR}.", remedy)
-    return settings
+    for extractor in (EXTRACTOR, SECOND):
+        if lacking := [row for row in NAMES if row + PLAIN not in content.get(extractor, {})]:
+            remedy = "Run `make profile NAME=mnist` and `dvc repro report`."
+            raise FileError(metrics, f"it has no scores of {', '.join(lacking)} under {extractor}.", remedy)
+    return with_second(content[EXTRACTOR], content[SECOND])
+
+
+def with_second(settings: Settings, second: Settings) -> Settings:
+    """The scores of each setting, and its FID under the second extractor."""
+    return {
+        name: scores
+        | {SECOND_FID + end: second[name][f"fid{end}"] for end in ("", "_low", "_high") if f"fid{end}" in second[name]}
+        for name, scores in settings.items()
+    }
 
 
 @one_message

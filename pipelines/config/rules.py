@@ -95,6 +95,8 @@ def _classifiers(p: Params) -> Iterator[Problem]:
         yield "classifiers.scorer", "needed by score.extractors."
     if p.classifiers.uci is None and "uci-classifier" in p.score.extractors:
         yield "classifiers.uci", "needed by score.extractors."
+    if p.classifiers.uci is not None and p.subset.source != "mnist":
+        yield "classifiers.uci", f"it reads digits, and is for the source mnist, not {p.subset.source}: null."
     if reward is not None and scorer is not None and reward.split == scorer.split:
         yield (
             "classifiers.scorer.split",

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from pipelines.reporting.evidence import Evidence
-from pipelines.reporting.markdown import item
+from pipelines.reporting.markdown import item, prose
 from pipelines.reporting.statistics import NO_DIFFERENCE, SCORE_TITLES
 
 TOLD = ("fid", "overall", "accuracy", "precision", "recall")
@@ -16,7 +16,12 @@ def conclusions(evidence: Evidence) -> list[str]:
         return []
     plain = comparisons[comparisons["guidance_scale"] == evidence.guidance]
     entries = [item(_entry(evidence, str(text), part)) for text, part in plain.groupby("text", sort=False)]
-    return ["## In words", "\n".join(entries)] if entries else []
+    intro = prose(
+        "What changes when images of the first row stand in place of the second's, each score with its verdict.",
+        "FID falls where images come closer to the held-out ones. Precision and accuracy say how good they are, recall",
+        "how much of the data they cover. Detectable: what such a test finds in four of five cases.",
+    )
+    return ["## In words", intro, "\n".join(entries)] if entries else []
 
 
 def _entry(evidence: Evidence, text: str, part: pd.DataFrame) -> str:
@@ -39,5 +44,5 @@ def _score(row: pd.Series) -> str:
     """A score's change and the verdict on it; where no difference is found, with what would have been."""
     change = f"{SCORE_TITLES[row['score']]} {row['worse_mean']:.3g} to {row['better_mean']:.3g}"
     if row["verdict"] == NO_DIFFERENCE:
-        return f"{change} ({NO_DIFFERENCE}; {row['smallest']:.2g} would have been)"
+        return f"{change} ({NO_DIFFERENCE}; detectable {row['smallest']:.2g})"
     return f"{change} ({row['verdict']})"

@@ -33,6 +33,10 @@ PICTURE_NOTES: dict[Picture, str] = {
     ),
     "densities": "Points are outputs of the tokenizer's encoder, which scores nothing; one set of each row.",
 }
+IN_ORDER = (  # of the rule, what a reader of an ordered table asks next
+    "In the order a claim that is reversed is a difference too, so the tests go on. A difference of the main question is "
+    "detectable among its claim's extractors alone.",
+)
 VERDICTS = (BETTER, WORSE, NO_DIFFERENCE, NOT_TESTED)
 OF_A_CLAIM = {BETTER: "holds", WORSE: "reversed"}  # what a verdict means for a claim of the paper
 VERBS = {  # what one comparison does, what several do
@@ -254,13 +258,18 @@ def matched(evidence: Evidence, extractor: str) -> list[str]:
     )
     return [
         f"The base's temperatures that come nearest in precision: {told}.",
-        "This describes these images. Which temperatures are compared stands in params.yaml, before there are any.",
+        "This describes these images. params.yaml named the compared temperatures before there were any.",
     ]
 
 
 def floor(evidence: Evidence, extractor: str) -> str:
+    """What the extractor says of images that no generator made, and how well it reads real ones."""
     fid = evidence.reconstructions.get(extractor)
-    return "" if fid is None else f"Held-out images that the tokenizer only encodes and decodes have FID {fid:.4g}."
+    told = [] if fid is None else [f"Held-out images that the tokenizer only encodes and decodes have FID {fid:.4g}."]
+    stage = evidence.stages.get(f"classifier@{extractor.removesuffix('-classifier')}", {})
+    if (share := stage.get("held_out_accuracy")) is not None:
+        told.append(f"It reads {share:.1%} of the held-out images right.")
+    return " ".join(told)
 
 
 def with_interval(row: pd.Series, name: str) -> str:
@@ -302,7 +311,8 @@ def comparison_sections(evidence: Evidence) -> list[str]:
         "detectable",
         "verdict",
     ]
-    text = "\n".join(item(line) for line in (*RULE, *own_rule(table, evidence.guidance)))
+    rules = [*RULE, *own_rule(table, evidence.guidance), *(IN_ORDER if table.ordered else ())]
+    text = "\n".join(item(line) for line in rules)
     return ["## Every comparison", text, markdown_table(header, rows)]
 
 

@@ -6,9 +6,13 @@ when results were known. A page says by which commit, or that what it compares w
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from pipelines.config.params import Params
 from pipelines.config.paths import REPORTS
+from pipelines.config.profiles import differences
 from pipelines.reporting.evidence import main_guidance, unique_rows
 from pipelines.reporting.markdown import counted, item, prose
 from pipelines.reporting.rule import RULE, own_rule
@@ -17,9 +21,11 @@ from pipelines.reporting.statistics import SCORE_TITLES
 from pipelines.reporting.tables import TABLES, Table
 from pipelines.repository.git import git
 from vapi_core.errors import FileError
+from vapi_core.files import read_yaml
 
 PLAN = REPORTS / "plan.md"
 COMMAND = "python -m pipelines.commands.plan"
+HOW = "How verdicts are reached"
 
 
 def plan_text(params: Params) -> str:
@@ -32,7 +38,7 @@ def plan_text(params: Params) -> str:
             "It is committed before the run that it plans.",
         ),
         "\n".join(item(line) for line in _common(params)),
-        "## How verdicts are reached",
+        f"## {HOW}",
         "\n".join(item(line) for line in RULE),
         *(part for name in names if name in TABLES for part in _section(TABLES[name], params)),
     ]
@@ -75,17 +81,47 @@ def rows_of(table: Table, params: Params) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def plan_sentence(params: Params, root: Path = Path()) -> str:
-    """What a page says of its plan."""
+def plan_sentence(params: Params, table: Table, root: Path = Path()) -> str:
+    """What a page says of its plan: by which commit it was made, or that the page is of something else.
+
+    The plan of a page is what all tables share and its own section. Everything behind it is what params.yaml held in the
+    plan's commit; of variants and controls the rows of the table count.
+    """
     path = root / PLAN
     planned = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if planned != plan_text(params):
+    if _of_table(planned, table) != _of_table(plan_text(params), table):
         return f"**Not planned:** `{PLAN}` is not of these params. So what follows explores. `{COMMAND}` writes a plan."
     try:
-        commit = git(root, "log", "-1", "--format=%h, %cd", "--date=format:%Y-%m-%d %H:%M", "--", str(PLAN)).strip()
+        commit, _, date = (
+            git(root, "log", "-1", "--format=%h %cd", "--date=format:%Y-%m-%d %H:%M", "--", str(PLAN))
+            .strip()
+            .partition(" ")
+        )
         changed = git(root, "status", "--porcelain", "--", str(PLAN)).strip()
+        before = yaml.safe_load(git(root, "show", f"{commit}:params.yaml")) if commit else None
     except FileError:
-        commit, changed = "", ""
-    if not commit or changed:
-        return f"**Planned, but the plan was not committed** before this run: `{PLAN}`."
-    return f"Planned in [{PLAN.name}]({PLAN.name}), which was committed before this run: {commit}."
+        commit, before, changed = "", None, ""
+    if not commit or changed or before is None:
+        return f"**Planned, but the plan is not committed:** `{PLAN}`."
+    if other := sorted(differences(_behind(before, table, params), _behind(_content(root), table, params))):
+        return f"**Not planned:** since its plan, commit {commit}, params.yaml has changed in {', '.join(other)}."
+    return f"Planned in [{PLAN.name}]({PLAN.name}), last changed by commit {commit}, {date}."
+
+
+def _of_table(text: str, table: Table) -> list[str]:
+    """The parts of a plan that bear on a table: those before all tables, and its own."""
+    common, *sections = text.split("\n## ")
+    return [common, *(part for part in sections if part.startswith((HOW, f"{table.title}\n")))]
+
+
+def _content(root: Path) -> dict[str, Any]:
+    return read_yaml(root / "params.yaml")
+
+
+def _behind(content: dict[str, Any], table: Table, params: Params) -> dict[str, Any]:
+    """The parameters that a table comes from; not where and as how many processes it is made."""
+    rows = {variant.name for variant in unique_rows(table, params)}
+    kept = {name: value for name, value in content.items() if name not in ("device", "tables")}
+    for group in ("variants", "controls"):
+        kept[group] = {name: value for name, value in kept.get(group, {}).items() if name in rows}
+    return kept

@@ -9,7 +9,7 @@ import pandas as pd
 
 from pipelines.reporting.evidence import Evidence
 from pipelines.reporting.markdown import markdown_table, prose
-from pipelines.reporting.statistics import SCORE_TITLES, compare, whole_alignments
+from pipelines.reporting.statistics import BETTER, NOT_TESTED, SCORE_TITLES, WORSE, compare, whole_alignments
 from pipelines.reporting.tables import AGAIN, REPLICATION, TABLES
 
 SPREADS = ("fid", "accuracy", "precision", "recall")
@@ -29,21 +29,28 @@ def _verdicts(evidence: Evidence) -> list[str]:
     first = seen[~seen["row"].str.endswith(AGAIN)]
     names = (*report.scores, *report.others)
     claims = report.claims(list(dict.fromkeys(first["row"])))
+    if evidence.comparisons.empty or evidence.comparisons["pairs"].max() == 1:
+        return []
     there = compare(first, claims, names, (report.scores[0], evidence.guidance))
     here = evidence.comparisons.assign(**{side: evidence.comparisons[side].map(_first) for side in ("better", "worse")})
     keys = ["guidance_scale", "score", "extractor", "better", "worse"]
     both = there.merge(here, on=keys, suffixes=("", "_again")) if len(there) and len(here) else pd.DataFrame()
     if both.empty:
         return []
+    both = both[(both[["verdict", "verdict_again"]] != NOT_TESTED).any(axis=1)]
     agree = both["verdict"] == both["verdict_again"]
     main = both["score"].isin(report.scores)
     rows = [
         [SCORE_TITLES[row["score"]], row["extractor"], row["text"], row["verdict"], row["verdict_again"]]
         for _, row in both[main | ~agree].iterrows()
     ]
+    turned = pd.concat([both["verdict"], both["verdict_again"]], axis=1).isin({BETTER, WORSE}).all(axis=1) & ~agree
     summary = prose(
-        f"Of {len(both)} comparisons {int(agree.sum())} have the same verdict in the report and here.",
+        "Alignments whose name ends in -again are trained with other threads and another micro-batch.",
+        "The base, its temperatures and what scores are the same in both.",
+        f"Of {len(both)} comparisons, each tested in one at least, {int(agree.sum())} have the same verdict.",
         f"Of the {int(main.sum())} about the report's main scores {int((agree & main).sum())} have.",
+        f"Better in one and worse in the other: {int(turned.sum()) or 'none'}.",
         "The table shows these, and all others that differ.",
     )
     table = markdown_table(["score", "extractor", "claim", "report", "again"], rows)

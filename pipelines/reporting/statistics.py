@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pipelines.config.params import decimal
 from vapi_core.scoring.geneval.comparison import task_scores
 from vapi_core.scoring.statistics import (
     holm,
@@ -207,7 +208,7 @@ def nested(summary: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
     """extractor -> setting -> score, its standard error and interval, for `dvc metrics diff`."""
     metrics: dict[str, dict[str, dict[str, float]]] = {}
     for row in summary.to_dict("records"):
-        setting = f"{row['row']} g={row['guidance_scale']}"
+        setting = f"{row['row']} g={decimal(row['guidance_scale'])}"
         names = [f"{name}{end}" for name in SCORE_TITLES for end in ("", "_se", "_low", "_high")]
         values = {name: float(f"{row[name]:.6g}") for name in names if pd.notna(row.get(name))}
         metrics.setdefault(row["extractor"], {})[setting] = {**values, "seeds": row["seeds"]}

@@ -62,6 +62,8 @@ class Table:
         """What a row is called where people read it."""
         if row == BASE:
             return "base, no alignment"
+        if row == SUBJECT:
+            return "VA-π"
         is_name = self.axis is None or row == CONTINUED or row.startswith(f"{BASE} at T ")
         return row if is_name or self.axis is None else self.axis.label(row)
 

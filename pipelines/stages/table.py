@@ -28,7 +28,7 @@ def work(stage: Stage, arguments: argparse.Namespace) -> None:
     write_numbers(evidence)
     pictures = draw_pictures(evidence, stage.device)
     path = REPORTS / f"{table.name}.md"
-    text = page(evidence, read_json(PROTOCOL, remedy(REFERENCES)), plan_sentence(stage.params))
+    text = page(evidence, read_json(PROTOCOL, remedy(REFERENCES)), plan_sentence(stage.params, table))
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     for file in (path, *pictures):

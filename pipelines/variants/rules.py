@@ -44,9 +44,12 @@ def _names(p: Params) -> Iterator[Problem]:
 def _controls(p: Params) -> Iterator[Problem]:
     drawn: dict[SamplingConfig, str] = {}
     for name in p.controls:
+        if name in p.variants:  # which is told above
+            continue
         for config in find_variant(p, name).samplings:
             if config in drawn:
-                problem = f"temperature {config.temperature} is drawn by '{drawn[config]}' already."
+                drawing = f"temperature {config.temperature} with guidance {config.guidance_scale}"
+                problem = f"{drawing} is drawn by '{drawn[config]}' already."
                 yield f"controls.{name}.temperatures", problem
             drawn[config] = name
 

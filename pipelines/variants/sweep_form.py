@@ -79,7 +79,7 @@ class SweepForm(BaseModel):
     threads: int = Field(
         ge=0,
         json_schema_extra=_opens_with(1),
-        description="CPU threads of a cell, 0: all; another number rounds differently",
+        description="CPU threads of a cell, 0: all; another number is another random draw",
     )
 
     @model_validator(mode="after")

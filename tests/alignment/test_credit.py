@@ -90,13 +90,12 @@ def test_a_neighbourhood_is_a_ninth_of_its_cells_at_the_border_too():
 # The rewards of all tokens have the image's reward as their mean
 
 
-@pytest.mark.parametrize("name", [f.name for f in fields(RewardWeights)])
-@pytest.mark.parametrize("network", [classifier_distance, lpips])
+@pytest.mark.parametrize(
+    ("name", "network"), [(f.name, classifier_distance) for f in fields(RewardWeights)] + [("perceptual", lpips)]
+)
 @pytest.mark.parametrize(("levels", "grid"), [(2, (14, 14)), (3, (7, 7)), (3, (9, 6))])
 def test_every_term_is_the_mean_of_its_cells(name, network, levels, grid):
     """Also where the perceptual stages, of 14, 7 and 3 pixels, do not divide the grid of 7 tokens."""
-    if name != "perceptual" and network is lpips:
-        pytest.skip("this term knows no network")
     tokenizer = tiny_tokenizer(levels=levels)
     rollouts, images = problem(tokenizer, grid)
     reward = ReconstructionReward(tokenizer, replace(NOTHING, **{name: 2.0}), network())
@@ -197,7 +196,10 @@ def gradients() -> dict[str, Tensor]:
     colors = tokenizer.quantize.codebook[:, :3].detach()
     r = -(colors - colors[reference[0]][:, None]).square().mean(-1).double()  # [T, V], of each code in each cell
     p = log_p.exp().double()
+    image_advantages = group_advantages(of_image, math.inf)[..., None].expand_as(of_token)
     return {
+        "image over its spread": gradient(image_advantages),
+        "token over its spread": gradient(token_advantages(of_token, math.inf)),
         "image": gradient(of_image[..., None].expand_as(of_token)),
         "token": gradient(of_token / T),
         "token-3x3": gradient(neighbourhood_sums(of_token, (4, 4)) * 9 / T),
@@ -220,6 +222,17 @@ def test_credit_per_token_has_less_noise(gradients):
     print({credit: f"variance 1 / {noise['image'] / value:.2f}" for credit, value in noise.items()})
     assert noise["image"] > 8 * noise["token"]
     assert noise["image"] > 1.5 * noise["token-3x3"] > 1.5 * noise["token"]
+
+
+def test_the_division_by_the_spread_makes_the_gradient_per_token_longer(gradients):
+    """About √T times: the spread of an image's reward is that of the mean of T independent errors."""
+    exact = gradients["exact"]
+    image, token = (
+        (gradients[f"{credit} over its spread"].mean(0) * exact).sum() / exact.square().sum()
+        for credit in ("image", "token")
+    )
+    print(f"{token / image:.2f} times as long, √T is {math.sqrt(T):.2f}")
+    assert 0.8 < token / image / math.sqrt(T) < 1.2
 
 
 # The bias: where a decoder shows a token

@@ -14,6 +14,8 @@ from pipelines.variants import cells, sweep
 from pipelines.variants.sweep_form import opening_form
 from tests.checkout import ROOT, Checkout
 
+EXTRACTORS = ("efficientnet-lite0", "uci-classifier", "scorer-classifier")
+
 
 def tiny(params):
     """The default profile, small enough for a test: every stage runs for real, none long."""
@@ -28,9 +30,10 @@ def tiny(params):
     params["generator"]["training"] |= {"steps": 4, "warmup_steps": 1, "batch_size": 16, "checkpoint_every": 2}
     params["align"] |= {"seeds": [0], "steps": 3, "batch_size": 8, "group_size": 4, "log_kl_every": 2, "keep_every": 2}
     params["align"]["checkpoint_every"] = 1
-    params["sample"] |= {"count": 40, "batch_size": 20}
-    params["score"] |= {"input_size": 64, "is_splits": 2}
+    params["sample"] |= {"count": 40, "batch_size": 20, "guidance_scales": [1.0, 1.5]}
+    params["score"] |= {"extractors": list(EXTRACTORS), "input_size": 64, "is_splits": 2}
     params["controls"]["base"]["temperatures"] = [1.0, 0.8]
+    del params["controls"]["guided"]
     params["controls"]["temperatures"]["temperatures"] = [0.9]
     kept = ("va-pi", "cross-entropy", "tokenizer-post-training", "noise-0_0", "only-prior")
     params["variants"] = {name: params["variants"][name] for name in kept}
@@ -84,15 +87,13 @@ def test_every_set_is_scored_by_every_extractor(checkout):
     metrics = json.loads((checkout.path / "reports/metrics.json").read_text())
     settings = {f"{row} g={guidance}" for row in ("base", "va-pi", "cross-entropy") for guidance in (1.0, 1.5)}
     settings |= {"base at T 0.8 g=1.0"}
-    assert set(metrics) == {"efficientnet-lite0", "scorer-classifier"}
+    assert set(metrics) == set(EXTRACTORS)
     for scores in metrics.values():
         assert set(scores) == settings
         assert all(score["fid"] > 0 for score in scores.values())
     scores = pd.read_csv(checkout.path / "reports/scores/experiment/va-pi/scores.csv")
-    assert len(scores) == 2 * 3 and list(scores["steps"].dropna()) == [
-        2,
-        2,
-    ]  # two guidance scales, and one set on its way
+    # two guidance scales, and one set on its way
+    assert len(scores) == len(EXTRACTORS) * 3 and list(scores["steps"].dropna()) == [2] * len(EXTRACTORS)
 
 
 def test_every_alignment_is_one_finished_mlflow_run_with_curves_and_scores(checkout):

@@ -38,6 +38,7 @@ def content():
         ("sample.count", 9, "at least .*is_splits is 10"),
         ("classifiers.scorer.split", "train", "must not learn"),
         ("classifiers.scorer", None, r"needed by score\.extractors"),
+        ("classifiers.uci", None, r"needed by score\.extractors"),
         ("score.reference_splits", ["scorer"], "trains the scorer"),
         ("score.reference_splits", ["heldout", "heldout"], "twice"),
         ("score.extractors", ["efficientnet-lite0", "efficientnet-lite0"], "twice"),

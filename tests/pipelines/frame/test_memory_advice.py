@@ -67,7 +67,7 @@ def test_what_is_at_its_lowest_or_has_no_part_in_a_stage_is_not_named():
 
 def test_a_batch_that_is_not_set_is_told_as_what_it_comes_to():
     params = with_params(align__micro_batch_size=None, sample__batch_size=None, launch__processes=2)
-    assert "align.micro_batch_size: 8 (now null, which is 16)" in memory_advice(params, "align@va-pi")
+    assert "align.micro_batch_size: 4 (now null, which is 8)" in memory_advice(params, "align@va-pi")
     assert "sample.batch_size: 1, or as many as fit (now null)" in memory_advice(params, "sample@va-pi")
     assert "tokenizer.training.micro_batch_size: 16 (now null, which is 32)" in memory_advice(params, "tokenizer")
 
@@ -93,7 +93,7 @@ def test_a_parameter_that_a_variant_changes_is_named_there():
 
 
 def test_what_a_micro_batch_is_lowered_to_divides_the_batch():
-    params = with_params(align__batch_size=36, align__micro_batch_size=9)
+    params = with_params(align__batch_size=36, align__micro_batch_size=9)  # 36 by 4 is what the replication takes
     assert "align.micro_batch_size: 3 (now 9)" in memory_advice(params, "align@va-pi")
 
 

@@ -75,7 +75,7 @@ def test_every_comparison_stands_in_its_table_with_the_rule():
 
 def test_every_mean_has_its_interval_and_every_set_as_many_images():
     text = page_of()
-    cells = [cell for row in rows_of(section(text, "Scores"), "va-pi") for cell in row[2:]]
+    cells = [cell for row in rows_of(section(text, "Scores"), "VA-π") for cell in row[2:]]
     assert cells and all(re.fullmatch(r"[\d.e-]+ \[[\d.e-]+, [\d.e-]+\]", cell) for cell in cells if cell)
     assert "All sets have 1,000 images." in text and "3 seeds: 4, 5, 6." in " ".join(text.split())
 
@@ -143,7 +143,7 @@ def test_settings_stand_in_one_table_what_is_shared_once():
 
 def test_the_base_s_temperature_of_the_same_precision_is_named_for_every_extractor():
     text = " ".join(page_of(spread=0.0).split())
-    assert text.count("come nearest in precision: va-pi (0.700) T 1.0 (0.700)") == 2
+    assert text.count("come nearest in precision: VA-π (0.700) T 1.0 (0.700)") == 2
 
 
 @pytest.mark.parametrize("name", list(TABLES))

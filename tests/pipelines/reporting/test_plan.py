@@ -3,11 +3,12 @@
 import subprocess
 
 import pytest
+import yaml
 
 from pipelines.commands import plan as command
 from pipelines.reporting.plan import PLAN, plan_sentence, plan_text, rows_of
 from pipelines.reporting.tables import TABLES
-from tests.pipelines.reporting.workspace import ROOT, params_with
+from tests.pipelines.reporting.workspace import ROOT, content_with, params_with
 
 
 @pytest.fixture
@@ -17,11 +18,17 @@ def params():
 
 @pytest.fixture
 def repository(tmp_path, params):
+    """A repository with the plan of its params.yaml, neither of them committed."""
     path = tmp_path / PLAN
     path.parent.mkdir(parents=True)
     path.write_text(plan_text(params), encoding="utf-8")
+    set_params(tmp_path)
     git(tmp_path, "init", "--quiet")
     return tmp_path
+
+
+def set_params(root, **changes):
+    (root / "params.yaml").write_text(yaml.safe_dump(content_with(**changes)), encoding="utf-8")
 
 
 def git(root, *arguments):
@@ -57,25 +64,42 @@ def test_a_setting_that_is_changed_changes_the_plan(params):
 
 
 def test_a_page_names_the_commit_of_its_plan(repository, params):
-    assert "not committed" in plan_sentence(params, repository)
+    assert "not committed" in plan_sentence(params, TABLES["report"], repository)
     name = commit(repository)
     (repository / "later").write_text("something else")
     commit(repository)
-    sentence = plan_sentence(params, repository)
-    assert f"committed before this run: {name}, 20" in sentence and "(plan.md)" in sentence
+    sentence = plan_sentence(params, TABLES["report"], repository)
+    assert f"last changed by commit {name}, 20" in sentence and "(plan.md)" in sentence
 
 
 def test_what_was_not_planned_is_said_to_explore(repository, params):
     commit(repository)
-    assert "**Not planned:**" in plan_sentence(params_with(seeds=[7, 8]), repository)
+    assert "**Not planned:**" in plan_sentence(params_with(seeds=[7, 8]), TABLES["report"], repository)
     (repository / PLAN).unlink()
-    assert "**Not planned:**" in plan_sentence(params, repository)
+    assert "**Not planned:**" in plan_sentence(params, TABLES["report"], repository)
+
+
+def test_a_parameter_that_no_plan_names_stands_in_its_commit(repository):
+    """The plan names no step of the tokenizer's training, but the base comes from it."""
+    commit(repository)
+    changes = {"tokenizer": {"training": {"steps": 777}}}
+    set_params(repository, **changes)
+    sentence = plan_sentence(params_with(**changes), TABLES["report"], repository)
+    assert "**Not planned:**" in sentence and "has changed in tokenizer.training.steps." in sentence
+
+
+def test_a_row_of_another_table_does_not_touch_a_page(repository):
+    commit(repository)
+    changes = {"variants": {"mine": {"table": "rivals", "method": "ste", "align": {}, "guidance_scales": [1.0]}}}
+    set_params(repository, **changes)
+    of_page = {name: plan_sentence(params_with(**changes), TABLES[name], repository) for name in ("report", "rivals")}
+    assert of_page["report"].startswith("Planned in") and of_page["rivals"].startswith("**Not planned:**")
 
 
 def test_a_plan_without_a_repository_is_not_said_to_be_committed(tmp_path, params):
     (tmp_path / PLAN).parent.mkdir()
     (tmp_path / PLAN).write_text(plan_text(params), encoding="utf-8")
-    assert "not committed" in plan_sentence(params, tmp_path)
+    assert "not committed" in plan_sentence(params, TABLES["report"], tmp_path)
 
 
 def test_the_command_writes_the_plan_of_params_yaml(tmp_path, monkeypatch, capsys):
@@ -84,7 +108,7 @@ def test_the_command_writes_the_plan_of_params_yaml(tmp_path, monkeypatch, capsy
     PLAN.parent.mkdir()
     assert command.main([]) == 0
     assert "commit it before you run" in capsys.readouterr().out
-    assert "**Not planned:**" not in plan_sentence(command.load_params())
+    assert PLAN.read_text(encoding="utf-8") == plan_text(command.load_params())
 
 
 def test_the_plan_of_this_repository_is_of_its_params(monkeypatch):

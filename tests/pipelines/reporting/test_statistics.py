@@ -218,6 +218,11 @@ def test_metrics_are_nested_by_extractor_and_setting():
     assert metrics["va-pi g=1.0"]["fid_low"] < 10.0 < metrics["va-pi g=1.0"]["fid_high"]
 
 
+def test_a_setting_of_metrics_has_the_same_name_whether_its_guidance_was_read_as_a_whole_number():
+    whole = table().assign(guidance_scale=1)
+    assert "va-pi g=1.0" in nested(summarize(whole))["scorer-classifier"]
+
+
 def test_an_extractor_is_blind_under_which_reconstructions_score_no_better_than_the_base():
     scores = pd.concat([table(), table().assign(extractor="efficientnet-lite0")])
     summary = summarize(scores)

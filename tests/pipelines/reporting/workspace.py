@@ -34,13 +34,18 @@ RUN = {
 
 
 def params_with(**changes: Any) -> Params:
+    """`content_with`, typed."""
+    return check_params(content_with(**changes))
+
+
+def content_with(**changes: Any) -> dict[str, Any]:
     """params.yaml with the run of these tests and changes, nested as there; `seeds` of alignments for short."""
     if "seeds" in changes:
         changes["align"] = {**changes.get("align", {}), "seeds": changes.pop("seeds")}
     content = overlay(read_yaml(ROOT / "params.yaml"), RUN)
     del content["controls"]["guided"]  # the base is drawn with guidance
     content["tables"].remove("replication")
-    return check_params(overlay(content, changes))
+    return overlay(content, changes)
 
 
 def write_run(

@@ -34,11 +34,20 @@ NO_TERM = {"mse": 0.0, "perceptual": 0.0, "l1": 0.0, "embedding": 0.0}
             0.9,
             r"^controls\.base\.temperatures: its first temperature must be sample\.temperature",
         ),
-        ("controls.base.temperatures", [1.0, 0.8, 0.8], r"^controls\.base\.temperatures: temperature 0\.8 is drawn by"),
+        (
+            "controls.base.temperatures",
+            [1.0, 0.8, 0.8],
+            r"^controls\.base\.temperatures: temperature 0\.8 with guidance 1\.0 is drawn by",
+        ),
         (
             "controls.temperatures.temperatures",
             [0.8],
             r"^controls\.temperatures\.temperatures: .*drawn by 'base' already",
+        ),
+        (
+            "sample.guidance_scales",
+            [1.0, 1.5],
+            r"^controls\.guided\.temperatures: temperature 1\.0 with guidance 1\.5 is drawn",
         ),
         ("variants.va-pi.guidance_scales", [1.5, 1.5], r"^variants\.va-pi\.guidance_scales: an entry stands twice"),
     ],
