@@ -24,6 +24,8 @@ def of_folder(path: Path, profile: str = "mnist", **changes):
     content = read_profile(profile, ROOT)
     splits = dict.fromkeys(content["subset"]["splits"], 8)
     content["subset"] |= {"source": "folder", "path": str(path), "splits": splits} | changes
+    content["classifiers"]["uci"] = None  # which reads digits
+    content["score"]["extractors"] = [name for name in content["score"]["extractors"] if name != "uci-classifier"]
     return check_params(content)
 
 
