@@ -54,8 +54,9 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_weights(digit
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("size", [(8, 8), (32, 32), (17, 25)])
 def test_images_of_any_size_from_8_pixels_fit(architecture, size):
-    features, logits = ARCHITECTURES[architecture](7).eval()(torch.zeros(2, 3, *size))
-    assert features.shape == (2, 128)
+    network = ARCHITECTURES[architecture](7).eval()
+    features, logits = network(torch.zeros(2, 3, *size))
+    assert features.shape == (2, network.head.in_features)
     assert logits.shape == (2, 7)
 
 
