@@ -2,8 +2,8 @@
 
     python -m pipelines.commands.reach [--variant va-pi] [--images 64]
 
-Tokenizer, base generator and training images are those of the run; the reward is the variant's. Both draws of an image's
-tokens come from the base's teacher-forced logits, without noise in the prefix.
+Tokenizer, base generator and training images are those of the run; the reward is the variant's. Both draws of an
+image's tokens come from the base's teacher-forced logits, without noise in the prefix.
 """
 
 import argparse

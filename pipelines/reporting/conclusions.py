@@ -1,4 +1,4 @@
-"""What the tests of a table come to, in words: what the subject gains over each row, at what price, and how sure that is."""
+"""What the tests of a table come to, in words: what the subject gains over each row, at what price, how surely."""
 
 import pandas as pd
 

@@ -34,8 +34,8 @@ PICTURE_NOTES: dict[Picture, str] = {
     "densities": "Points are outputs of the tokenizer's encoder, which scores nothing; one set of each row.",
 }
 IN_ORDER = (  # of the rule, what a reader of an ordered table asks next
-    "In the order a claim that is reversed is a difference too, so the tests go on. A difference of the main question is "
-    "detectable among its claim's extractors alone.",
+    "In the order a claim that is reversed is a difference too, so the tests go on. "
+    "A difference of the main question is detectable among its claim's extractors alone.",
 )
 VERDICTS = (BETTER, WORSE, NO_DIFFERENCE, NOT_TESTED)
 OF_A_CLAIM = {BETTER: "holds", WORSE: "reversed"}  # what a verdict means for a claim of the paper

@@ -84,8 +84,8 @@ def rows_of(table: Table, params: Params) -> list[str]:
 def plan_sentence(params: Params, table: Table, root: Path = Path()) -> str:
     """What a page says of its plan: by which commit it was made, or that the page is of something else.
 
-    The plan of a page is what all tables share and its own section. Everything behind it is what params.yaml held in the
-    plan's commit; of variants and controls the rows of the table count.
+    The plan of a page is what all tables share and its own section. What no plan names is to be as params.yaml had it
+    in the plan's commit; of variants and controls the rows of the table count.
     """
     path = root / PLAN
     planned = path.read_text(encoding="utf-8") if path.is_file() else ""
@@ -103,7 +103,9 @@ def plan_sentence(params: Params, table: Table, root: Path = Path()) -> str:
         commit, before, changed = "", None, ""
     if not commit or changed or before is None:
         return f"**Planned, but the plan is not committed:** `{PLAN}`."
-    if other := sorted(differences(_behind(before, table, params), _behind(_content(root), table, params))):
+    if other := sorted(
+        differences(_behind(before, table, params), _behind(read_yaml(root / "params.yaml"), table, params))
+    ):
         return f"**Not planned:** since its plan, commit {commit}, params.yaml has changed in {', '.join(other)}."
     return f"Planned in [{PLAN.name}]({PLAN.name}), last changed by commit {commit}, {date}."
 
@@ -114,12 +116,8 @@ def _of_table(text: str, table: Table) -> list[str]:
     return [common, *(part for part in sections if part.startswith((HOW, f"{table.title}\n")))]
 
 
-def _content(root: Path) -> dict[str, Any]:
-    return read_yaml(root / "params.yaml")
-
-
 def _behind(content: dict[str, Any], table: Table, params: Params) -> dict[str, Any]:
-    """The parameters that a table comes from; not where and as how many processes it is made."""
+    """The parameters that a table comes from; not which device makes it, nor which other tables there are."""
     rows = {variant.name for variant in unique_rows(table, params)}
     kept = {name: value for name, value in content.items() if name not in ("device", "tables")}
     for group in ("variants", "controls"):

@@ -1,7 +1,7 @@
 """The page `replication`: whether the report's verdicts stand when the same seeds are trained with other rounding.
 
 Another micro-batch, another number of threads or another machine rounds differently. After some steps one token of a
-rollout differs, and then everything behind it: that is another random draw. A row NAME-again is the variant NAME, drawn so.
+rollout differs, and then everything behind it: that is another random draw. A row NAME-again is the variant NAME so drawn.
 """
 
 import numpy as np
@@ -29,22 +29,21 @@ def _verdicts(evidence: Evidence) -> list[str]:
     first = seen[~seen["row"].str.endswith(AGAIN)]
     names = (*report.scores, *report.others)
     claims = report.claims(list(dict.fromkeys(first["row"])))
-    if evidence.comparisons.empty or evidence.comparisons["pairs"].max() == 1:
-        return []
     there = compare(first, claims, names, (report.scores[0], evidence.guidance))
     here = evidence.comparisons.assign(**{side: evidence.comparisons[side].map(_first) for side in ("better", "worse")})
     keys = ["guidance_scale", "score", "extractor", "better", "worse"]
     both = there.merge(here, on=keys, suffixes=("", "_again")) if len(there) and len(here) else pd.DataFrame()
-    if both.empty:
+    if len(both):
+        both = both[(both[["verdict", "verdict_again"]] != NOT_TESTED).any(axis=1)]
+    if both.empty:  # of one seed nothing is tested
         return []
-    both = both[(both[["verdict", "verdict_again"]] != NOT_TESTED).any(axis=1)]
     agree = both["verdict"] == both["verdict_again"]
     main = both["score"].isin(report.scores)
     rows = [
         [SCORE_TITLES[row["score"]], row["extractor"], row["text"], row["verdict"], row["verdict_again"]]
         for _, row in both[main | ~agree].iterrows()
     ]
-    turned = pd.concat([both["verdict"], both["verdict_again"]], axis=1).isin({BETTER, WORSE}).all(axis=1) & ~agree
+    turned = both[["verdict", "verdict_again"]].isin({BETTER, WORSE}).all(axis=1) & ~agree
     summary = prose(
         "Alignments whose name ends in -again are trained with other threads and another micro-batch.",
         "The base, its temperatures and what scores are the same in both.",

@@ -22,6 +22,7 @@ def content():
         ("subset.path", "somewhere", "folder"),
         ("subset.dataset", {"split": "train", "image_column": "image", "target_column": "label"}, "no other"),
         ("subset.source", "scenes", "task c2i needs one of mnist, folder, dataset, webdataset"),
+        ("subset.source", "folder", r"classifiers\.uci: it reads digits, and is for the source mnist, not folder"),
         ("subset.prompts", 5, "task t2i needs it"),
         ("tokenizer.gray", True, "leave it out"),
         ("tokenizer.norm_groups", 48, "divide into 48 groups"),

@@ -33,7 +33,7 @@ def test_where_no_difference_is_found_stands_what_would_have_been():
     assert "(no difference found; detectable " in text
 
 
-def test_a_single_seed_and_a_table_of_the_paper_have_no_such_section():
+def test_of_a_single_seed_there_is_no_such_section():
     assert told(params=params_with(seeds=[4])) == ""
 
 

@@ -156,6 +156,25 @@ def test_weights_that_are_kept_at_other_steps_are_another_training(content):
     assert stage_of(align, check_params(content), variant=NAME).plan.params == before.params  # finished seeds are kept
 
 
+def test_a_variant_is_trained_by_its_own_number_of_threads_which_makes_another_training(content, monkeypatch):
+    before, threads = stage_of(align, check_params(content), variant=NAME).plan, torch.get_num_threads()
+    content["variants"][NAME]["align"] = {"threads": threads + 1}
+    params, seen = check_params(content), set()
+    objective = CrossEntropy.__call__
+
+    def noted(cross_entropy, batch):
+        seen.add(torch.get_num_threads())
+        return objective(cross_entropy, batch)
+
+    monkeypatch.setattr(CrossEntropy, "__call__", noted)
+    try:
+        run(align, params, NAME)
+    finally:
+        torch.set_num_threads(threads)
+    assert seen == {threads + 1}
+    assert stage_of(align, params, variant=NAME).plan.params != before.params
+
+
 def test_kept_weights_that_somebody_removed_are_named_with_what_to_do(params):
     stage = run(align, params, NAME)
     (stage.checkpoint / "seeds/0" / FINISHED).unlink()
