@@ -15,6 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+# read no more of a table than they give
+LOOK_UPS = (torch.ops.aten.embedding, torch.ops.aten.index, torch.ops.aten.gather, torch.ops.aten.index_select)
+
 Operation = tuple[float, float]  # FLOPs (a multiply-add is 2), and bytes read and written
 
 
@@ -59,17 +62,23 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         packet = func._overloadpacket
-        if packet not in flop_registry and func is not torch.ops.prim.device.default:
-            # inference mode does not take composite operations apart by itself
-            with self:
+        if func is torch.ops.prim.device.default:
+            return func(*args, **kwargs)
+        if packet not in flop_registry:
+            with self:  # inference mode does not take composite operations apart by itself
                 if (result := func.decompose(*args, **kwargs)) is not NotImplemented:
                     return result
         result = func(*args, **kwargs)
-        if not func.is_view:  # a view moves nothing
+        if not func.is_view and packet is not torch.ops.aten._unsafe_view:  # which move nothing
             flops = flop_registry[packet](*args, **kwargs, out_val=result) if packet in flop_registry else 0
-            tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, torch.Tensor)]
-            self.operations[flops, sum(t.numel() * t.element_size() for t in tensors)] += 1
+            read = result if packet in LOOK_UPS else (args, kwargs)
+            self.operations[flops, _size(read) + _size(result)] += 1
         return result
+
+
+def _size(values: Any) -> int:
+    """Bytes of all tensors among nested values."""
+    return sum(t.numel() * t.element_size() for t in tree_leaves(values) if isinstance(t, torch.Tensor))
 
 
 def counted(computation: Callable[[], Any]) -> Work:
