@@ -204,17 +204,19 @@ def _alike(alignment: Alignment) -> Alignment:
     return replace(alignment, optimization=optimization, config=replace(config, **at_rest), keep_every=0, threads=None)
 
 
-@dataclass(frozen=True)
 class _Shared:
-    """Params as an argument of a cache: one object is one key."""
+    """Params as an argument of a cache. Two are one where models, images and scores are the same."""
 
-    params: Params = field(hash=False)
+    def __init__(self, params: Params):
+        p = self.params = params
+        self._key = repr((p.subset, p.captions, p.tokenizer, p.generator, p.sample, p.score, p.launch.dtype))
+        self._key += repr(p.launch.activation_checkpointing)
 
     def __hash__(self) -> int:
-        return id(self.params)
+        return hash(self._key)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Shared) and other.params is self.params
+        return isinstance(other, _Shared) and other._key == self._key
 
 
 @lru_cache(maxsize=256)

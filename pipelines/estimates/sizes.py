@@ -3,11 +3,15 @@
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from pipelines.config.params import Params, grid_side
 from pipelines.config.paths import ALIGNED, CLASSIFIERS, GENERATOR, REFERENCES, SUBSET, TOKENIZER, TOKENS
 from pipelines.estimates import models
-from pipelines.estimates.work import Work, counted, operation
 from pipelines.variants.variant import Variant, all_variants
 from vapi_core.training.loop import OptimizationConfig
 
@@ -31,20 +35,10 @@ class Parameters:
     decoder: float
 
 
-@lru_cache(maxsize=16)
-def _parameters(shape: str, params: "_Hidden") -> Parameters:
-    found: list[float] = []
-
-    def build() -> Work:
-        policy, tokenizer = models.open_policy(params.value), models.open_tokenizer(params.value)
-        decoder = (tokenizer.decoder, tokenizer.post_quant_conv)
-        found.append(sum(p.numel() for p in policy.parameters()) + sum(b.numel() for b in policy.buffers()))
-        found.append(sum(p.numel() for p in tokenizer.parameters()) + sum(b.numel() for b in tokenizer.buffers()))
-        found.append(sum(p.numel() for part in decoder for p in part.parameters()))
-        return operation(0, 0)
-
-    counted(build)
-    return Parameters(*found)
+def parameters(params: Params) -> Parameters:
+    """How many parameters the models of a profile have, with their buffers, which are saved too."""
+    p = params
+    return _parameters(repr((p.generator, p.tokenizer, p.captions, p.subset.image_size, p.subset.source)), _Hidden(p))
 
 
 @dataclass(frozen=True)
@@ -54,10 +48,29 @@ class _Hidden:
     value: Params = field(hash=False, compare=False)
 
 
-def parameters(params: Params) -> Parameters:
-    """How many parameters the models of a profile have."""
-    shape = repr((params.generator, params.tokenizer, params.captions, params.subset.image_size, params.subset.source))
-    return _parameters(shape, _Hidden(params))
+class _Empty(TorchFunctionMode):
+    """Gives weights a shape and no content, and draws none. `torch.device("meta")` would do, but what is computed there loads
+    seconds of libraries, and every stage asks."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty:
+            return func(*args, **kwargs | {"device": "meta"})
+        if func.__name__ in ("normal_", "uniform_", "kaiming_uniform_", "normalize"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+@lru_cache(maxsize=16)
+def _parameters(shape: str, params: _Hidden) -> Parameters:
+    with _Empty():
+        policy, tokenizer = models.open_policy(params.value), models.open_tokenizer(params.value)
+    decoder = nn.ModuleList([tokenizer.decoder, tokenizer.post_quant_conv])
+    return Parameters(*map(_count, (policy, tokenizer, decoder)))
+
+
+def _count(model: nn.Module) -> int:
+    return sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
 
 
 def images_of_set(params: Params) -> int:
