@@ -112,6 +112,16 @@ EPYC = Rates(
 )
 
 
+def here() -> Rates | None:
+    """The rates of this machine, None of a GPU that is not known; for a CPU those of the EPYC."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return EPYC
+    name = torch.cuda.get_device_name().lower()
+    return next((rates for key, rates in GPUS.items() if key in name), None)
+
+
 def measure_cpu(threads: int = 0) -> Rates:
     """The rates of this machine's CPU, in about ten seconds.
 

@@ -1,16 +1,17 @@
 """How much disk everything takes: outputs of stages, DVC's cache, what a stage needs while it runs, and assets."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from pipelines.config.params import Params, grid_side
-from pipelines.config.paths import ALIGNED, CLASSIFIERS, GENERATOR, REFERENCES, SUBSET, TOKENIZER, TOKENS
+from pipelines.config.paths import ALIGNED, CLASSIFIERS, GENERATOR, REFERENCES, STAGES, SUBSET, TOKENIZER, TOKENS
 from pipelines.estimates import models
 from pipelines.variants.variant import Variant, all_variants
 from vapi_core.training.loop import OptimizationConfig
@@ -95,7 +96,7 @@ class Disk:
 
 def disks(params: Params) -> list[Disk]:
     """All stages that write more than a page, in the order of the graph."""
-    sizes, variants = parameters(params), all_variants(params)
+    sizes = parameters(params)
     roles = [role for role in ("reward", "scorer", "uci") if getattr(params.classifiers, role) is not None]
     return [
         Disk("subset", _subset(params), place=SUBSET),
@@ -108,13 +109,31 @@ def disks(params: Params) -> list[Disk]:
             "generator", FLOAT * sizes.generator, _states(params.generator.training, sizes.generator), place=GENERATOR
         ),
         _references(params),
-        *(_aligned(params, variant) for variant in variants if variant.alignment is not None),
-        *(Disk(v.stage("sample"), len(v.sets) * set_bytes(params), place=v.samples) for v in variants),
-        *(
-            Disk(v.stage("score"), 0.0, kept=len(v.sets) * feature_bytes(params, images_of_set(params)))
-            for v in variants
-        ),
+        *in_order(disk for variant in all_variants(params) for disk in disks_of(params, variant)),
     ]
+
+
+def disks_of(params: Params, variant: Variant) -> list[Disk]:
+    """The stages of one variant, whether or not it is among those of the params."""
+    sets = len(variant.sets)
+    return [
+        *([] if variant.alignment is None else [_aligned(params, variant)]),
+        Disk(variant.stage("sample"), sets * set_bytes(params), place=variant.samples),
+        Disk(variant.stage("score"), 0.0, kept=sets * feature_bytes(params, images_of_set(params))),
+    ]
+
+
+class _Named(Protocol):
+    @property
+    def stage(self) -> str: ...
+
+
+Stages = TypeVar("Stages", bound=_Named)
+
+
+def in_order(stages: Iterable[Stages]) -> list[Stages]:
+    """Stages of variants by their kind, as the graph has them: all alignments, then all drawing, then all scores."""
+    return sorted(stages, key=lambda stage: STAGES.index(stage.stage.partition("@")[0].removesuffix("-control")))
 
 
 def _subset(params: Params) -> float:

@@ -27,12 +27,17 @@ from prefect.states import Completed, State
 from pydantic import ValidationError
 
 from pipelines.config.paths import WORK
+from pipelines.estimates.estimate import sweep_seconds
+from pipelines.estimates.pages import sweep_line
+from pipelines.estimates.rates import here
 from pipelines.flows.running import gpu_tags, run_all, run_command, visible_gpus
 from pipelines.frame.launch import one_message
 from pipelines.reporting.grid import publish
 from pipelines.tracking import dashboards
 from pipelines.variants.cells import experiments, read_scores
+from pipelines.variants.loading import check_params
 from pipelines.variants.sweep import (
+    Baseline,
     Experiment,
     command,
     plan_cells,
@@ -74,7 +79,7 @@ def ablation_sweep(form: SweepForm = PAPERS_NOISE, dry_run: bool = False) -> Sta
     baseline = read_baseline(form.profile)
     upstream, cells = plan_upstream(form, baseline), plan_cells(form, baseline)
     if dry_run:
-        logger.info(plan_text(upstream, cells))
+        logger.info(f"{plan_text(upstream, cells)}\n\n{time_text(form, baseline, cells)}")
         return Completed(message=f"{len(cells)} cells planned, none run")
     progress = Progress(cells)
     gpus = visible_gpus(baseline.profile["device"])
@@ -178,6 +183,15 @@ def plan_text(upstream: Experiment, cells: list[Experiment]) -> str:
     return "\n".join(lines)
 
 
+def time_text(form: SweepForm, baseline: Baseline, cells: list[Experiment]) -> str:
+    """How long the cells take on this machine, by `pipelines.estimates`."""
+    if (rates := here()) is None:
+        return "how long it takes is not known for this GPU; `python -m pipelines.commands.estimate --gpu` knows some."
+    params = check_params(baseline.profile).model_copy(update={"threads": form.threads})
+    variants = [cell.cell for cell in cells if cell.cell is not None]
+    return sweep_line(sweep_seconds(params, variants, rates), form.parallelism, rates)
+
+
 def parse_form(arguments: list[str]) -> tuple[SweepForm, bool]:
     """The form from command line options of the same names. Raises ValidationError."""
     parser = argparse.ArgumentParser(
@@ -199,7 +213,8 @@ def main() -> None:
         form, dry_run = parse_form(sys.argv[1:])
         if dry_run:
             baseline = read_baseline(form.profile)
-            print(plan_text(plan_upstream(form, baseline), plan_cells(form, baseline)))
+            cells = plan_cells(form, baseline)
+            print(f"{plan_text(plan_upstream(form, baseline), cells)}\n\n{time_text(form, baseline, cells)}")
         else:
             ablation_sweep(form)
     except ValidationError as error:
