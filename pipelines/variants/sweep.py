@@ -1,11 +1,12 @@
 """Ablation sweeps: which cells a form asks for, and the DVC experiment that runs each.
 
 A cell is a variant that is not in params.yaml yet: VA-π with some settings, in the table `sweep`. Its experiment adds the
-variant to the params and runs its stages, `score@VARIANT` the last. The experiment is named by the variant and a hash of
-its parameters and of what it builds on: an experiment of that name is that cell, finished. All cells share one experiment
-of everything before the alignment and of the base, whose stages they then take from DVC's cache.
+variant to the params and runs its stages, `score@VARIANT` the last. All cells share one experiment of everything before
+the alignment and of the base, whose stages they then take from DVC's cache. A cell's experiment is named by the variant and
+a hash of its parameters, of the code, and of the content of what it builds on, as that first experiment made it: an
+experiment of that name is that cell, finished. Two machines that made unlike bases never share a name.
 
-The planning functions are pure; `read_baseline` looks at the repository, `cells` at what experiments came to.
+The planning functions are pure; `read_baseline` and `read_bases` look at the repository, `cells` at what experiments came to.
 """
 
 import copy
@@ -18,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.config.paths import CLASSIFIERS, GENERATOR, REFERENCES, SUBSET, TOKENIZER, TOKENS
 from pipelines.config.profiles import read_profile
 from pipelines.repository.git import git
-from pipelines.repository.lockfile import check_dvc_files
+from pipelines.repository.lockfile import LOCK, check_dvc_files, output_hashes
 from pipelines.variants.loading import PARAMS_FILE, check_params
 from pipelines.variants.sweep_form import PRIOR_ONLY, TERMS, SweepForm
 from pipelines.variants.variant import BASE, SUBJECT, SWEEP, Alignment, Variant, find_variant
@@ -30,6 +32,14 @@ from vapi_core.files import read_yaml
 CODE = ("params.yaml", "dvc.yaml", "pipelines", "vapi_core")  # what decides a cell's result, beside git's HEAD
 AXES = ("noise_ratio", "regularizer", "regularizer_weight", "reward")
 UPSTREAM = f"score-control@{BASE}"  # the base is scored with all that a cell needs before its alignment
+SHARED = (
+    SUBSET,
+    CLASSIFIERS,
+    TOKENIZER,
+    TOKENS,
+    GENERATOR,
+    REFERENCES,
+)  # what cells build on, each folder or those in it
 
 
 @dataclass(frozen=True)
@@ -57,8 +67,11 @@ def plan_upstream(form: SweepForm, baseline: Baseline) -> Experiment:
     return Experiment(f"upstream-{_hash(baseline, overrides)}", overrides, UPSTREAM)
 
 
-def plan_cells(form: SweepForm, baseline: Baseline) -> list[Experiment]:
+def plan_cells(form: SweepForm, baseline: Baseline, bases: dict[str, str]) -> list[Experiment]:
     """The cells of a form, in the order of its lists; without those that have nothing to learn from, which are the base.
+
+    Args:
+        bases: what the cells build on, as `read_bases` has it of the finished upstream.
 
     Raises:
         ParameterError: a cell breaks a rule between parameters, or there is no cell; names the parameter.
@@ -85,7 +98,7 @@ def plan_cells(form: SweepForm, baseline: Baseline) -> list[Experiment]:
         params["variants"][name] = {"table": SWEEP, "method": SUBJECT, "align": changes, "guidance_scales": [1.0]}
         cell = find_variant(check_params(params), name)
         overrides = differences(baseline.params, params)
-        experiment = f"{name}-{_hash(baseline, overrides)}"
+        experiment = f"{name}-{_hash(baseline, overrides, bases)}"
         # of kind none all weights, and of a reward all orders of its terms, are one cell
         cells[experiment] = Experiment(experiment, overrides, cell.stage("score"), cell)
     if not cells:
@@ -171,8 +184,8 @@ def _hydra(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _hash(baseline: Baseline, overrides: dict[str, Any]) -> str:
-    return _digest([baseline.revision, overrides])
+def _hash(baseline: Baseline, overrides: dict[str, Any], bases: dict[str, str] | None = None) -> str:
+    return _digest([baseline.revision, overrides, bases])
 
 
 def _digest(content: Any) -> str:
@@ -193,3 +206,13 @@ def read_baseline(profile: str | None, root: Path = Path()) -> Baseline:
         raise FileError(root, "git has no commit here, which `dvc exp run` needs.", "Run `git add -A; git commit`.")
     revision = _digest([head, git(root, "diff", "HEAD", "--", *CODE)])
     return Baseline(revision, params, content)
+
+
+def read_bases(commit: str, root: Path = Path()) -> dict[str, str]:
+    """Folder -> DVC's hash of its content, of all that cells build on, as the upstream's commit has it in dvc.lock.
+
+    Raises:
+        FileError: the commit has no dvc.lock, or git cannot be asked.
+    """
+    outputs = output_hashes(git(root, "show", f"{commit}:{LOCK}"))
+    return {path: digest for path, digest in outputs.items() if any(Path(path).is_relative_to(base) for base in SHARED)}

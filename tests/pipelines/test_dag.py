@@ -341,7 +341,7 @@ def test_a_cell_of_a_sweep_is_an_experiment_that_takes_its_upstream_from_the_cac
     ):
         assert checkout.run("git", *command).returncode == 0
     form = opening_form(noise_ratios=[0.9], seeds=[0], steps=2)
-    (cell,) = sweep.plan_cells(form, sweep.read_baseline(None, checkout.path))
+    (cell,) = sweep.plan_cells(form, sweep.read_baseline(None, checkout.path), {})
     result = checkout.run(*sweep.command(cell))
     assert result.returncode == 0, result.stdout + result.stderr
     assert running(result) == {f"{kind}@{cell.cell.name}" for kind in ("align", "sample", "score")}

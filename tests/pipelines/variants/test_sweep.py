@@ -12,11 +12,12 @@ from dvc.utils.hydra import apply_overrides
 from pydantic import ValidationError
 
 from pipelines.config.profiles import profile_names, read_profile
+from pipelines.repository.git import git
 from pipelines.repository.graph import stage_graph
 from pipelines.variants import sweep
 from pipelines.variants.cells import experiments
 from pipelines.variants.loading import check_params, load_params
-from pipelines.variants.sweep import Baseline, Experiment, differences, plan_cells, plan_upstream, setting
+from pipelines.variants.sweep import Baseline, Experiment, differences, plan_upstream, setting
 from pipelines.variants.sweep_form import opening_form
 from pipelines.variants.variant import find_variant
 from vapi_core.errors import ParameterError
@@ -28,6 +29,13 @@ PARAMS = read_profile("mnist", ROOT)
 
 def baseline(revision="abc", **changes):
     return Baseline(revision, PARAMS, PARAMS | changes)
+
+
+BASES = {"data/generator": "aa.dir", "data/tokens": "bb.dir"}
+
+
+def plan_cells(form, baseline, bases=BASES):
+    return sweep.plan_cells(form, baseline, bases)
 
 
 def settings(cells):
@@ -85,16 +93,31 @@ def test_a_chosen_reward_term_has_the_profiles_weight_and_the_others_none():
 
 def test_a_cells_name_follows_its_parameters_and_its_baseline():
     def names(**changes):
-        revision = changes.pop("revision", "abc")
+        revision, bases = changes.pop("revision", "abc"), changes.pop("bases", BASES)
         form = opening_form(**({"noise_ratios": [0.0, 0.5]} | changes))
-        return [cell.name for cell in plan_cells(form, baseline(revision))]
+        return [cell.name for cell in plan_cells(form, baseline(revision), bases)]
 
     assert names() == names() == names(parallelism=2)  # how it is run does not matter
     assert sweep.sweep_name(plan_cells(opening_form(noise_ratios=[0.5, 0.0]), baseline())) == sweep.sweep_name(
         plan_cells(opening_form(noise_ratios=[0.0, 0.5]), baseline())
     )
-    for change in ({"revision": "def"}, {"seeds": [9]}, {"steps": 7}, {"threads": 2}):
+    unlike = BASES | {"data/generator": "cc.dir"}  # as another machine has made it
+    for change in ({"revision": "def"}, {"bases": unlike}, {"seeds": [9]}, {"steps": 7}, {"threads": 2}):
         assert not set(names()) & set(names(**change))
+
+
+def test_what_cells_build_on_is_read_from_the_lock_file_of_the_upstreams_commit_and_nothing_else_is(repository):
+    folders = ("data/generator", "data/classifiers/reward", "data/tokens", "data/aligned/va-pi", "reports/scores/x")
+    outs = [{"path": path, "hash": "md5", "md5": f"{i}.dir"} for i, path in enumerate(folders)]
+    (repository / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": {"s": {"cmd": "s", "outs": outs}}}))
+    git(repository, "add", "-A")
+    git(repository, "-c", "user.name=x", "-c", "user.email=x@y", "commit", "-qm", "made")
+    (repository / "dvc.lock").unlink()
+    assert sweep.read_bases("HEAD", repository) == {
+        "data/classifiers/reward": "1.dir",
+        "data/generator": "0.dir",
+        "data/tokens": "2.dir",
+    }
 
 
 def test_the_upstream_is_shared_by_cells_that_differ_in_the_alignment_alone():
