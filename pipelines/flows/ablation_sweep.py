@@ -30,8 +30,9 @@ from pipelines.config.paths import WORK
 from pipelines.flows.running import gpu_tags, run_all, run_command, visible_gpus
 from pipelines.frame.launch import one_message
 from pipelines.reporting.grid import publish
+from pipelines.repository.git import experiments
 from pipelines.tracking import dashboards
-from pipelines.variants.cells import experiments, read_scores
+from pipelines.variants.cells import read_scores
 from pipelines.variants.sweep import (
     Baseline,
     Experiment,

@@ -40,6 +40,12 @@ def check_run_cache(root: Path = Path()) -> None:
         raise FileError(empty[0], problem, remedy)
 
 
+def locked_stages(root: Path = Path()) -> list[str]:
+    """The stages that dvc.lock has a finished run of."""
+    lock = root / LOCK
+    return list((yaml.load(lock.read_bytes(), Loader) or {}).get("stages", {})) if lock.is_file() else []
+
+
 def output_hashes(content: str) -> dict[str, str]:
     """Path -> DVC's hash of every output that a dvc.lock has of a finished stage, in the order of the paths."""
     stages = (yaml.load(content, Loader) or {}).get("stages", {})

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.paths import CLASSIFIERS, GENERATOR, REFERENCES, SUBSET, TOKENIZER, TOKENS
+from pipelines.config.paths import SHARED
 from pipelines.config.profiles import read_profile
+from pipelines.repository.clones import state_of
 from pipelines.repository.git import git
 from pipelines.repository.lockfile import LOCK, check_dvc_files, output_hashes
 from pipelines.variants.loading import PARAMS_FILE, check_params
@@ -32,21 +33,15 @@ from vapi_core.files import read_yaml
 CODE = ("params.yaml", "dvc.yaml", "pipelines", "vapi_core")  # what decides a cell's result, beside git's HEAD
 AXES = ("noise_ratio", "regularizer", "regularizer_weight", "reward")
 UPSTREAM = f"score-control@{BASE}"  # the base is scored with all that a cell needs before its alignment
-SHARED = (
-    SUBSET,
-    CLASSIFIERS,
-    TOKENIZER,
-    TOKENS,
-    GENERATOR,
-    REFERENCES,
-)  # what cells build on, each folder or those in it
 
 
 @dataclass(frozen=True)
 class Baseline:
     """What a sweep builds on."""
 
-    revision: str  # hash of git's HEAD and of uncommitted changes to the code and params.yaml
+    head: str  # git's commit
+    state: str  # commit of the files as they are: HEAD, or one on top of it that has the uncommitted changes
+    revision: str  # hash of HEAD and of uncommitted changes to the code and params.yaml
     params: dict[str, Any]  # content of params.yaml
     profile: dict[str, Any]  # content of the form's profile; without one, that of params.yaml
 
@@ -56,6 +51,8 @@ class Experiment:
     """One DVC experiment: a stage, with all that it needs, under changed params."""
 
     name: str
+    baseline: str  # the commit that it builds on
+    base: str  # the experiment or commit whose files it begins with
     overrides: dict[str, Any]  # dotted parameter -> value; +parameter: one that params.yaml lacks, ~: one that goes
     stage: str
     cell: Variant | None = None  # None: what the cells share
@@ -63,8 +60,10 @@ class Experiment:
 
 def plan_upstream(form: SweepForm, baseline: Baseline) -> Experiment:
     """The experiment of all that the cells share."""
-    overrides = differences(baseline.params, _shared_params(form, baseline))
-    return Experiment(f"upstream-{_hash(baseline, overrides)}", overrides, UPSTREAM)
+    params = _shared_params(form, baseline)
+    overrides = differences(baseline.params, params)
+    name = f"upstream-{_digest([baseline.revision, params])}"
+    return Experiment(name, baseline.head, baseline.state, overrides, UPSTREAM)
 
 
 def plan_cells(form: SweepForm, baseline: Baseline, bases: dict[str, str]) -> list[Experiment]:
@@ -77,6 +76,7 @@ def plan_cells(form: SweepForm, baseline: Baseline, bases: dict[str, str]) -> li
         ParameterError: a cell breaks a rule between parameters, or there is no cell; names the parameter.
     """
     cells: dict[str, Experiment] = {}
+    upstream = plan_upstream(form, baseline)
     for noise, kind, weight, terms in itertools.product(
         form.noise_ratios, form.regularizers, form.regularizer_weights, form.reward_terms
     ):
@@ -97,10 +97,10 @@ def plan_cells(form: SweepForm, baseline: Baseline, bases: dict[str, str]) -> li
         params = _shared_params(form, baseline)
         params["variants"][name] = {"table": SWEEP, "method": SUBJECT, "align": changes, "guidance_scales": [1.0]}
         cell = find_variant(check_params(params), name)
-        overrides = differences(baseline.params, params)
-        experiment = f"{name}-{_hash(baseline, overrides, bases)}"
+        overrides = differences(_shared_params(form, baseline), params)
+        experiment = f"{name}-{_digest([baseline.revision, params, bases])}"
         # of kind none all weights, and of a reward all orders of its terms, are one cell
-        cells[experiment] = Experiment(experiment, overrides, cell.stage("score"), cell)
+        cells[experiment] = Experiment(experiment, baseline.head, upstream.name, overrides, cell.stage("score"), cell)
     if not cells:
         raise ParameterError("reward_terms", f"'{PRIOR_ONLY}' needs the regularizer ce and a weight above 0.")
     return list(cells.values())
@@ -132,6 +132,7 @@ def sweep_name(cells: Iterable[Experiment]) -> str:
 def command(experiment: Experiment) -> list[str]:
     """The command that runs an experiment."""
     line = ["python", "-m", "pipelines.variants.experiment", "--name", experiment.name]
+    line += ["--baseline", experiment.baseline, "--base", experiment.base]
     for name, value in experiment.overrides.items():
         line += ["--set-param", name if name.startswith("~") else f"{name}={_hydra(value)}"]
     return [*line, experiment.stage]
@@ -184,16 +185,12 @@ def _hydra(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _hash(baseline: Baseline, overrides: dict[str, Any], bases: dict[str, str] | None = None) -> str:
-    return _digest([baseline.revision, overrides, bases])
-
-
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def read_baseline(profile: str | None, root: Path = Path()) -> Baseline:
-    """The repository as it is, uncommitted changes included: `dvc exp run` takes them along.
+    """The repository as it is, uncommitted changes of known files included.
 
     Raises:
         ParameterError: there is no such profile.
@@ -203,9 +200,9 @@ def read_baseline(profile: str | None, root: Path = Path()) -> Baseline:
     params = read_yaml(root / PARAMS_FILE)
     content = params if profile is None else read_profile(profile, root)
     if not (head := git(root, "rev-parse", "--verify", "--quiet", "HEAD").strip()):
-        raise FileError(root, "git has no commit here, which `dvc exp run` needs.", "Run `git add -A; git commit`.")
+        raise FileError(root, "git has no commit here, on which experiments build.", "Run `git add -A; git commit`.")
     revision = _digest([head, git(root, "diff", "HEAD", "--", *CODE)])
-    return Baseline(revision, params, content)
+    return Baseline(head, state_of(root), revision, params, content)
 
 
 def read_bases(commit: str, root: Path = Path()) -> dict[str, str]:
