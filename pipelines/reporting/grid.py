@@ -14,10 +14,11 @@ import pandas as pd
 
 from pipelines.config.paths import WORK
 from pipelines.reporting.charts import draw_heatmap, draw_lines, panels
+from pipelines.repository.git import experiments
 from pipelines.tracking import mlflow_runs
 from pipelines.tracking import runs as tracking
 from pipelines.tracking.mlflow_runs import SCORE
-from pipelines.variants.cells import DIGITS, FinishedCell, cells_of_head, experiments, read_cell, read_key
+from pipelines.variants.cells import DIGITS, FinishedCell, cells_of_head, read_cell, read_key
 from pipelines.variants.sweep import AXES, is_cell, setting
 from vapi_core.errors import FileError
 from vapi_core.files import atomic_path
