@@ -67,7 +67,7 @@ def run_experiment(experiment: Experiment, gpus: list[str]) -> State:
 
 @flow(name="ablation-sweep")
 def ablation_sweep(form: SweepForm = PAPERS_NOISE, dry_run: bool = False) -> State:
-    """Runs VA-π with every combination of noise ratios, regularizers, their weights and rewards, with every seed.
+    """Runs VA-π with every combination of noise ratios, regularizers, their weights, rewards and credits, with every seed.
 
     Args:
         form: the grid.

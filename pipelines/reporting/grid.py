@@ -26,7 +26,13 @@ from vapi_core.scoring.statistics import mean_and_standard_error
 
 COLUMNS = ("experiment", *AXES, "seed")
 DRAWN = ("fid", "is_mean", "accuracy", "overall")
-LABELS = {"noise_ratio": "ξ", "regularizer_weight": "β", "reward": "reward", "regularizer": "regularizer"}
+LABELS = {
+    "noise_ratio": "ξ",
+    "regularizer_weight": "β",
+    "reward": "reward",
+    "regularizer": "regularizer",
+    "credit": "credit",
+}
 
 
 def from_dvc(names: Iterable[str] | None = None) -> pd.DataFrame:
@@ -71,7 +77,8 @@ def from_mlflow(experiment: str, names: Iterable[str] | None = None) -> pd.DataF
         if not metrics:  # it is not scored yet
             continue
         weight = float(p["regularizer_weight"]) if p["regularizer"] != "none" else 0.0
-        own = dict(zip(AXES, (float(p["noise_ratio"]), p["regularizer"], weight, p["terms"]), strict=True))
+        credit = p.get("credit", "image")  # runs of before there was another
+        own = dict(zip(AXES, (float(p["noise_ratio"]), p["regularizer"], weight, p["terms"], credit), strict=True))
         scores = {n: float(f"{v:.{DIGITS}g}") for n, v in metrics.items()}
         rows.append({"experiment": name, **own, "seed": int(p["seed"]), **scores})
     return _frame(rows)

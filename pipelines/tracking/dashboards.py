@@ -114,7 +114,7 @@ def plan_dashboards(extractors: Sequence[str], geneval: bool) -> list[Dashboard]
     main = extractors[-1]
     wanted = GENEVAL if geneval else CLASS_ACCURACY if "scorer-classifier" in extractors else f"score/is_mean {main}"
     bars = [bar(FID.format(name)) for name in extractors] + [bar(f"score/is_mean {main}"), bar(wanted)]
-    settings = ["noise_ratio", "regularizer", "regularizer_weight", "terms"]
+    settings = ["noise_ratio", "regularizer", "regularizer_weight", "terms", "credit"]
     ablation = Dashboard(
         key="ablation",
         runs="tags.stage = 'align' AND params.method = 'va-pi'",
