@@ -94,7 +94,7 @@ def ablation_sweep(form: SweepForm = PAPERS_NOISE, dry_run: bool = False) -> Sta
         form.parallelism,
         progress.finished,
     )
-    publish(sweep_name(cells), baseline.profile["profile"], form.model_dump(), by_name)
+    publish(sweep_name(cells), baseline.profile["profile"], form.model_dump(), by_name, upstream.name)
     progress.conclude(baseline.profile)
     failed = [name for name, state in states.items() if not state.is_completed()]
     if failed:
