@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from pipelines.config.params import Params
+from pipelines.config.params import Params, checked
 from pipelines.config.paths import REPORTS
 from pipelines.config.profiles import differences
 from pipelines.reporting.evidence import main_guidance, unique_rows
@@ -21,8 +21,7 @@ from pipelines.reporting.settings import alignment_rows
 from pipelines.reporting.statistics import SCORE_TITLES
 from pipelines.reporting.tables import TABLES, Table
 from pipelines.repository.git import git
-from vapi_core.errors import FileError
-from vapi_core.files import read_yaml
+from vapi_core.errors import FileError, ParameterError
 
 PLAN = REPORTS / "plan.md"
 LATER = REPORTS / "plans"  # of tables that were added when a profile's other results were known
@@ -100,7 +99,8 @@ def plan_sentence(params: Params, table: Table, root: Path = Path()) -> str:
     """What a page says of its plan: by which commit it was made, or that the page is of something else.
 
     The plan of a page is what all tables share and its own section. What no plan names is to be as params.yaml had it
-    in the plan's commit; of variants and controls the rows of the table count.
+    in the plan's commit; of variants and controls the rows of the table count. A parameter that is newer than the plan
+    had its default then.
     """
     file = plan_file(table)
     planned = (root / file).read_text(encoding="utf-8") if (root / file).is_file() else ""
@@ -118,9 +118,11 @@ def plan_sentence(params: Params, table: Table, root: Path = Path()) -> str:
         commit, before, changed = "", None, ""
     if not commit or changed or before is None:
         return f"**Planned, but the plan is not committed:** `{file}`."
-    if other := sorted(
-        differences(_behind(before, table, params), _behind(read_yaml(root / "params.yaml"), table, params))
-    ):
+    try:
+        then = checked(Params, before)
+    except ParameterError:
+        return f"**Not planned:** since its plan, commit {commit}, the names of parameters have changed."
+    if other := sorted(differences(_behind(then, table, params), _behind(params, table, params))):
         return f"**Not planned:** since its plan, commit {commit}, params.yaml has changed in {', '.join(other)}."
     link = file.relative_to(REPORTS)
     return f"Planned in [{link}]({link}), last changed by commit {commit}, {date}."
@@ -132,10 +134,10 @@ def _of_table(text: str, table: Table) -> list[str]:
     return [common, *(part for part in sections if part.startswith((HOW, f"{table.title}\n")))]
 
 
-def _behind(content: dict[str, Any], table: Table, params: Params) -> dict[str, Any]:
-    """The parameters that a table comes from; not which device makes it, nor which other tables there are."""
+def _behind(content: Params, table: Table, params: Params) -> dict[str, Any]:
+    """The parameters that a table comes from; not which device makes it, what MLflow shows, nor which tables there are."""
     rows = {variant.name for variant in unique_rows(table, params)}
-    kept = {name: value for name, value in content.items() if name not in ("device", "tables")}
+    kept = content.model_dump(mode="json", exclude={"device": True, "tables": True, "align": {"images_every"}})
     for group in ("variants", "controls"):
-        kept[group] = {name: value for name, value in kept.get(group, {}).items() if name in rows}
+        kept[group] = {name: value for name, value in kept[group].items() if name in rows}
     return kept

@@ -10,6 +10,7 @@ from pipelines.config.paths import REPORTS
 from pipelines.reporting.plan import LATER, PLAN, plan_sentence, plan_texts, rows_of
 from pipelines.reporting.tables import TABLES
 from tests.pipelines.reporting.workspace import ROOT, content_with, params_with
+from vapi_core.files import read_yaml
 
 
 @pytest.fixture
@@ -88,6 +89,21 @@ def test_a_parameter_that_no_plan_names_stands_in_its_commit(repository):
     set_params(repository, **changes)
     sentence = plan_sentence(params_with(**changes), TABLES["report"], repository)
     assert "**Not planned:**" in sentence and "has changed in tokenizer.training.steps." in sentence
+
+
+def test_what_mlflow_shows_of_a_run_need_not_be_planned(repository):
+    commit(repository)
+    set_params(repository, align={"images_every": 7})
+    sentence = plan_sentence(params_with(align={"images_every": 7}), TABLES["report"], repository)
+    assert sentence.startswith("Planned in")
+
+
+def test_a_parameter_that_is_newer_than_the_plan_had_its_default_then(repository, params):
+    content = read_yaml(repository / "params.yaml")
+    assert content["align"].pop("keep_every") == 0
+    (repository / "params.yaml").write_text(yaml.safe_dump(content, allow_unicode=True))
+    commit(repository)
+    assert plan_sentence(params, TABLES["report"], repository).startswith("Planned in")
 
 
 def test_a_row_of_another_table_does_not_touch_a_page(repository):
