@@ -25,11 +25,13 @@ from pipelines.tracking.stores import (
     sqlite_path,
     tracking_uri,
 )
-from vapi_core.errors import ParameterError, VapiError
+from vapi_core.errors import FileError, ParameterError, VapiError
 
 KEY_TAG = "dvc.key"
 EXPERIMENT_TAG = "dvc.experiment"  # name of the DVC experiment in which a stage ran
 SCORED_TAG = "dvc.scored"  # hash of the outputs that the scores of a run are of
+OUTPUTS_TAG = "vapi.outputs"  # hash of the outputs that a version of a registered model has
+WEIGHTS = "weights"  # folder of artifacts
 SCORE = "score/"  # what the metrics begin with that other stages give to a run
 PARENT_TAGS = ("mlflow.parentRunId", "parent_run_id")
 MEMBER_TAG = "member."  # member.NAME: the run of a table or sweep of that name, of which there may be several
@@ -200,6 +202,40 @@ def name_experiment(experiment: str, key: str, name: str) -> None:
     client = connect()
     for run in live_runs(client, find_or_create_experiment(client, experiment), key):
         client.set_tag(run.info.run_id, EXPERIMENT_TAG, name)
+
+
+@_needing_server()
+def register_weights(experiment: str, key: str, folder: Path, name: str, outputs: str) -> str:
+    """Makes weights a version of a registered model, with the folder's files as artifacts of the run that trained them;
+    returns the version, that which is there if these weights are registered.
+
+    Args:
+        key: of the run.
+        outputs: hash of what is in the folder.
+
+    Raises:
+        ParameterError: the server is away or does not take the name.
+        FileError: the run is gone.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = connect()
+    live = live_runs(client, find_or_create_experiment(client, experiment), key)
+    if not live:
+        raise FileError(folder, f"the run that made it is not in the experiment {experiment}.", "Send or make it anew.")
+    run_id = live[0].info.run_id
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise ParameterError("--name", summary(error)) from None
+    for version in client.search_model_versions(f"name = '{name}'"):
+        if version.tags.get(OUTPUTS_TAG) == outputs:
+            return str(version.version)
+    client.log_artifacts(run_id, str(folder), WEIGHTS)
+    source = f"{live[0].info.artifact_uri}/{WEIGHTS}"
+    made = client.create_model_version(name, source, run_id, tags={OUTPUTS_TAG: outputs})
+    return str(made.version)
 
 
 @_needing_server()

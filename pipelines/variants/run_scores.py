@@ -19,9 +19,11 @@ from pipelines.variants.score_files import short_name
 from pipelines.variants.variant import GRID, Variant
 from vapi_core.files import read_texts
 
+COMPARED = ("fid", "recall", "accuracy", "overall")
+
 
 def report_scores(stage: Stage, variant: Variant, table: pd.DataFrame, judged: pd.DataFrame | None) -> None:
-    """Adds the scores to the run of each seed, and their means over seeds to the stage's metrics."""
+    """Adds the scores to the run of each seed, and the means over seeds of the main ones to the stage's metrics."""
     by_seed = metrics_by_seed(stage.params, variant, table, judged)
     headers = {seed: header_of(stage.params, variant, seed) for seed in variant.seeds}
     add_scores(
@@ -30,8 +32,15 @@ def report_scores(stage: Stage, variant: Variant, table: pd.DataFrame, judged: p
         {headers[seed].key: outputs_hash(variant.output(seed)) for seed in variant.seeds},
         images={headers[seed].key: pictures_of(variant, seed) for seed in variant.seeds},
     )
-    for name in by_seed[variant.seeds[0]]:
+    for name in filter(is_compared, by_seed[variant.seeds[0]]):
         stage.metrics[name] = sum(by_seed[seed][name] for seed in variant.seeds) / len(variant.seeds)
+
+
+def is_compared(name: str) -> bool:
+    """Whether a metric stands in the stage's file, whose columns `dvc metrics show` prints: the main scores, at the main
+    setting. The table of scores and the runs have all."""
+    _, score, *rest = name.split("/")
+    return score in COMPARED and len(rest) == 1
 
 
 def metrics_by_seed(
