@@ -24,7 +24,7 @@ from vapi_core.randomness import stream
 from vapi_core.sampling.sampler import SamplingConfig, batch_in_memory, filtered_probabilities, guide, invert_cdf
 from vapi_core.scoring.features import PixelScaling
 from vapi_core.training.classification import augment
-from vapi_core.training.loop import MicroBatch, OptimizationConfig
+from vapi_core.training.loop import MicroBatch, OptimizationConfig, parts_of
 from vapi_core.training.pretraining import GeneratorObjective, TokenizerObjective
 
 NOTHING = Work()
@@ -229,7 +229,7 @@ def alignment_work(shared: _Shared, alignment: Alignment, size: int) -> Work:
         def build() -> Work:
             policy, objective = models.open_objective(params, alignment, layers)
             rows = models.without_steps(policy)
-            work = measure(lambda: objective(micro_batch(some)))
+            work = measure(lambda: [part.loss()[0].backward() for part in parts_of(objective, micro_batch(some))])
             return work + decode_steps(params, layers, rows[0], None) * len(rows) if rows else work
 
         return counted(build)
