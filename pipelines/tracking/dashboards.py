@@ -71,7 +71,7 @@ class Dashboard:
             removed = {"metricSectionId": self.sections[0].name, "deleted": True, "isGenerated": True}
             charts += [{"uuid": name, **bar(name), **removed} for name in sorted({*others} - drawn)]
             pictures = {ANSWER, PREVIEW, SAMPLED, *other_pictures(others)} - drawn
-            charts += [{"uuid": name, **image(name, ""), **removed} for name in sorted(pictures)]
+            charts += [{"uuid": name, **image(name), **removed} for name in sorted(pictures)]
         sections = [
             {
                 "uuid": section.name,
@@ -114,28 +114,27 @@ def parallel_coordinates(params: Sequence[str], metrics: Sequence[str]) -> dict[
     }
 
 
-def contour(x: str, y: str, metric: str, title: str) -> dict[str, Any]:
+def contour(x: str, y: str, metric: str) -> dict[str, Any]:
     """A score over two parameters."""
-    return {"type": "CONTOUR", "xaxis": _param(x), "yaxis": _param(y), "zaxis": _metric(metric), "displayName": title}
+    return {"type": "CONTOUR", "xaxis": _param(x), "yaxis": _param(y), "zaxis": _metric(metric)}
 
 
-def scatter(x: dict[str, str], y: dict[str, str], title: str) -> dict[str, Any]:
-    return {"type": "SCATTER", "xaxis": x, "yaxis": y, "runsCountToCompare": 500, "displayName": title}
+def scatter(x: dict[str, str], y: dict[str, str]) -> dict[str, Any]:
+    return {"type": "SCATTER", "xaxis": x, "yaxis": y, "runsCountToCompare": 500}
 
 
-def bar(metric: str, title: str | None = None) -> dict[str, Any]:
-    return {"type": "BAR", "metricKey": metric, "runsCountToCompare": 100, "displayName": title}
+def bar(metric: str) -> dict[str, Any]:
+    return {"type": "BAR", "metricKey": metric, "runsCountToCompare": 100}
 
 
-def image(name: str, title: str) -> dict[str, Any]:
+def image(name: str) -> dict[str, Any]:
     """The pictures of a name, of every run that has some, with a slider over their steps."""
-    return {"type": "IMAGE", "imageKeys": [name], "step": 0, "showRunParams": False, "displayName": title}
+    return {"type": "IMAGE", "imageKeys": [name], "step": 0, "showRunParams": False}
 
 
-def line(metric: str, title: str) -> dict[str, Any]:
+def line(metric: str) -> dict[str, Any]:
     """A curve over steps."""
     return {
-        "displayName": title,
         "type": "LINE",
         "metricKey": metric,
         "selectedMetricKeys": [metric],
@@ -188,27 +187,23 @@ def plan_dashboards(extractors: Sequence[str], geneval: bool) -> list[Dashboard]
         order=metric(fid),
         columns=[*settings, *scores],
         sections=[
-            Section("The answer", [image(ANSWER, "The best cell, and the base as a line")], columns=1, height=620),
+            Section("The best cell, and the base as a line", [image(ANSWER)], columns=1, height=620),
             Section(
-                "Every seed",
+                f"Every seed: FID by {main}, {LOWER}",
                 [
-                    scatter(_param("noise_ratio"), _metric(fid), f"FID by {main} over ξ: {LOWER}"),
-                    scatter(_param("regularizer_weight"), _metric(fid), f"FID by {main} over β: {LOWER}"),
-                    contour("noise_ratio", "regularizer_weight", fid, f"FID by {main} over ξ and β: {LOWER}"),
-                    scatter(_param("noise_ratio"), _metric(wanted), f"{called} over ξ: {HIGHER}"),
-                ],
-            ),
-            Section("Settings and scores", [parallel_coordinates(SETTINGS, [fid, wanted])], columns=1, height=420),
-            Section("Images", [image(PREVIEW, "Base, and as the training goes on"), image(SAMPLED, "Sampled sets")]),
-            Section(
-                "Training",
-                [
-                    line("train/reward", f"reward: {HIGHER}"),
-                    line("train/ce", "cross-entropy"),
-                    line("train/entropy", "entropy"),
+                    scatter(_param("noise_ratio"), _metric(fid)),
+                    scatter(_param("regularizer_weight"), _metric(fid)),
+                    contour("noise_ratio", "regularizer_weight", fid),
                 ],
                 columns=3,
             ),
+            Section(
+                f"Every seed: {called}, {HIGHER}",
+                [scatter(_param(name), _metric(wanted)) for name in ("noise_ratio", "regularizer_weight")],
+            ),
+            Section("Settings and scores", [parallel_coordinates(SETTINGS, [fid, wanted])], columns=1, height=420),
+            Section("Images: base and now over steps, and sampled sets", [image(PREVIEW), image(SAMPLED)]),
+            Section("Training", [line(f"train/{name}") for name in ("reward", "ce", "entropy")], columns=3),
         ],
     )  # not grouped by settings: MLflow has no parallel coordinates and no images of groups
     methods = Dashboard(
@@ -217,25 +212,15 @@ def plan_dashboards(extractors: Sequence[str], geneval: bool) -> list[Dashboard]
         order="tags.`mlflow.runName`",
         columns=[param("method"), *settings, *scores],
         sections=[
+            Section(f"FID, mean over seeds: {LOWER}", [bar(name) for name in fids]),
+            Section(f"{called} and recall, mean over seeds: {HIGHER}", [bar(wanted), bar(recall)]),
             Section(
-                "Scores",
-                [
-                    *(bar(name, f"FID by {name.rpartition('/')[2]}: {LOWER}") for name in fids),
-                    bar(wanted, f"{called}: {HIGHER}"),
-                    bar(recall, f"recall by {main}: {HIGHER}"),
-                ],
-            ),
-            Section(
-                "Sharpening or improving",
-                [
-                    scatter(
-                        _metric(recall), _metric(precision), f"precision over recall, by {main}: up and right is better"
-                    )
-                ],
+                "Sharpening or improving: up and right is better",
+                [scatter(_metric(recall), _metric(precision))],
                 columns=1,
                 height=420,
             ),
-            Section("Training", [line("train/loss", "loss"), line("train/ce", "cross-entropy")]),
+            Section("Training", [line("train/loss"), line("train/ce")]),
         ],
         group_by="variant",
     )
@@ -253,7 +238,7 @@ def encode(name: str, view: dict[str, Any], created: int) -> str:
 
 def url(server: str, experiment_id: str, dashboard: Dashboard) -> str:
     """The address of a dashboard. After a reload of the page the menu Views has it."""
-    mode = "compareRunsMode=CHART&" if dashboard.sections else ""
+    mode = f"workflowType=machine_learning&{'compareRunsMode=CHART&' if dashboard.sections else ''}"
     return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?{mode}viewStateShareKey={dashboard.key}"
 
 
