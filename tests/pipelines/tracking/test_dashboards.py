@@ -20,7 +20,7 @@ from pipelines.variants.score_files import short_name
 from tests.browser import needs_browser, open_browser, picture
 
 EXTRACTORS = ("efficientnet-lite0", "scorer-classifier")
-PLANNED = {d.key: d for d in dashboards.plan_dashboards(EXTRACTORS, geneval=False)}
+PLANNED = {d.key: d for d in dashboards.plan_dashboards(EXTRACTORS, geneval=False, last=50)}
 
 
 def log_run(variant, table, seed, params, fid, picture=None, ablation="cell"):
@@ -194,7 +194,7 @@ def test_settings_and_scores_are_columns_of_the_runs_and_the_page_is_one_of_trai
     finally:
         browser.save_screenshot(picture("runs", tmp_path))
     sections = {link.text for link in browser.find_elements("css selector", "a")}
-    assert "Experiments" in sections and "Traces" not in sections  # which the pages of GenAI have
+    assert "Model registry" in sections and "Prompts" not in sections  # of training, of GenAI
 
 
 def test_a_view_is_kept_in_the_form_that_mlflow_reads():
