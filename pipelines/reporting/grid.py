@@ -17,10 +17,11 @@ import pandas as pd
 
 from pipelines.config.paths import WORK
 from pipelines.reporting.grid_figures import best_cell, draw, draw_answer
+from pipelines.repository.git import experiments
 from pipelines.tracking import mlflow_runs
 from pipelines.tracking import runs as tracking
 from pipelines.tracking.mlflow_runs import SCORE
-from pipelines.variants.cells import DIGITS, FinishedCell, cells_of_head, experiments, read_cell, read_key, read_variant
+from pipelines.variants.cells import DIGITS, FinishedCell, cells_of_head, read_cell, read_key, read_variant
 from pipelines.variants.sweep import AXES, is_cell, setting
 from pipelines.variants.variant import ABLATION, BASE
 from vapi_core.errors import FileError
@@ -71,7 +72,8 @@ def from_mlflow(experiment: str, names: Iterable[str] | None = None) -> pd.DataF
         if not metrics:  # it is not scored yet
             continue
         weight = float(p["regularizer_weight"]) if p["regularizer"] != "none" else 0.0
-        own = dict(zip(AXES, (float(p["noise_ratio"]), p["regularizer"], weight, p["terms"]), strict=True))
+        credit = p.get("credit", "image")  # runs of before there was another
+        own = dict(zip(AXES, (float(p["noise_ratio"]), p["regularizer"], weight, p["terms"], credit), strict=True))
         scores = {n: float(f"{v:.{DIGITS}g}") for n, v in metrics.items()}
         rows.append({"experiment": name, **own, "seed": int(p["seed"]), **scores})
     return _frame(rows)

@@ -13,7 +13,13 @@ from pipelines.variants.sweep import AXES
 from vapi_core.scoring.statistics import mean_and_standard_error, t_interval
 
 DRAWN = ("fid", "is_mean", "accuracy", "overall")
-LABELS = {"noise_ratio": "ξ", "regularizer_weight": "β", "reward": "reward", "regularizer": "regularizer"}
+LABELS = {
+    "noise_ratio": "ξ",
+    "regularizer_weight": "β",
+    "reward": "reward",
+    "regularizer": "regularizer",
+    "credit": "credit",
+}
 
 
 def over_axis(grid: pd.DataFrame, axis: str, score: str) -> dict[str, pd.DataFrame]:

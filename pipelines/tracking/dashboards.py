@@ -27,7 +27,7 @@ from pipelines.variants.variant import ABLATION, SWEEP
 from vapi_core.files import read_yaml
 
 LOCAL_SERVER = "http://127.0.0.1:5000"
-SETTINGS = ("noise_ratio", "regularizer", "regularizer_weight", "terms")
+SETTINGS = ("noise_ratio", "regularizer", "regularizer_weight", "terms", "credit")
 LOWER, HIGHER = "lower is better", "higher is better"
 
 

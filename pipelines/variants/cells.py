@@ -9,7 +9,7 @@ import pandas as pd
 import yaml
 
 from pipelines.config.paths import RUN_FILE, SCORES
-from pipelines.repository.git import git
+from pipelines.repository.git import experiments, git
 from pipelines.variants.loading import PARAMS_FILE, check_params
 from pipelines.variants.run_scores import metrics_by_seed
 from pipelines.variants.score_files import GENEVAL_TABLE, SCORES_TABLE, short_name
@@ -29,13 +29,6 @@ class FinishedCell:
     variant: Variant
     scores: dict[int, dict[str, float]]  # seed -> score, e.g. "score/fid/scorer" -> its value
     main: str  # the extractor that the profile judges by, as in the names of scores
-
-
-def experiments(root: Path = Path(), baseline: str = "*/*") -> dict[str, str]:
-    """Name -> commit of DVC's experiments here: git references refs/exps/BASELINE/NAME, of any baseline or of one."""
-    pattern = f"refs/exps/{baseline}/*"
-    lines = git(root, "for-each-ref", "--format=%(refname:lstrip=4) %(objectname)", pattern).splitlines()
-    return {name: commit for name, _, commit in (line.rpartition(" ") for line in lines)}
 
 
 def cells_of_head(root: Path = Path()) -> list[str]:

@@ -17,6 +17,7 @@ from vapi_core import distributed
 from vapi_core.alignment.method import Setting
 from vapi_core.errors import FileError, ParameterError
 from vapi_core.files import atomic_path, link_tree, read_json, write_json
+from vapi_core.memory import part_bytes
 from vapi_core.models.checkpoints import model_hash, save_model
 from vapi_core.models.classifier import load_classifier
 from vapi_core.models.policy import Policy
@@ -133,7 +134,8 @@ def train_seed(stage: Stage, variant: Variant, alignment: Alignment, seed: int, 
     """Trains in place, resumable, and saves weights and curves; returns what it cost."""
     generator, tokenizer = open_policy(stage, alignment), open_tokenizer(stage.device)
     data, networks = open_split("train", stage.device, stage.params.generator.family), LentNetworks(stage, alignment)
-    setting = Setting(generator, tokenizer, data, networks, alignment.optimization, seed, stage.dtype)
+    part = int(distributed.from_main(part_bytes(stage.device)))  # all cut a step alike, or FSDP waits for ever
+    setting = Setting(generator, tokenizer, data, networks, alignment.optimization, seed, stage.dtype, part)
     objective = autocast(alignment.method.open(alignment.config, setting), stage.device, stage.dtype)
     kind = alignment.method.trains
     trained: Any = {"generator": generator, "tokenizer": tokenizer}[kind]

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from pipelines.repository.git import experiments
 from pipelines.variants import cells, sweep
 from pipelines.variants.sweep_form import opening_form
 from tests.checkout import ROOT, Checkout
@@ -342,7 +343,15 @@ def test_a_cell_of_a_sweep_is_an_experiment_that_takes_its_upstream_from_the_cac
     ):
         assert checkout.run("git", *command).returncode == 0
     form = opening_form(noise_ratios=[0.9], seeds=[0], steps=2)
-    (cell,) = sweep.plan_cells(form, sweep.read_baseline(None, checkout.path))
+    baseline = sweep.read_baseline(None, checkout.path)
+    upstream = sweep.plan_upstream(form, baseline)
+    result = checkout.run(*sweep.command(upstream))
+    assert result.returncode == 0 and running(result) == set(), result.stdout + result.stderr
+    bases = sweep.read_bases(experiments(checkout.path)[upstream.name], checkout.path)
+    locked = {out["path"]: out["md5"] for stage in checkout.lock().values() for out in stage["outs"]}
+    assert {"data/tokenizer", "data/tokens", "data/generator", "data/classifiers/reward"} <= set(bases)
+    assert bases.items() <= locked.items()
+    (cell,) = sweep.plan_cells(form, baseline, bases)
     result = checkout.run(*sweep.command(cell))
     assert result.returncode == 0, result.stdout + result.stderr
     assert running(result) == {f"{kind}@{cell.cell.name}" for kind in ("align", "sample", "score")}

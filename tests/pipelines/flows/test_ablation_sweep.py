@@ -23,7 +23,9 @@ from vapi_core.errors import FileError
 PNG = b"\x89PNG\r\n\x1a\n"
 PARAMS = read_profile("mnist", Path(__file__).parents[3])
 PROFILE = PARAMS | {"profile": "tiny"}
-(CELL,) = plan_cells(opening_form(noise_ratios=[0.0], reward_terms=["mse"]), Baseline("abc", PARAMS, PARAMS))
+(CELL,) = plan_cells(
+    opening_form(noise_ratios=[0.0], reward_terms=["mse"]), Baseline("head", "state", "abc", PARAMS, PARAMS), {}
+)
 PLAIN = """
 import json
 from pipelines.flows.ablation_sweep import ablation_sweep  # before prefect, whose settings it makes

@@ -173,7 +173,7 @@ def test_a_cell_that_dvc_takes_from_its_cache_has_the_run_that_made_it(sweep):
 
 def grid():
     rows = [
-        (noise, kind, weight, "mse", seed, noise + weight + seed)
+        (noise, kind, weight, "mse", "image", seed, noise + weight + seed)
         for noise in (0.0, 0.5)
         for kind in ("ce", "kl")
         for weight in (0.1, 1.0)

@@ -4,10 +4,9 @@ import subprocess
 
 import pytest
 
-from pipelines.repository.git import git
+from pipelines.repository.git import experiments, git
 from pipelines.tracking import runs as tracking
 from pipelines.variants import sweep
-from pipelines.variants.cells import experiments
 from vapi_core.errors import FileError
 
 

@@ -62,7 +62,13 @@ def server(tmp_path_factory):
     uri = os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
     try:
         for i, (noise, weight) in enumerate((n, w) for n in (0.0, 0.25, 0.5) for w in (0.01, 0.1, 1.0)):
-            setting = {"noise_ratio": noise, "regularizer": "ce", "regularizer_weight": weight, "terms": "mse"}
+            setting = {
+                "noise_ratio": noise,
+                "regularizer": "ce",
+                "regularizer_weight": weight,
+                "terms": "mse",
+                "credit": "image",
+            }
             for seed in (4, 5):
                 fid = 1 + noise + weight + seed / 10
                 log_run(f"cell-{i}", "sweep", seed, {"method": "va-pi", **setting}, fid, picture if i == 0 else None)

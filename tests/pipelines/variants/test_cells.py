@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from pipelines.config.profiles import read_profile
-from pipelines.variants.cells import cells_of_head, experiments, read_cell, read_scores
+from pipelines.repository.git import experiments
+from pipelines.variants.cells import cells_of_head, read_cell, read_scores
 from vapi_core.errors import FileError
 
 ROOT = Path(__file__).parents[3]
