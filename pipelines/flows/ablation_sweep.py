@@ -142,7 +142,7 @@ class Progress:
             return
         address = urlsplit(server)  # without a password: Prefect keeps the links
         server = address._replace(netloc=address.netloc.rpartition("@")[2]).geturl().rstrip("/")
-        boards = dashboards.plan_dashboards(profile["score"]["extractors"], profile["score"]["geneval"] is not None)
+        boards = dashboards.dashboards_of(profile)
         experiment = dashboards.register(profile["profile"], boards)
         create_link_artifact(
             f"{server}/#/experiments/{experiment}", key=f"{self._key}-runs", link_text="runs in MLflow"
