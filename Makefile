@@ -11,11 +11,13 @@ export DO_NOT_TRACK := true
 help:
 	@grep -E '^[a-z-]+:.*#' Makefile | awk -F ':.*# ' '{printf "make %-14s%s\n", $$1, $$2}'
 
-.venv/installed: requirements.lock
+# Bytecode is compiled here, a minute once: every stage and test starts a process, and some machines keep none.
+.venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; name one with PYTHON=..." if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check "$(UV)"
-	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes --allow-empty-requirements requirements.lock
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes --allow-empty-requirements --compile-bytecode requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --offline --no-deps --no-build-isolation --editable .
 	touch $@
 
 repro: .venv/installed # install, and run the experiment of params.yaml
@@ -55,4 +57,4 @@ check-assets: .venv/installed # which files a profile needs, and which are missi
 	@python -m pipelines.commands.assets $(NAME)
 
 lock: # make requirements.lock anew from pyproject.toml
-	uv pip compile --universal --generate-hashes --python-version 3.11 --extra dev --quiet pyproject.toml -o requirements.lock
+	uv pip compile --universal --generate-hashes --python-version 3.11 --extra lab --extra dev --quiet pyproject.toml -o requirements.lock

@@ -67,7 +67,7 @@ def run_experiment(experiment: Experiment, gpus: list[str]) -> State:
 
 @flow(name="ablation-sweep")
 def ablation_sweep(form: SweepForm = PAPERS_NOISE, dry_run: bool = False) -> State:
-    """Runs VA-π with every combination of noise ratios, regularizers, their weights and rewards, with every seed.
+    """Runs VA-π with every combination of noise ratios, regularizers, their weights, rewards and credits, with every seed.
 
     Args:
         form: the grid.
@@ -94,7 +94,7 @@ def ablation_sweep(form: SweepForm = PAPERS_NOISE, dry_run: bool = False) -> Sta
         form.parallelism,
         progress.finished,
     )
-    publish(sweep_name(cells), baseline.profile["profile"], form.model_dump(), by_name)
+    publish(sweep_name(cells), baseline.profile["profile"], form.model_dump(), by_name, upstream.name)
     progress.conclude(baseline.profile)
     failed = [name for name, state in states.items() if not state.is_completed()]
     if failed:

@@ -31,7 +31,7 @@ from vapi_core.errors import FileError, ParameterError
 from vapi_core.files import read_yaml
 
 CODE = ("params.yaml", "dvc.yaml", "pipelines", "vapi_core")  # what decides a cell's result, beside git's HEAD
-AXES = ("noise_ratio", "regularizer", "regularizer_weight", "reward")
+AXES = ("noise_ratio", "regularizer", "regularizer_weight", "reward", "credit")
 UPSTREAM = f"score-control@{BASE}"  # the base is scored with all that a cell needs before its alignment
 
 
@@ -77,19 +77,22 @@ def plan_cells(form: SweepForm, baseline: Baseline, bases: dict[str, str]) -> li
     """
     cells: dict[str, Experiment] = {}
     upstream = plan_upstream(form, baseline)
-    for noise, kind, weight, terms in itertools.product(
-        form.noise_ratios, form.regularizers, form.regularizer_weights, form.reward_terms
+    for noise, kind, weight, terms, credit in itertools.product(
+        form.noise_ratios, form.regularizers, form.regularizer_weights, form.reward_terms, form.credits
     ):
         reward = _in_order(terms)
+        credit = credit if reward else "image"  # without a reward there is none to give
         weight = 0.0 if kind == "none" else weight
         if not reward and (kind != "ce" or weight == 0):  # the KL of the base to itself has no gradient either
             continue
         name = f"noise{_in_name(noise)}-{kind}{_in_name(weight)}-{'_'.join(reward) or PRIOR_ONLY}"
+        name += f"-{credit}" if credit != "image" else ""
         changes = {
             "noise_ratio": noise,
             "regularizer": kind,
             "regularizer_weight": weight,
             "reward": _reward_weights(reward, baseline),
+            "credit": credit,
             "keep_every": 0,
         }
         if form.steps is not None:
@@ -99,7 +102,7 @@ def plan_cells(form: SweepForm, baseline: Baseline, bases: dict[str, str]) -> li
         cell = find_variant(check_params(params), name)
         overrides = differences(_shared_params(form, baseline), params)
         experiment = f"{name}-{_digest([baseline.revision, params, bases])}"
-        # of kind none all weights, and of a reward all orders of its terms, are one cell
+        # of kind none all weights, of a reward all orders of its terms, and without one all credits are one cell
         cells[experiment] = Experiment(experiment, baseline.head, upstream.name, overrides, cell.stage("score"), cell)
     if not cells:
         raise ParameterError("reward_terms", f"'{PRIOR_ONLY}' needs the regularizer ce and a weight above 0.")
@@ -108,7 +111,7 @@ def plan_cells(form: SweepForm, baseline: Baseline, bases: dict[str, str]) -> li
 
 def is_cell(experiment: str) -> bool:
     """Whether an experiment of this name is a cell that `plan_cells` planned."""
-    return re.fullmatch(r"noise\S+-(ce|kl|none)\S+-[a-z0-9_]+-[0-9a-f]{8}", experiment) is not None
+    return re.fullmatch(r"noise\S+-(ce|kl|none)\S+-[a-z0-9_]+(-token(-3x3)?)?-[0-9a-f]{8}", experiment) is not None
 
 
 def variant_name(experiment: str) -> str:
@@ -121,7 +124,7 @@ def setting(alignment: Alignment) -> dict[str, Any]:
     c = alignment.config
     weight = 0.0 if c.regularizer == "none" else c.regularizer_weight
     reward = "+".join(c.reward.terms) or PRIOR_ONLY
-    return dict(zip(AXES, (c.noise_ratio, c.regularizer, weight, reward), strict=True))
+    return dict(zip(AXES, (c.noise_ratio, c.regularizer, weight, reward, c.credit), strict=True))
 
 
 def sweep_name(cells: Iterable[Experiment]) -> str:

@@ -96,8 +96,8 @@ def test_a_cell_whose_scores_are_gone_is_listed_with_its_problem_and_ends_nothin
 
 
 def test_the_scores_of_several_seeds_have_a_standard_error_and_that_of_one_seed_stands_alone():
-    assert ablation_sweep.scores_row({"score/fid toy": [1.0, 3.0]}) == {"fid toy": "2 ± 1"}
-    assert ablation_sweep.scores_row({"score/fid toy": [9.25]}) == {"fid toy": "9.25"}
+    assert ablation_sweep.scores_row({"score/fid/toy": [1.0, 3.0]}) == {"fid/toy": "2 ± 1"}
+    assert ablation_sweep.scores_row({"score/fid/toy": [9.25]}) == {"fid/toy": "9.25"}
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ def test_a_form_is_every_combination_of_its_lists():
         "regularizer": "ce",
         "regularizer_weight": 0.1,
         "reward": "mse+perceptual",
+        "credit": "image",
     }
     assert cells[0].cell.seeds == (1,) and added(cells[0])["align"]["noise_ratio"] == 0.0
 
@@ -73,6 +74,17 @@ def test_a_cell_is_a_variant_of_va_pi_in_the_table_of_sweeps_with_all_seeds_of_t
     assert [(s.temperature, s.guidance_scale) for s in variant.samplings] == [(1.0, 1.0)]
     assert len(variant.sets) == 2  # one of each seed, and none on the way
     assert cell.stage == f"score@{variant.name}" and sweep.variant_name(cell.name) == variant.name
+
+
+def test_credit_is_an_axis_where_there_is_a_reward():
+    credits = ["image", "token", "token-3x3"]
+    cells = plan_cells(opening_form(noise_ratios=[0.5], reward_terms=["mse", "prior"], credits=credits), baseline())
+    assert [(s["reward"], s["credit"]) for s in settings(cells)] == [*(("mse", c) for c in credits), ("prior", "image")]
+    assert [cell.cell.name.removeprefix("noise0_5-ce0_1-") for cell in cells] == [
+        *("mse", "mse-token", "mse-token-3x3"),
+        "prior",
+    ]
+    assert all(sweep.is_cell(cell.name) and sweep.variant_name(cell.name) == cell.cell.name for cell in cells)
 
 
 def test_without_a_regularizer_its_weight_makes_no_cells():
@@ -142,6 +154,7 @@ def test_the_upstream_makes_all_that_a_cell_needs_before_its_own_stages_and_scor
         ("regularizer_weights", [-1]),
         ("regularizers", ["dropout"]),
         ("reward_terms", ["mse+beauty"]),
+        ("credits", ["pixel"]),
         ("seeds", []),
         ("parallelism", 0),
         ("noise_ratio", [0.5]),
