@@ -1,6 +1,6 @@
 """Preset dashboards of MLflow: which charts stand side by side when the experiment of a profile is opened.
 
-`python -m pipelines.tracking.dashboards` registers them for the profile of params.yaml and prints their URLs.
+`vapi dashboards` registers them for the profile of params.yaml and prints their URLs.
 A dashboard is a view of an experiment's runs that MLflow keeps as an experiment tag, in a format that it does not document:
 what is here was read off MLflow 3.17's own user interface. tests/pipelines/tracking/test_dashboards.py checks it in a browser.
 """

@@ -1,6 +1,6 @@
 """One DVC experiment in a temporary directory, beside any number of others: what runs a cell.
 
-`python -m pipelines.variants.experiment --name NAME ...` is `dvc --wait-for-lock exp run --temp --name NAME ...`.
+`vapi run --name NAME ...` is `dvc --wait-for-lock exp run --temp --name NAME ...`; sweeps call this module.
 DVC's own command line runs in this process, with one departure from DVC (as of 3.67.1; tempdir.py and workspace.py in
 dvc/repo/experiments/queue). DVC puts the experiments of all its processes in one git stash, from which each takes by position, without the
 repository's lock, until the stash is empty: of two that run at the same time one may take the other's. Here every name has a
@@ -17,6 +17,7 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from dvc.cli import main as run_dvc
@@ -93,9 +94,15 @@ def use_own_queue(name: str) -> None:
     Experiments.tempdir_queue = cached_property(tempdir_queue)
 
 
+def run(name: str, arguments: Sequence[str]) -> int:
+    """Runs an experiment with options and targets of `dvc exp run`; returns DVC's exit code."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # at once: the stage ends with it, and the next experiment tidies up
+    use_own_queue(name)
+    return run_dvc(["--wait-for-lock", "exp", "run", "--temp", "--name", name, *arguments])
+
+
 @one_message
 def main() -> int:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # at once: the stage ends with it, and the next experiment tidies up
     parser = argparse.ArgumentParser(
         usage="python -m pipelines.variants.experiment --name NAME [any option of `dvc exp run`] TARGET ...",
         description="Runs one DVC experiment in a temporary directory.",
@@ -103,8 +110,7 @@ def main() -> int:
     )
     parser.add_argument("--name", required=True, help="of the experiment")
     options, others = parser.parse_known_args()
-    use_own_queue(options.name)
-    return run_dvc(["--wait-for-lock", "exp", "run", "--temp", "--name", options.name, *others])
+    return run(options.name, others)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import pytest
 
+from pipelines.cli.__main__ import main
 from pipelines.commands import reach
 from pipelines.variants.loading import check_params
 from tests.pipelines.variants.workplace import fill, tiny_content
@@ -16,7 +17,7 @@ def finished(tmp_path, monkeypatch):
 
 
 def test_it_prints_shares_that_add_up_to_one(finished, capsys):
-    assert reach.main(["--images", "3"]) == 0
+    assert main(["reach", "--images", "3"]) == 0
     printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
     assert list(printed) == ["own", "around", "elsewhere", "own_correlation", "near_correlation"]
     assert sum(float(printed[name]) for name in ("own", "around", "elsewhere")) == pytest.approx(1.0, abs=2e-3)
@@ -24,5 +25,5 @@ def test_it_prints_shares_that_add_up_to_one(finished, capsys):
 
 @pytest.mark.parametrize("name", ["cross-entropy", "base"])
 def test_a_variant_without_a_reward_is_told_so(finished, capsys, name):
-    assert reach.main(["--variant", name]) == 1
+    assert main(["reach", "--variant", name]) == 1
     assert f"--variant: {name} has no reward of reconstruction" in capsys.readouterr().err
