@@ -11,11 +11,12 @@ export DO_NOT_TRACK := true
 help:
 	@grep -E '^[a-z-]+:.*#' Makefile | awk -F ':.*# ' '{printf "make %-14s%s\n", $$1, $$2}'
 
+# Bytecode is compiled here, a minute once: every stage and test starts a process, and some machines keep none.
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; name one with PYTHON=..." if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check "$(UV)"
-	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes --allow-empty-requirements requirements.lock
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes --allow-empty-requirements --compile-bytecode requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --offline --no-deps --no-build-isolation --editable .
 	touch $@
 

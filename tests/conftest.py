@@ -1,5 +1,8 @@
+import os
+
 import torch
 
+os.environ.setdefault("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")  # tests compare all metrics of a run
 torch.set_num_threads(1)  # models this small only lose by more threads, and the more so the busier the machine
 
 # these start many processes and take minutes; they go first, so that no worker has one left when the others have ended

@@ -1,5 +1,6 @@
 """`vapi profile|assets|plan|run|report|sweep|results|reach`: the experiment of params.yaml, from its files to its report."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -32,9 +33,31 @@ def check(profile: Profile = None) -> int:
     return assets.check(profile)
 
 
+@command(
+    "vapi estimate llamagen-xl-c2i --gpu h100",
+    "vapi estimate --measure",
+    "vapi estimate --beside reports/stages",
+    panel=EXPERIMENT,
+)
+def estimate(
+    profile: Profile = None,
+    gpu: Annotated[str, typer.Option(help="the machine: cpu, or a GPU")] = "cpu",
+    measure: Annotated[
+        bool, typer.Option("--measure", help="measure the CPU's rates here, which takes ten seconds")
+    ] = False,
+    beside: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="compare with what stages measured of themselves")
+    ] = None,
+) -> None:
+    """Says how much time and disk every stage needs, before any work."""
+    from pipelines.commands import estimate
+
+    estimate.estimate(profile, gpu, measure, beside)
+
+
 @command("vapi plan", panel=EXPERIMENT)
 def plan() -> None:
-    """Writes reports/plan.md, the plan of params.yaml, which is committed before the run."""
+    """Writes the plans of params.yaml, reports/plan.md first, which are committed before the run."""
     from pipelines.commands import plan
 
     plan.plan()
@@ -52,7 +75,7 @@ def run(
     change: Annotated[
         list[str] | None, typer.Option("--set-param", "-S", metavar="NAME=VALUE", help="a DVC experiment with it")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="a DVC experiment of this name, in a folder of its own")] = None,
+    name: Annotated[str | None, typer.Option(help="of the DVC experiment")] = None,
     prefect: Annotated[bool, typer.Option("--prefect", help="each stage as a task of a Prefect flow")] = False,
     parallelism: Annotated[int, typer.Option(min=1, help="with --prefect: stages at the same time")] = 2,
 ) -> int:
@@ -101,14 +124,17 @@ def results(
     results.results(cells or (), source, profile)
 
 
-@command("vapi reach --images 256 --variant only-mse", panel=EXPERIMENT)
+@command("vapi reach --images 256 --variant only-mse", "vapi reach --images 16 --groups 512", panel=EXPERIMENT)
 def reach(
     variant: Annotated[str, typer.Option(help="whose reward; its method is va-pi")] = "va-pi",
     images: Annotated[int, typer.Option(min=1, help="of the training; each token of each is exchanged")] = 64,
-    seed: Annotated[int, typer.Option(help="of the two draws")] = 0,
+    groups: Annotated[
+        int, typer.Option(min=0, help="of rollouts of an image, an even number: compares the gradients of each credit")
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="of the draws")] = 0,
     device: Device = "auto",
 ) -> None:
     """Measures where the reward of a finished run changes when one token does."""
     from pipelines.commands import reach
 
-    reach.reach(variant, images, seed, device)
+    reach.reach(variant, images, groups, seed, device)

@@ -1,4 +1,4 @@
-"""`vapi sample|score|geneval|export`: images and models, of the run or of anywhere."""
+"""`vapi sample|score|geneval|export|register`: images and models, of the run or of anywhere."""
 
 from pathlib import Path
 from typing import Annotated
@@ -194,3 +194,14 @@ def folder(
     from pipelines.commands import draw
 
     print(f"{draw.export_folder(directory, folder)} images in {folder}")
+
+
+@command("vapi register data/aligned/va-pi/30 --name mnist-va-pi", panel=IMAGES)
+def register(
+    directory: Annotated[Path, typer.Argument(help="aligned weights of one seed")],
+    name: Annotated[str | None, typer.Option(help="of the model (default: PROFILE-VARIANT)")] = None,
+) -> None:
+    """Registers aligned weights as a version of a model in MLflow's registry."""
+    from pipelines.commands import register
+
+    register.register(directory, name)

@@ -19,7 +19,7 @@ def run(targets: Sequence[str], changes: Sequence[str] = (), name: str | None = 
 
     Args:
         changes: of params, `name=value`; with any it is an experiment of DVC's, in this folder.
-        name: of an experiment in a folder of its own.
+        name: of the experiment; with one it is an experiment, whether there are changes or not.
         tasks: stages at the same time, as tasks of a Prefect flow.
 
     Raises:
@@ -32,13 +32,15 @@ def run(targets: Sequence[str], changes: Sequence[str] = (), name: str | None = 
                 "--prefect", "it goes neither with --set-param nor with --name; `vapi sweep` has both."
             )
         return _run_flow(targets, tasks)
-    given = [*(part for change in changes for part in ("--set-param", change)), *targets]
-    if name is not None:
-        from pipelines.variants import experiment
+    return _told(_run_dvc(dvc_command(targets, changes, name)), targets)
 
-        _use_own_programs()
-        return _explained(experiment.run(name, given))
-    return _told(_run_dvc(["exp", "run", *given] if changes else ["repro", *given]), targets)
+
+def dvc_command(targets: Sequence[str], changes: Sequence[str], name: str | None) -> list[str]:
+    """What is typed behind `dvc`."""
+    if name is None and not changes:
+        return ["repro", *targets]
+    named = [] if name is None else ["--name", name]
+    return ["exp", "run", *named, *(part for change in changes for part in ("--set-param", change)), *targets]
 
 
 def report(table: str | None = None, fill_readme: bool = False) -> int:

@@ -40,6 +40,19 @@ def check_run_cache(root: Path = Path()) -> None:
         raise FileError(empty[0], problem, remedy)
 
 
+def locked_stages(root: Path = Path()) -> list[str]:
+    """The stages that dvc.lock has a finished run of."""
+    lock = root / LOCK
+    return list((yaml.load(lock.read_bytes(), Loader) or {}).get("stages", {})) if lock.is_file() else []
+
+
+def output_hashes(content: str) -> dict[str, str]:
+    """Path -> DVC's hash of every output that a dvc.lock has of a finished stage, in the order of the paths."""
+    stages = (yaml.load(content, Loader) or {}).get("stages", {})
+    outputs = [out for stage in stages.values() for out in stage.get("outs", [])]
+    return {out["path"]: out[out.get("hash", "md5")] for out in sorted(outputs, key=lambda out: out["path"])}
+
+
 def _is_whole(content: bytes) -> bool:
     """Whether DVC accepts the content of a lock file."""
     from dvc.schema import COMPILED_LOCKFILE_SCHEMA  # takes most of a second

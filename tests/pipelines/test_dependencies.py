@@ -22,6 +22,7 @@ FRAME = [
         "pipelines/repository",
         "pipelines/variants/assets.py",
         "pipelines/variants/loading.py",
+        "pipelines/variants/previews.py",
         "pipelines/variants/rules.py",
         "pipelines/variants/run_scores.py",
         "pipelines/variants/score_files.py",

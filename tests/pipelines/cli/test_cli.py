@@ -59,7 +59,7 @@ def test_no_help_imports_what_takes_seconds():
 
 
 def test_the_subcommands_are_those_that_the_pages_speak_of():
-    named = "run sweep report profile assets sample score geneval export results ui bench plan reach upload dashboards"
+    named = "run sweep report estimate profile assets sample score geneval export results ui bench plan reach upload dashboards"
     assert set(named.split()) <= {words[0] for words in leaves()}
 
 
@@ -132,6 +132,18 @@ def test_a_parser_that_is_passed_options_reads_them_and_its_message_is_told(monk
 def test_a_page_is_named_where_a_target_has_one():
     pages = [str(run.page_of(target)) for target in ("report", "table@noise", "score@va-pi", "align")]
     assert pages == ["reports/report.md", "reports/noise.md", "None", "None"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "expected"),
+    [
+        ((), None, "repro report"),
+        (("threads=1", "a.b=2"), None, "exp run --set-param threads=1 --set-param a.b=2 report"),
+        ((), "mine", "exp run --name mine report"),
+    ],
+)
+def test_a_change_or_a_name_makes_it_an_experiment(changes, name, expected):
+    assert " ".join(run.dvc_command(["report"], changes, name)) == expected
 
 
 def test_a_flow_is_no_experiment(capsys):
