@@ -21,7 +21,7 @@ class SpaceError(VapiError):
     def __init__(self, what: str, needed: float, free: float):
         numbers = f"{what} needs {needed / 1e9:.3g} GB more on the disk, where {free / 1e9:.3g} GB are free."
         remedy = "Free some space (`dvc gc --workspace` removes what older runs left in DVC's cache), or ask for less: "
-        less = "fewer seeds, samples or variants. `python -m pipelines.commands.estimate` says what takes how much."
+        less = "fewer seeds, samples or variants. `vapi estimate` says what takes how much."
         super().__init__(f"{numbers} {remedy}{less} {ANYWAY}=1 starts all the same.")
         self.needed, self.free = needed, free
 

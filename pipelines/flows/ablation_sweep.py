@@ -1,7 +1,7 @@
 """Flow `ablation-sweep`: every cell of a form as one Prefect task and one DVC experiment.
 
 A cell whose experiment exists is skipped, so that running a sweep again resumes it; within a cell, training goes on from
-its last checkpoint. From plain Python: `python -m pipelines.flows.ablation_sweep --noise-ratios 0 0.5 --dry-run`.
+its last checkpoint. From plain Python: `vapi sweep --noise-ratios 0 0.5 --dry-run`.
 """
 
 import argparse
@@ -142,7 +142,7 @@ class Progress:
             return
         address = urlsplit(server)  # without a password: Prefect keeps the links
         server = address._replace(netloc=address.netloc.rpartition("@")[2]).geturl().rstrip("/")
-        boards = dashboards.plan_dashboards(profile["score"]["extractors"], profile["score"]["geneval"] is not None)
+        boards = dashboards.dashboards_of(profile)
         experiment = dashboards.register(profile["profile"], boards)
         create_link_artifact(
             f"{server}/#/experiments/{experiment}", key=f"{self._key}-runs", link_text="runs in MLflow"
@@ -194,7 +194,7 @@ def plan_text(form: SweepForm, baseline: Baseline) -> str:
 def time_text(form: SweepForm, baseline: Baseline, cells: list[Experiment]) -> str:
     """How long the cells take on this machine, by `pipelines.estimates`."""
     if (rates := here()) is None:
-        return "how long it takes is not known for this GPU; `python -m pipelines.commands.estimate --gpu` knows some."
+        return "how long it takes is not known for this GPU; `vapi estimate --gpu` knows some."
     params = check_params(baseline.profile).model_copy(update={"threads": form.threads})
     variants = [cell.cell for cell in cells if cell.cell is not None]
     return sweep_line(sweep_seconds(params, variants, rates), form.parallelism, rates)
