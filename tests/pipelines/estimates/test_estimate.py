@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.commands.estimate import main
+from pipelines.commands import estimate as command
 from pipelines.config.params import Params, checked
 from pipelines.config.profiles import read_profile
 from pipelines.estimates.costs import costs_of
@@ -13,6 +13,7 @@ from pipelines.estimates.pages import disk_bytes, duration, page, sweep_line
 from pipelines.estimates.rates import EPYC, GPUS, measure_cpu
 from pipelines.estimates.sizes import Disk
 from pipelines.variants.variant import find_variant
+from vapi_core.errors import ParameterError
 
 ROOT = Path(__file__).parents[3]
 # seconds, of reports/stages at commit b90f14a, of stages that had the machine to themselves
@@ -79,6 +80,10 @@ def test_durations_are_short(length, text):
     assert duration(length) == text
 
 
-def test_the_command_refuses_a_profile_that_is_not_there(capsys):
-    assert main(["--profile", "no-such"]) == 1
-    assert "there is no profile 'no-such'" in capsys.readouterr().err
+def test_the_command_refuses_what_it_does_not_know():
+    with pytest.raises(ParameterError, match="there is no profile 'no-such'"):
+        command.estimate("no-such")
+    with pytest.raises(ParameterError, match=r"--gpu: there is no 'abacus'; there are cpu, h100, "):
+        command.estimate(gpu="abacus")
+    with pytest.raises(ParameterError, match="--measure"):
+        command.estimate(gpu="h100", measure=True)
