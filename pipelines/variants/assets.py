@@ -1,6 +1,6 @@
 """Files that a profile takes from elsewhere: which, where to get them, and which are missing, before any work.
 
-`python -m pipelines.commands.assets [PROFILE]` (`make check-assets NAME=PROFILE`) lists those of params.yaml or of a
+`vapi assets check [PROFILE]` lists those of params.yaml or of a
 profile; every stage looks for its own, and for those of the stages behind it, before it starts. Nothing is downloaded here.
 """
 

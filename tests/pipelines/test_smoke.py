@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines.commands.export import main as export
+from pipelines.cli.__main__ import main as vapi
 from pipelines.config.profiles import compose, read_profile
 from pipelines.variants.loading import check_params
 from tests.checkout import Checkout
@@ -85,7 +85,7 @@ def test_the_report_warns_that_none_of_it_is_comparable(checkout):
 
 def test_the_aligned_weights_go_back_to_an_official_file(checkout, tmp_path):
     folder = checkout.path / "data/aligned/va-pi/0"
-    assert export(["weights", str(folder), str(tmp_path / "aligned.pt")]) == 0
+    assert vapi(["export", "weights", str(folder), str(tmp_path / "aligned.pt")]) == 0
     aligned, base = load_model(folder, "generator"), load_model(checkout.path / "data/generator", "generator")
     again = import_official(tmp_path / "aligned.pt", base).state_dict()
     assert all((again[name] == value).all() for name, value in aligned.state_dict().items())

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from pipelines.commands.profile import main
+from pipelines.cli.__main__ import main
 from pipelines.config.params import grid_side
 from pipelines.config.profiles import compose, differences, profile_names, read_profile
 from pipelines.variants.loading import check_params
@@ -127,11 +127,11 @@ def test_no_two_variants_of_a_profile_have_the_same_settings(name):
 def test_the_command_writes_the_profile_that_runs_or_lists_all(tmp_path, monkeypatch, capsys):
     shutil.copytree("profiles", tmp_path / "profiles")
     monkeypatch.chdir(tmp_path)
-    assert main([]) == 0
+    assert main(["profile"]) == 0
     assert capsys.readouterr().out.split() == profile_names() and "scenes" in profile_names()
-    assert main(["scenes"]) == 0
+    assert main(["profile", "scenes"]) == 0
     assert Path("params.yaml").read_text(encoding="utf-8") == compose("scenes")
-    assert main(["imagenet"]) == 1
+    assert main(["profile", "imagenet"]) == 1
     assert "there is no profile 'imagenet'; there are janus-pro-1b, " in capsys.readouterr().err
     assert Path("params.yaml").read_text(encoding="utf-8") == compose("scenes")
 
