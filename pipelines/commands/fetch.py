@@ -8,7 +8,7 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +125,7 @@ def get(download: Download) -> Path:
     if download.address:
         assert download.target is not None
         return get_address(download.address, download.target, download.sha256)
-    with _reachable(f"the repository {download.repository} of the hub"):
+    with reachable(f"the repository {download.repository} of the hub"):
         return get_hub(download)
 
 
@@ -135,7 +135,7 @@ def get_address(address: str, target: Path, sha256: str) -> Path:
     part = target.with_name(f"{target.name}.part")
     start = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(address, headers={"Range": f"bytes={start}-"} if start else {})
-    with _reachable(address):
+    with reachable(address):
         try:
             with urllib.request.urlopen(request, timeout=60) as response:
                 start = start if response.status == 206 else 0  # a server that knows no ranges begins anew
@@ -190,7 +190,8 @@ def check(path: Path, sha256: str) -> Path:
 
 
 @contextmanager
-def _reachable(source: str) -> Any:
+def reachable(source: str) -> Iterator[None]:
+    """Turns what a download or upload fails by into a VapiError that names the source."""
     import httpx
     from huggingface_hub.errors import HfHubHTTPError
 
