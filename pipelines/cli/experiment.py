@@ -39,6 +39,17 @@ def check(
     return assets.check(profile, anyway)
 
 
+@command("vapi assets fetch janus-pro-1b", "vapi assets fetch llamagen-xl-c2i --yes", to=assets)
+def fetch(
+    profile: Profile = None,
+    yes: Annotated[bool, typer.Option("--yes", help="agree to the licences without being asked")] = False,
+) -> int:
+    """Downloads what is missing and may be downloaded. Shows each licence and asks first; goes on where it was."""
+    from pipelines.commands import fetch
+
+    return fetch.fetch(profile, lambda: yes or typer.confirm("Download these, under these licences?"))
+
+
 @command(
     "vapi estimate llamagen-xl-c2i --gpu h100",
     "vapi estimate --measure",
