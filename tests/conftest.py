@@ -1,5 +1,6 @@
 import os
 
+os.environ.setdefault("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")  # tests compare all metrics of a run
 # of torch and of NumPy's and SciPy's algebra, which read it when they are imported, here and in what tests start: work
 # this small only loses by more threads, and the more so the busier the machine, as those that wait spin
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -10,6 +10,11 @@ def test_as_many_as_fit_into_a_share_of_memory_but_one_at_least():
     assert memory.how_many(0, each=100, limit=50) == 1
 
 
+def test_a_count_is_cut_into_even_parts():
+    assert memory.even_parts(7, 3) == [slice(0, 2), slice(2, 4), slice(4, 7)]
+    assert memory.even_parts(4, 9) == [slice(0, 4)]
+
+
 def test_free_memory_is_what_the_system_says_or_less_where_a_container_has_a_limit(tmp_path, monkeypatch):
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal:       8000 kB\nMemFree:  10 kB\nMemAvailable:    5000 kB\n")

@@ -1,9 +1,12 @@
-"""Free memory, and how much of a batch fits into it: a pure function decides, so that a plan can be tested anywhere."""
+"""Free memory, and how much of a batch is held at once: pure functions decide, so that a plan can be tested anywhere."""
 
 import os
 from pathlib import Path
 
 import torch
+
+CPU_PART_BYTES = 2**27  # on a CPU more at a time is not faster
+GPU_PARTS = 8  # a part of a step may hold this share of a GPU: a small one, beside weights, moments and activations
 
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
@@ -26,3 +29,16 @@ def free_bytes(device: torch.device) -> int:
 def how_many(free: int, each: int, limit: int, share: float = 0.5) -> int:
     """How many things of `each` bytes to hold at once: what fits into a share of the free bytes; 1 at least."""
     return max(1, min(limit, int(free * share) // each))
+
+
+def part_bytes(device: torch.device) -> int:
+    """What one part of a step may hold, in bytes. No matter of what is free now: how a step is cut decides its rounding."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory // GPU_PARTS
+    return CPU_PART_BYTES
+
+
+def even_parts(count: int, most: int) -> list[slice]:
+    """`count` things cut into as few parts of at most `most` as there can be; their lengths differ by one at most."""
+    parts = -(-count // most)
+    return [slice(count * i // parts, count * (i + 1) // parts) for i in range(parts)]

@@ -26,7 +26,7 @@ from vapi_core.data.images import to_uint8
 from vapi_core.errors import TrainingError
 from vapi_core.models.policy import Captions
 from vapi_core.training.flops import flops_per_image
-from vapi_core.training.loop import MicroBatch, OptimizationConfig, micro_batches, train
+from vapi_core.training.loop import MicroBatch, OptimizationConfig, autocast, micro_batches, parts_of, train
 
 COUNT = 8
 MSE = RewardWeights(perceptual=0.0)
@@ -69,6 +69,7 @@ def objective(method: str, data, seed: int = 0, **options):
 
 
 METHODS = ["ste", "tokenizer", "ar-grpo", "cross-entropy"]
+IN_PARTS = ["ste", "tokenizer", "ar-grpo"]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -88,7 +89,47 @@ def test_eight_micro_batches_of_one_learn_what_one_of_eight_does(data, method):
     assert torch.allclose(gradient_a, gradient_b, atol=1e-5) and gradient_a.norm() > 1e-3
 
 
-@pytest.mark.parametrize("method", ["ste", "tokenizer", "ar-grpo"])
+def step(method: str, data, part_bytes: int, dtype: torch.dtype) -> tuple[int, dict[str, float], Tensor]:
+    """How many parts a micro-batch of four images has, its metrics, and the gradient of all weights."""
+    loss_of, module = objective(method, data)
+    loss_of.part_bytes = part_bytes
+    parts = parts_of(autocast(loss_of, torch.device("cpu"), dtype), MicroBatch(0, 2, np.arange(4)))
+    metrics: dict[str, float] = {}
+    for part in parts:
+        loss, means = part.loss()
+        (loss * part.share).backward()
+        for name, value in {"loss": loss.detach(), **means}.items():
+            metrics[name] = metrics.get(name, 0.0) + float(value) * part.share
+    return len(parts), metrics, torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("method", IN_PARTS)
+def test_many_small_parts_have_the_gradient_of_one(data, method):
+    """Four images, or sixteen rollouts, in passes of one each: draws, rewards and the backward."""
+    count, metrics, gradient = step(method, data, 2**40, torch.float32)
+    many, metrics_of_many, gradient_of_many = step(method, data, 1, torch.float32)
+    assert (count, many) == (1, 16 if method == "ar-grpo" else 4)
+    assert metrics_of_many == pytest.approx(metrics, rel=1e-5, abs=1e-6)
+    assert torch.allclose(gradient_of_many, gradient, rtol=1e-4, atol=1e-6) and gradient.norm() > 1e-3
+
+
+@pytest.mark.parametrize("method", IN_PARTS)
+def test_parts_in_bfloat16_have_a_gradient_for_every_weight(data, method):
+    """What was cast without a gradient, while rollouts were drawn, is not used again in the passes that need one."""
+    gradients = [step(method, data, part_bytes, torch.bfloat16)[2] for part_bytes in (2**40, 1)]
+    exact = step(method, data, 2**40, torch.float32)[2]
+    assert all(len(gradient) == len(exact) and gradient.any() for gradient in gradients)
+
+
+def test_the_cache_of_rollouts_is_in_the_type_of_the_autocast_around():
+    generator = policy()
+    assert generator.new_cache(1).store.dtype == torch.float32
+    whole = generator.cache_bytes()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert generator.new_cache(1).store.dtype == torch.bfloat16 and generator.cache_bytes() == whole // 2
+
+
+@pytest.mark.parametrize("method", IN_PARTS)
 def test_the_same_step_draws_the_same_and_other_steps_and_seeds_draw_others(data, method):
     def loss(seed, step):
         loss_of, module = objective(method, data, seed)

@@ -8,11 +8,13 @@ distributions too. Rewards are those of `external_reward.py`; the paper's MANIQA
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vapi_core import memory
 from vapi_core.alignment.external_reward import ClassLikelihood, ExternalReward, PromptSimilarity
 from vapi_core.alignment.method import Method, Need, Problems, Setting
 from vapi_core.alignment.objective import (
@@ -26,12 +28,15 @@ from vapi_core.alignment.objective import (
 )
 from vapi_core.data.batches import AlignmentData
 from vapi_core.limits import Checked, Guidance, Weight
-from vapi_core.models.llamagen.tokenizer import Tokenizer
+from vapi_core.memory import even_parts, how_many
+from vapi_core.models.llamagen.tokenizer import Tokenizer, decode_bytes
 from vapi_core.models.logits import token_log_probabilities
 from vapi_core.models.policy import Condition, Policy
 from vapi_core.randomness import stream
-from vapi_core.sampling.sampler import SamplingConfig, generate, guide
-from vapi_core.training.loop import MicroBatch
+from vapi_core.sampling.sampler import SamplingConfig, generate, guide, sequence_bytes
+from vapi_core.training.loop import InParts, Loss, MicroBatch, Part
+
+LOGITS_BYTES = 24  # of each logit of a pass: itself in both types, guided, its gradient, and what softmax makes of it
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class ArGrpoConfig(Checked):
     hpsv2_checkpoint: str | None = None
 
 
-class ArGrpo:
+class ArGrpo(InParts):
     """The objective of AR-GRPO, for `vapi_core.training.loop.train`. Tokenizer, reward models and base are frozen."""
 
     def __init__(
@@ -70,12 +75,15 @@ class ArGrpo:
         config: ArGrpoConfig,
         seed: int,
         base: Policy | None = None,
+        part_bytes: int | None = None,
     ):
         assert rewards and (base is not None or config.kl_weight == 0)
         self.generator, self.tokenizer = generator.eval(), tokenizer.eval().requires_grad_(False)
         self.rewards, self.data, self.config, self.seed, self.base = rewards, data, config, seed, base
+        self.part_bytes = part_bytes or memory.part_bytes(data.device)
 
-    def __call__(self, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def parts(self, batch: MicroBatch) -> list[Part]:
+        """Draws and rewards all rollouts; what is left for the parts is the loss of some of them each."""
         config = self.config
         _, condition = self.data.batch(batch.items)  # [B]
         condition = condition.repeat_interleave(config.group_size)  # [B * G]
@@ -84,11 +92,22 @@ class ArGrpo:
         values = self._reward(rollouts, batch.items.repeat(config.group_size))
         rewards = torch.stack([w * values[r.name] for w, r in self.rewards]).sum(0).unflatten(0, groups)  # [B, G]
         advantages = group_advantages(rewards, config.advantage_clamp).flatten()[:, None]  # [B * G, 1]
+        metrics = group_metrics(rewards, values, advantages)
+        return [
+            Part(
+                (rows.stop - rows.start) / len(rollouts),
+                partial(self._loss, condition[rows], rollouts[rows], advantages[rows], metrics),
+            )
+            for rows in even_parts(len(rollouts), self._at_a_time(self._loss_bytes()))
+        ]
 
-        log_p = self._log_probabilities(self.generator, condition, rollouts)  # [B * G, 1, T]
+    def _loss(self, condition: Condition, rollouts: Tensor, advantages: Tensor, metrics: dict[str, Tensor]) -> Loss:
+        """Mean loss of rollouts [N, T] with advantages [N, 1]; `metrics` are those of all rollouts."""
+        config = self.config
+        log_p = self._log_probabilities(self.generator, condition, rollouts)  # [N, 1, T]
         ratio = (log_p - log_p.detach()).exp()
         loss = clipped_policy_loss(ratio, advantages, config.clip_epsilon).mean()
-        metrics = group_metrics(rewards, values, advantages, ratio.detach())
+        metrics = metrics | {"ratio": ratio.detach().mean()}
         if config.kl_weight:
             assert self.base is not None
             with torch.no_grad():
@@ -98,21 +117,39 @@ class ArGrpo:
             loss = loss + config.kl_weight * kl
         return loss, metrics
 
+    def _at_a_time(self, each: int) -> int:
+        return how_many(self.part_bytes, each, 2**20, share=1.0)
+
+    def _loss_bytes(self) -> int:
+        """About what the loss of one rollout keeps for its backward."""
+        policy, rows = self.generator.config, 2 if self.config.guidance_scale != 1.0 else 1
+        return rows * (self.generator.activation_bytes() + LOGITS_BYTES * policy.length * policy.codebook_size)
+
     def _roll_out(self, condition: Condition, batch: MicroBatch) -> Tensor:
         """Sequences [B * G, T], drawn token by token; every image's draws come from its own stream."""
         shape = (self.config.group_size, self.generator.config.length)
         rows = [stream(self.seed, "rollout", batch.step, p).random(shape, dtype=np.float32) for p in batch.positions]
         uniforms = torch.from_numpy(np.concatenate(rows)).to(condition.device)
         sampling = SamplingConfig(guidance_scale=self.config.guidance_scale)
-        rollouts = generate(self.generator, condition, uniforms, sampling)
+        at_a_time = self._at_a_time(sequence_bytes(self.generator, sampling.guidance_scale != 1.0))
+        drawn = [
+            generate(self.generator, condition[part], uniforms[part], sampling)
+            for part in even_parts(len(uniforms), at_a_time)
+        ]
         last = self.generator.config.codebook_size - 1
-        return rollouts.clone().clamp_(max=last)  # inference tensors allow no backward; NaN shows in the loss
+        return torch.cat(drawn).clamp_(max=last)  # a copy: inference tensors allow no backward; NaN shows in the loss
 
     @torch.no_grad()
     def _reward(self, rollouts: Tensor, items: np.ndarray) -> dict[str, Tensor]:
         """Unweighted rewards, each [B * G], by the name of their model; rollout i is for the condition of items[i]."""
-        images = self.tokenizer.decode(rollouts).clamp(-1, 1)
-        return {reward.name: reward(images, items) for _, reward in self.rewards}
+        side = self.generator.config.grid * self.tokenizer.config.downsample
+        each = decode_bytes(self.tokenizer.config, side * side, self.tokenizer.post_quant_conv.weight.dtype.itemsize)
+        values: dict[str, list[Tensor]] = {reward.name: [] for _, reward in self.rewards}
+        for part in even_parts(len(rollouts), self._at_a_time(each)):
+            images = self.tokenizer.decode(rollouts[part]).clamp(-1, 1)
+            for _, reward in self.rewards:
+                values[reward.name].append(reward(images, items[part]))
+        return {name: torch.cat(parts) for name, parts in values.items()}
 
     def _log_probabilities(self, generator: Policy, condition: Condition, rollouts: Tensor) -> Tensor:
         """Log-probabilities [B * G, 1, T] of rollouts [B * G, T] under the guided distribution they are drawn from."""
@@ -142,7 +179,8 @@ def open_rewards(config: ArGrpoConfig, setting: Setting) -> list[tuple[float, Ex
 def open_ar_grpo(config: ArGrpoConfig, setting: Setting) -> ArGrpo:
     base = setting.networks.base() if config.kl_weight else None
     rewards = open_rewards(config, setting)
-    return ArGrpo(setting.generator, setting.tokenizer, rewards, setting.data, config, setting.seed, base)
+    s = setting
+    return ArGrpo(s.generator, s.tokenizer, rewards, s.data, config, s.seed, base, s.part_bytes)
 
 
 def needs(config: ArGrpoConfig) -> frozenset[Need]:

@@ -51,6 +51,7 @@ class Setting:
     optimization: OptimizationConfig
     seed: int
     dtype: torch.dtype  # of autocast
+    part_bytes: int | None = None  # what a part of a step may hold; None: as `vapi_core.memory` has it for the device
 
     @property
     def device(self) -> torch.device:

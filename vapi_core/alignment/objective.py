@@ -43,12 +43,11 @@ def kl_estimate(log_probabilities: Tensor, base_log_probabilities: Tensor) -> Te
     return torch.expm1(difference) - difference  # exp() - 1 would drown small ones in rounding, and go below 0
 
 
-def group_metrics(rewards: Tensor, terms: dict[str, Tensor], advantages: Tensor, ratio: Tensor) -> dict[str, Tensor]:
-    """What is worth a curve of rewards [B, G], their terms by name, advantages and the policy's detached ratios."""
+def group_metrics(rewards: Tensor, terms: dict[str, Tensor], advantages: Tensor) -> dict[str, Tensor]:
+    """What is worth a curve of rewards [B, G], their terms by name, and advantages."""
     return {
         "reward": rewards.mean(),
         **{f"reward_{name}": value.mean() for name, value in terms.items()},
         "reward_spread": rewards.std(1).mean(),
         "advantage_magnitude": advantages.abs().mean(),
-        "ratio": ratio.mean(),
     }

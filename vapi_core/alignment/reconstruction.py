@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from vapi_core.alignment.method import Problems
-from vapi_core.alignment.reward import PerceptualDistance, ReconstructionConfig, RewardWeights
+from vapi_core.alignment.reward import PerceptualDistance, ReconstructionConfig, RewardWeights, compared_bytes
+from vapi_core.data.batches import AlignmentData
+from vapi_core.models.llamagen.tokenizer import Tokenizer, decode_training_bytes
+from vapi_core.models.perceptual import LPIPS
 
 PIXEL_TERMS = ("mse", "l1", "perceptual")
 
@@ -31,6 +34,13 @@ def reconstruction_loss(
         terms["perceptual"] = perceptual.distance(perceptual.features(decoded), reference).mean()
     loss = torch.as_tensor(sum(getattr(weights, name) * value for name, value in terms.items()))
     return loss, {name: value.detach() for name, value in terms.items()}
+
+
+def decoded_bytes(tokenizer: Tokenizer, data: AlignmentData, perceptual: PerceptualDistance | None) -> int:
+    """About what the loss of one image keeps for its backward through the decoder, in bytes."""
+    pixels = data.images.shape[1] * data.images.shape[2]
+    compared = compared_bytes(pixels) if isinstance(perceptual, LPIPS) else 0  # other networks are small
+    return decode_training_bytes(tokenizer.config, pixels) + compared
 
 
 def pixel_problems(config: ReconstructionConfig) -> Problems:

@@ -6,7 +6,7 @@ terms of the authors' trainer. A term also has error maps, whose means add up to
 their means over each token's cell.
 Departures: features of the reference are computed once per image, not once per rollout, and may be kept for the next time
 the image comes; and on a GPU decoder and perceptual network run in bfloat16, images are compared in float32. Rollouts are
-decoded and compared some at a time, as many as memory allows.
+decoded and compared some at a time (`vapi_core.memory.part_bytes`).
 """
 
 import copy
@@ -23,11 +23,9 @@ from torch import Tensor, nn
 from vapi_core.alignment.credit import cell_means
 from vapi_core.alignment.method import Need, Setting
 from vapi_core.limits import Bounds, Checked, Weight
-from vapi_core.memory import free_bytes, how_many
+from vapi_core.memory import how_many, part_bytes
 from vapi_core.models.llamagen.tokenizer import Tokenizer, TokenizerConfig, decode_bytes
 from vapi_core.models.perceptual import FeatureDistance, load_lpips
-
-CPU_CHUNK_BYTES = 2**27  # on a CPU more at a time is not faster, and rounding must not depend on what memory is free
 
 
 class PerceptualDistance(Protocol):
@@ -207,6 +205,15 @@ def rollout_bytes(config: TokenizerConfig, pixels: int, itemsize: int) -> int:
     return decode_bytes(config, pixels, itemsize) + 4 * 4 * 64 * pixels
 
 
+def compared_bytes(pixels: int) -> int:
+    """About what a perceptual network keeps of one image of `pixels` pixels, compared with a gradient, in bytes.
+
+    LPIPS's VGG16: 270 features a pixel of all layers, as a convolution and its ReLU leave them, and 122 of its slices in
+    float32, normalised and compared. Smaller networks keep less.
+    """
+    return pixels * (270 * 4 + 122 * 4 * 5)
+
+
 def plan_chunks(images: int, group_size: int, rollouts: int) -> tuple[int, int]:
     """How many images at a time, and how many of each one's rollouts, so that no more than `rollouts` are decoded."""
     return min(images, max(1, rollouts // group_size)), min(group_size, rollouts)
@@ -255,15 +262,18 @@ class ReconstructionReward:
         dtype: torch.dtype | None = None,
         kept_features: int = 0,
         rollouts_at_a_time: int | None = None,
+        part_bytes: int | None = None,
     ):
         """
         Args:
             dtype: of decoder and perceptual network; None: bfloat16 on a GPU, else the tokenizer's own.
             kept_features: bytes of perceptual features of reference images to keep, for images that come again.
-            rollouts_at_a_time: None: from free memory.
+            rollouts_at_a_time: None: as many as fit into a part.
+            part_bytes: what a part may hold; None: `vapi_core.memory.part_bytes`.
         """
         assert perceptual is not None or weights.perceptual == 0
-        self.tokenizer, self.weights, self.rollouts_at_a_time = tokenizer, weights, rollouts_at_a_time
+        self.tokenizer, self.weights = tokenizer, weights
+        self.rollouts_at_a_time, self.part_bytes = rollouts_at_a_time, part_bytes
         device, own = tokenizer.post_quant_conv.weight.device, tokenizer.post_quant_conv.weight.dtype
         self.dtype = dtype or (torch.bfloat16 if device.type == "cuda" else own)
         self.decoder = tokenizer
@@ -335,9 +345,7 @@ class ReconstructionReward:
         if self.rollouts_at_a_time is not None:
             return self.rollouts_at_a_time
         each = rollout_bytes(self.tokenizer.config, images.shape[2] * images.shape[3], self.dtype.itemsize)
-        if images.device.type == "cpu":
-            return how_many(CPU_CHUNK_BYTES, each, 2**20, share=1.0)
-        return how_many(free_bytes(images.device), each, 2**20)
+        return how_many(self.part_bytes or part_bytes(images.device), each, 2**20, share=1.0)
 
     def _terms(self, functions: Mapping[str, Values], rollouts: Tensor, reference: Reference) -> dict[str, Tensor]:
         """Unweighted terms of rollouts [B, G, T] decoded at once."""

@@ -13,16 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vapi_core import memory
 from vapi_core.alignment.method import Method, Setting
-from vapi_core.alignment.reconstruction import pixel_problems, reconstruction_loss
+from vapi_core.alignment.reconstruction import decoded_bytes, pixel_problems, reconstruction_loss
 from vapi_core.alignment.reward import PerceptualDistance, ReconstructionConfig, open_perceptual, perceptual_network
 from vapi_core.data.batches import AlignmentData
 from vapi_core.limits import Temperature, Weight
+from vapi_core.memory import how_many
 from vapi_core.models.llamagen.tokenizer import Tokenizer
 from vapi_core.models.logits import next_token_loss
 from vapi_core.models.policy import Policy
 from vapi_core.randomness import stream
-from vapi_core.training.loop import MicroBatch
+from vapi_core.training.loop import InParts, Loss, MicroBatch, Part, image_parts
+
+LOGITS_BYTES = 32  # of each logit of a pass: noise, the softmax, the one-hot and their sums, in float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +38,7 @@ class StraightThroughConfig(ReconstructionConfig):
     ce_weight: Weight = 0.1  # of the next-token prediction loss
 
 
-class StraightThrough:
+class StraightThrough(InParts):
     """The objective of STE, for `vapi_core.training.loop.train`. The tokenizer is frozen, but passes gradients on."""
 
     def __init__(
@@ -45,11 +49,19 @@ class StraightThrough:
         config: StraightThroughConfig,
         seed: int,
         perceptual: PerceptualDistance | None = None,
+        part_bytes: int | None = None,
     ):
         self.generator, self.tokenizer = generator.eval(), tokenizer.eval().requires_grad_(False)
         self.data, self.config, self.seed, self.perceptual = data, config, seed, perceptual
+        self.part_bytes = part_bytes or memory.part_bytes(data.device)
 
-    def __call__(self, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def parts(self, batch: MicroBatch) -> list[Part]:
+        policy = self.generator.config
+        sequence = self.generator.activation_bytes() + LOGITS_BYTES * policy.length * policy.codebook_size
+        each = sequence + decoded_bytes(self.tokenizer, self.data, self.perceptual)
+        return image_parts(self._loss, batch, how_many(self.part_bytes, each, len(batch.items), share=1.0))
+
+    def _loss(self, batch: MicroBatch) -> Loss:
         config = self.config
         tokens, condition = self.data.batch(batch.items)  # [B, T]
         images = self.data.reference_images(batch.items)  # [B, 3, H, W]
@@ -95,7 +107,8 @@ def decode_straight_through(tokenizer: Tokenizer, one_hot: Tensor, codebook: Ten
 
 def open_straight_through(config: StraightThroughConfig, setting: Setting) -> StraightThrough:
     perceptual = open_perceptual(config, setting)
-    return StraightThrough(setting.generator, setting.tokenizer, setting.data, config, setting.seed, perceptual)
+    s = setting
+    return StraightThrough(s.generator, s.tokenizer, s.data, config, s.seed, perceptual, s.part_bytes)
 
 
 METHOD = Method(StraightThroughConfig, open_straight_through, perceptual_network, problems=pixel_problems)

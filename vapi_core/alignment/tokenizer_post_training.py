@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vapi_core import memory
 from vapi_core.alignment.method import Method, Setting
-from vapi_core.alignment.reconstruction import pixel_problems, reconstruction_loss
+from vapi_core.alignment.reconstruction import decoded_bytes, pixel_problems, reconstruction_loss
 from vapi_core.alignment.reward import (
     PerceptualDistance,
     ReconstructionConfig,
@@ -22,11 +23,12 @@ from vapi_core.alignment.reward import (
     perceptual_network,
 )
 from vapi_core.data.batches import AlignmentData
+from vapi_core.memory import how_many
 from vapi_core.models.llamagen.tokenizer import Tokenizer
 from vapi_core.models.policy import Policy
 from vapi_core.randomness import stream
 from vapi_core.sampling.sampler import invert_cdf
-from vapi_core.training.loop import MicroBatch
+from vapi_core.training.loop import InParts, Loss, MicroBatch, Part, image_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,7 @@ class TokenizerPostTrainingConfig(ReconstructionConfig):
     """Hyper-parameters of the method: its losses, which are the terms of VA-π's reward."""
 
 
-class TokenizerPostTraining:
+class TokenizerPostTraining(InParts):
     """The objective, for `vapi_core.training.loop.train` over `tokenizer`, of which only the decoder requires a gradient."""
 
     def __init__(
@@ -45,13 +47,19 @@ class TokenizerPostTraining:
         weights: RewardWeights,
         seed: int,
         perceptual: PerceptualDistance | None = None,
+        part_bytes: int | None = None,
     ):
         self.tokenizer, self.generator = tokenizer.eval().requires_grad_(False), generator.eval().requires_grad_(False)
         for part in (tokenizer.decoder, tokenizer.post_quant_conv):
             part.requires_grad_(True)
         self.data, self.weights, self.seed, self.perceptual = data, weights, seed, perceptual
+        self.part_bytes = part_bytes or memory.part_bytes(data.device)
 
-    def __call__(self, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def parts(self, batch: MicroBatch) -> list[Part]:
+        each = decoded_bytes(self.tokenizer, self.data, self.perceptual)
+        return image_parts(self._loss, batch, how_many(self.part_bytes, each, len(batch.items), share=1.0))
+
+    def _loss(self, batch: MicroBatch) -> Loss:
         tokens, condition = self.data.batch(batch.items)  # [B, T]
         images = self.data.reference_images(batch.items)  # [B, 3, H, W]
         with torch.no_grad():
@@ -76,7 +84,7 @@ class TokenizerPostTraining:
 
 def open_post_training(config: TokenizerPostTrainingConfig, setting: Setting) -> TokenizerPostTraining:
     perceptual, s = open_perceptual(config, setting), setting
-    return TokenizerPostTraining(s.tokenizer, s.generator, s.data, config.reward, s.seed, perceptual)
+    return TokenizerPostTraining(s.tokenizer, s.generator, s.data, config.reward, s.seed, perceptual, s.part_bytes)
 
 
 METHOD = Method(

@@ -104,7 +104,8 @@ class VaPi:
         ratio = (log_p - log_p.detach()).exp()
         loss = clipped_policy_loss(ratio, advantages, config.clip_epsilon).mean()
         metrics = {
-            **group_metrics(rewards, terms, advantages, ratio.detach()),
+            **group_metrics(rewards, terms, advantages),
+            "ratio": ratio.detach().mean(),
             "clip_fraction": ((ratio.detach() - 1).abs() > config.clip_epsilon).float().mean(),
             "ce": ce.detach(),
             "entropy": entropy,
@@ -156,7 +157,8 @@ def open_va_pi(config: VaPiConfig, setting: Setting) -> VaPi:
     sharing_memory = distributed.world_size() if setting.device.type == "cpu" else 1
     kept = free_bytes(setting.device) // (4 * sharing_memory) if comes_again else 0
     perceptual = open_perceptual(config, setting)
-    reward = ReconstructionReward(setting.tokenizer, config.reward, perceptual, setting.dtype, kept)
+    s = setting
+    reward = ReconstructionReward(s.tokenizer, config.reward, perceptual, s.dtype, kept, part_bytes=s.part_bytes)
     base = setting.networks.base() if config.needs_base else None
     return VaPi(setting.generator, reward, data, config, setting.seed, base)
 

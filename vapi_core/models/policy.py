@@ -89,6 +89,22 @@ def fill_up(condition: Any, batch: int) -> Any:
     return type(condition)(*(fill_up(getattr(condition, field.name), batch) for field in fields(condition)))
 
 
+def compute_dtype(weight: Tensor) -> torch.dtype:
+    """What products with a weight are in: the weight's type, or that of the autocast around."""
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
+def activation_bytes(layers: int, positions: int, dim: int, ffn_dim: int, itemsize: int, recompute: bool) -> int:
+    """About what a transformer keeps of one sequence for its backward, in bytes.
+
+    Products are of `itemsize` bytes, the residual stream and its norms float32. With `recompute` only the input of each
+    layer is kept, and one layer's rest.
+    """
+    layer = positions * (dim * (36 + 4 * itemsize) + ffn_dim * 4 * itemsize)
+    return layer + layers * positions * dim * 4 if recompute else layers * layer
+
+
 class PolicyConfig(Protocol):
     """What every policy's configuration says."""
 
@@ -148,10 +164,10 @@ class Policy(nn.Module, ABC):
         """
         raise ParameterError("launch.compile", f"{type(self).__name__} has no decode step to compile; set it to false.")
 
+    @abstractmethod
     def cache_bytes(self) -> int:
-        """Bytes of the KV cache of one sequence.
+        """Bytes of the KV cache of one sequence."""
 
-        Raises:
-            ParameterError: this policy does not know.
-        """
-        raise ParameterError("sample.batch_size", f"memory does not say it for {type(self).__name__}; give a number.")
+    @abstractmethod
+    def activation_bytes(self) -> int:
+        """About what the teacher-forced pass of one sequence keeps for its backward, in bytes; without the logits."""

@@ -186,8 +186,11 @@ class Sampler:
 
 def batch_in_memory(free: int, policy: Policy, tokenizer: Tokenizer, guided: bool) -> int:
     """How many sequences to draw at once with `free` bytes: KV cache and logits, then the decoded images. 1024 at most."""
-    rows = 2 if guided else 1
-    logits = 6 * 4 * rows * policy.config.codebook_size  # float32, with what filtering and drawing make of them
     side = policy.config.grid * tokenizer.config.downsample
     image = decode_bytes(tokenizer.config, side * side, tokenizer.post_quant_conv.weight.dtype.itemsize)
-    return how_many(free, max(rows * policy.cache_bytes() + logits, image), MOST_IMAGES)
+    return how_many(free, max(sequence_bytes(policy, guided), image), MOST_IMAGES)
+
+
+def sequence_bytes(policy: Policy, guided: bool) -> int:
+    """About what drawing one sequence holds, in bytes: KV cache, and float32 logits with what is made of them."""
+    return (2 if guided else 1) * (policy.cache_bytes() + 6 * 4 * policy.config.codebook_size)

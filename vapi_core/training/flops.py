@@ -4,7 +4,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vapi_core.distributed import rank, world_size
-from vapi_core.training.loop import Objective, OptimizationConfig, micro_batches
+from vapi_core.training.loop import Objective, OptimizationConfig, micro_batches, parts_of
 
 
 def flops_per_image(
@@ -17,7 +17,8 @@ def flops_per_image(
     """
     batch = micro_batches(seed, 0, config, count, rank(), world_size())[0]
     with FlopCounterMode(display=False) as counter:
-        loss, _ = objective(batch)
-        loss.backward()
+        for part in parts_of(objective, batch):
+            loss, _ = part.loss()
+            loss.backward()
     module.zero_grad(set_to_none=True)
     return counter.get_total_flops() / len(batch.items)

@@ -12,9 +12,11 @@ alignment method does, neither the number of processes nor the size of a micro-b
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,6 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vapi_core.distributed import from_main, is_sharded, rank, total, world_size
 from vapi_core.errors import TrainingError
 from vapi_core.limits import Bounds, Checked, Count, CountOrNone, Decay, Rate, Weight
+from vapi_core.memory import even_parts
 from vapi_core.randomness import seed_torch, stream
 from vapi_core.training.budget import Clock, steps_of_budget
 from vapi_core.training.states import Metrics, TrainingStates
@@ -116,20 +119,71 @@ def micro_batches(
     return [MicroBatch(step, start, items[start : min(start + size, stop)]) for start in range(first, stop, size)]
 
 
-Objective = Callable[[MicroBatch], tuple[Tensor, dict[str, Tensor]]]
+Loss = tuple[Tensor, dict[str, Tensor]]
+Objective = Callable[[MicroBatch], Loss]
 """Mean loss over the micro-batch, and detached means of what is worth a curve."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of an objective over a micro-batch, with a backward of its own."""
+
+    share: float  # of the micro-batch: its weight in the mean
+    loss: Callable[[], Loss]
+
+
+class InParts(ABC):
+    """An objective over a micro-batch that need not fit into memory at once."""
+
+    @abstractmethod
+    def parts(self, batch: MicroBatch) -> list[Part]:
+        """What is computed one after the other. The loss is the sum of the parts' losses, each times its share."""
+
+    def __call__(self, batch: MicroBatch) -> Loss:
+        """All parts at once."""
+        loss: Any = 0.0
+        means: dict[str, Any] = {}
+        for part in self.parts(batch):
+            own_loss, own_means = part.loss()
+            loss = loss + own_loss * part.share
+            for name, value in own_means.items():
+                means[name] = means.get(name, 0.0) + value * part.share
+        return loss, means
+
+
+def parts_of(objective: Objective, batch: MicroBatch) -> list[Part]:
+    """The parts of any objective; one, of an objective that knows none."""
+    return objective.parts(batch) if isinstance(objective, InParts) else [Part(1.0, partial(objective, batch))]
+
+
+def image_parts(objective: Objective, batch: MicroBatch, images: int) -> list[Part]:
+    """An objective over a micro-batch, so many images at a time."""
+    return [
+        Part(
+            (part.stop - part.start) / len(batch.items),
+            partial(objective, MicroBatch(batch.step, batch.start + part.start, batch.items[part])),
+        )
+        for part in even_parts(len(batch.items), images)
+    ]
+
+
+class _Autocast(InParts):
+    def __init__(self, objective: Objective, device: torch.device, dtype: torch.dtype):
+        self.objective, self.device, self.dtype = objective, device, dtype
+
+    def parts(self, batch: MicroBatch) -> list[Part]:
+        with torch.autocast(self.device.type, self.dtype):
+            parts = parts_of(self.objective, batch)
+        return [Part(part.share, partial(self._cast, part)) for part in parts]
+
+    def _cast(self, part: Part) -> Loss:
+        with torch.autocast(self.device.type, self.dtype):
+            return part.loss()
 
 
 def autocast(objective: Objective, device: torch.device, dtype: torch.dtype) -> Objective:
     """The objective with its matrix products and convolutions in `dtype`; weights and gradients stay as they are."""
-    if dtype == torch.float32:
-        return objective
-
-    def cast(batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        with torch.autocast(device.type, dtype):
-            return objective(batch)
-
-    return cast
+    return objective if dtype == torch.float32 else _Autocast(objective, device, dtype)
 
 
 def train(
@@ -168,7 +222,7 @@ def train(
         history = states.resume(module, optimizer)
         for step, metrics in enumerate(history):
             log(step, metrics)
-    replica = _replica(module, objective)
+    replica = _replica(module)
     clock = Clock(history, agree=from_main)
     for step in steps_of_budget(len(history), config.steps, config.seconds, clock):
         rate = learning_rate(config, step, clock.spent() if config.seconds is not None else 0.0)
@@ -176,14 +230,17 @@ def train(
             group["lr"] = rate
         seed_torch(seed, "dropout", step)
         totals: dict[str, Any] = {}
-        parts = micro_batches(seed, step, config, count, rank(), world_size())
-        for batch in parts:
-            share = len(batch.items) / config.batch_size
-            with replica.no_sync() if replica and batch is not parts[-1] else nullcontext():
-                loss, means = (replica or objective)(batch)
-                (loss * (share * world_size())).backward()  # gradients are averaged over processes
-            for name, value in [("loss", loss.detach()), *means.items()]:
-                totals[name] = totals.get(name, 0.0) + value * share
+        batches = micro_batches(seed, step, config, count, rank(), world_size())
+        for batch in batches:
+            parts = parts_of(objective, batch)
+            for part in parts:
+                share = len(batch.items) / config.batch_size * part.share
+                last = batch is batches[-1] and part is parts[-1]
+                with replica.no_sync() if replica and not last else nullcontext():
+                    loss, means = replica(part) if replica else part.loss()
+                    (loss * (share * world_size())).backward()  # gradients are averaged over processes
+                for name, value in [("loss", loss.detach()), *means.items()]:
+                    totals[name] = totals.get(name, 0.0) + value * share
         gradient_norm = nn.utils.clip_grad_norm_(trained, config.gradient_norm)
         totals["gradient_norm"] = _whole(gradient_norm).double() / world_size()  # has come from all already
         row = total(totals) | {"learning_rate": rate}
@@ -200,22 +257,22 @@ def train(
             states.save(module, optimizer, history)
 
 
-class _ObjectiveModule(nn.Module):
-    """An objective as the forward of a module, which is what DDP watches."""
+class _PartModule(nn.Module):
+    """A part of an objective as the forward of a module, which is what DDP watches."""
 
-    def __init__(self, module: nn.Module, objective: Objective):
+    def __init__(self, module: nn.Module):
         super().__init__()
-        self.module, self.objective = module, objective
+        self.module = module
 
-    def forward(self, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.objective(batch)
+    def forward(self, part: Part) -> Loss:
+        return part.loss()
 
 
-def _replica(module: nn.Module, objective: Objective) -> DistributedDataParallel | None:
-    """The objective under DDP, if there are several processes that each hold all of the module."""
+def _replica(module: nn.Module) -> DistributedDataParallel | None:
+    """The module under DDP, if there are several processes that each hold all of it; called with a part."""
     if world_size() == 1 or is_sharded(module):
         return None
-    return DistributedDataParallel(_ObjectiveModule(module, objective), gradient_as_bucket_view=True)
+    return DistributedDataParallel(_PartModule(module), gradient_as_bucket_view=True)
 
 
 def _check_finite(step: int, metrics: Metrics) -> None:

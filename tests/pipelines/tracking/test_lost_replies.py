@@ -78,7 +78,7 @@ def test_a_lost_reply_makes_no_second_live_run(server, path, times, capsys):
         ) as run:
             run.log({"loss": float(attempt)}, step=1)
     server.lose(path, 0)
-    if "python -m pipelines.tracking upload" in capsys.readouterr().err:  # what was not sent after three lost replies
+    if "vapi upload" in capsys.readouterr().err:  # what was not sent after three lost replies
         tracking.upload(tracking.all_journals(tracking.JOURNALS)[0])
     assert server.seen.count(path) >= times
     (finished,) = live()

@@ -105,7 +105,7 @@ def test_without_a_server_the_stage_finishes_and_its_metrics_can_be_sent_later(w
     with stage() as run:
         for step in range(1, 6):
             run.log({"loss": float(step)}, step=step)
-    assert "python -m pipelines.tracking upload" in capsys.readouterr().err
+    assert "vapi upload" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["tracking", "upload"])
     with pytest.raises(SystemExit, match="still away"):
         main()

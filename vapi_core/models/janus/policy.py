@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vapi_core.models.policy import Policy, Prompts
+from vapi_core.models.policy import Policy, Prompts, activation_bytes, compute_dtype
 
 USUAL_PROMPT = 256  # tokens, more than nearly all have
 
@@ -128,5 +128,15 @@ class Janus(Policy):
         """Of a prompt of `USUAL_PROMPT` tokens."""
         c: Any = self.language_model.config
         heads, head_dim = c.num_key_value_heads, c.hidden_size // c.num_attention_heads
-        itemsize = self.generation_head.vision_head.weight.dtype.itemsize
+        itemsize = compute_dtype(self.generation_head.vision_head.weight).itemsize
         return c.num_hidden_layers * 2 * heads * head_dim * (USUAL_PROMPT + self.config.length) * itemsize
+
+    def activation_bytes(self) -> int:
+        """Of such a prompt."""
+        c: Any = self.language_model.config
+        positions, itemsize = (
+            USUAL_PROMPT + self.config.length,
+            compute_dtype(self.generation_head.vision_head.weight).itemsize,
+        )
+        layers, recompute = c.num_hidden_layers, self.activation_checkpointing
+        return activation_bytes(layers, positions, c.hidden_size, c.intermediate_size, itemsize, recompute)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vapi_core.limits import Bounds, Checked, Decay, Ratio
-from vapi_core.models.policy import Captions, Policy
+from vapi_core.models.policy import Captions, Policy, activation_bytes, compute_dtype
 
 Width = Annotated[int, Bounds(least=1, most=2**16)]
 
@@ -328,8 +328,8 @@ class Generator(Policy):
         return torch.cat([condition, torch.full_like(condition, self.null_class)])
 
     def new_cache(self, batch: int) -> KVCache:
-        """An empty cache for `batch` sequences."""
-        return KVCache(self.config, batch, self.device, self.output.weight.dtype)
+        """An empty cache for `batch` sequences, in the type that keys and values come in."""
+        return KVCache(self.config, batch, self.device, compute_dtype(self.output.weight))
 
     def _trunk(
         self, x: Tensor, start: int, cache: KVCache | None, caption_mask: Tensor | None, first: int = 0
@@ -384,7 +384,12 @@ class Generator(Policy):
         """Bytes of the KV cache of one sequence."""
         c = self.config
         length = c.condition_tokens + c.length
-        return c.layers * 2 * (c.kv_heads or c.heads) * length * c.head_dim * self.output.weight.dtype.itemsize
+        return c.layers * 2 * (c.kv_heads or c.heads) * length * c.head_dim * compute_dtype(self.output.weight).itemsize
+
+    def activation_bytes(self) -> int:
+        c, itemsize = self.config, compute_dtype(self.output.weight).itemsize
+        positions = c.condition_tokens + c.length - 1
+        return activation_bytes(c.layers, positions, c.dim, c.ffn_dim, itemsize, self.activation_checkpointing)
 
 
 def _mask(condition: Tensor | Captions) -> Tensor | None:

@@ -285,6 +285,21 @@ def decode_bytes(config: TokenizerConfig, pixels: int, itemsize: int) -> int:
     return 6 * itemsize * max(w * a for w, a in zip(widths, areas, strict=True))
 
 
+def decode_training_bytes(config: TokenizerConfig, pixels: int) -> int:
+    """About what decoding one image of `pixels` pixels keeps for its backward, in bytes.
+
+    Of each residual block two norms, activations and convolutions. Under autocast a GPU's norms are float32, and half of
+    the rest; a float32 pass keeps as much.
+    """
+    widths = [config.base_channels * m for m in reversed(config.decoder_multipliers)]  # coarsest first
+    total = 0
+    for level, width in enumerate(widths):
+        area = pixels // 4 ** (len(widths) - 1 - level)
+        upsampled = 0 if level == len(widths) - 1 else 4 * area
+        total += width * (20 * area * (config.res_blocks + 1) + 4 * upsampled)
+    return total
+
+
 class Tokenizer(nn.Module):
     """Encoder E, quantizer Q and decoder D of the paper. Images are [B, 3, H, W] in [-1, 1]."""
 
