@@ -5,6 +5,8 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := true
+# every stage is a process: without compiled packages each start takes twice as long
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help repro rivals ui mlflow test lint parity profile check-assets lock
 

@@ -26,11 +26,17 @@ def profile(
 
 
 @command("vapi assets check llamagen-xl-c2i", to=assets)
-def check(profile: Profile = None) -> int:
-    """Lists the files: which are there, which are missing, and where to get them. Exit code 1 if any is missing."""
+def check(
+    profile: Profile = None,
+    anyway: Annotated[bool, typer.Option("--anyway", help="a disk that is too full is only told of")] = False,
+) -> int:
+    """Lists the files: which are there, which are missing, and where to get them; and whether the disk is large enough.
+
+    Exit code 1 if any file is missing, or room on the disk.
+    """
     from pipelines.commands import assets
 
-    return assets.check(profile)
+    return assets.check(profile, anyway)
 
 
 @command("vapi assets fetch janus-pro-1b", "vapi assets fetch llamagen-xl-c2i --yes", to=assets)

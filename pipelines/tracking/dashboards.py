@@ -58,20 +58,18 @@ class Dashboard:
         Args:
             others: metrics of the runs. MLflow adds a chart of every metric that has none: they are told to be removed.
         """
-        charts = [
+        charts: list[dict[str, Any]] = [
             {"metricSectionId": section.name, "uuid": f"{section.name} {i}", "deleted": False, "isGenerated": False}
             | chart
             for section in self.sections
             for i, chart in enumerate(section.charts)
         ]
         if self.sections:
-            drawn = {chart.get("metricKey") for chart in charts} | {
-                keys[0] for chart in charts if len(keys := chart.get("imageKeys", [])) == 1
-            }
+            drawn = {name for chart in charts for name in (chart.get("metricKey"), *chart.get("imageKeys", []))}
             removed = {"metricSectionId": self.sections[0].name, "deleted": True, "isGenerated": True}
             charts += [{"uuid": name, **bar(name), **removed} for name in sorted({*others} - drawn)]
             pictures = {ANSWER, PREVIEW, SAMPLED, *other_pictures(others)} - drawn
-            charts += [{"uuid": name, **image(name, ""), **removed} for name in sorted(pictures)]
+            charts += [{"uuid": name, **image(name), **removed} for name in sorted(pictures)]
         sections = [
             {
                 "uuid": section.name,
@@ -114,28 +112,27 @@ def parallel_coordinates(params: Sequence[str], metrics: Sequence[str]) -> dict[
     }
 
 
-def contour(x: str, y: str, metric: str, title: str) -> dict[str, Any]:
+def contour(x: str, y: str, metric: str) -> dict[str, Any]:
     """A score over two parameters."""
-    return {"type": "CONTOUR", "xaxis": _param(x), "yaxis": _param(y), "zaxis": _metric(metric), "displayName": title}
+    return {"type": "CONTOUR", "xaxis": _param(x), "yaxis": _param(y), "zaxis": _metric(metric)}
 
 
-def scatter(x: dict[str, str], y: dict[str, str], title: str) -> dict[str, Any]:
-    return {"type": "SCATTER", "xaxis": x, "yaxis": y, "runsCountToCompare": 500, "displayName": title}
+def scatter(x: dict[str, str], y: dict[str, str]) -> dict[str, Any]:
+    return {"type": "SCATTER", "xaxis": x, "yaxis": y, "runsCountToCompare": 500}
 
 
-def bar(metric: str, title: str | None = None) -> dict[str, Any]:
-    return {"type": "BAR", "metricKey": metric, "runsCountToCompare": 100, "displayName": title}
+def bar(metric: str) -> dict[str, Any]:
+    return {"type": "BAR", "metricKey": metric, "runsCountToCompare": 100}
 
 
-def image(name: str, title: str) -> dict[str, Any]:
-    """The pictures of a name, of every run that has some, with a slider over their steps."""
-    return {"type": "IMAGE", "imageKeys": [name], "step": 0, "showRunParams": False, "displayName": title}
+def image(name: str, step: int = 0) -> dict[str, Any]:
+    """The pictures of a name, of every run that has some, with a slider over their steps, at first at this one."""
+    return {"type": "IMAGE", "imageKeys": [name], "step": step, "showRunParams": False}
 
 
-def line(metric: str, title: str) -> dict[str, Any]:
+def line(metric: str) -> dict[str, Any]:
     """A curve over steps."""
     return {
-        "displayName": title,
         "type": "LINE",
         "metricKey": metric,
         "selectedMetricKeys": [metric],
@@ -170,8 +167,20 @@ def metric(name: str) -> str:
     return f"metrics.`{name}`"
 
 
-def plan_dashboards(extractors: Sequence[str], geneval: bool) -> list[Dashboard]:
-    """The dashboards of a profile that scores with these extractors, the last of which is the main one."""
+def dashboards_of(profile: dict[str, Any]) -> list[Dashboard]:
+    """The dashboards of a profile, by the content of its params file."""
+    align, score = profile["align"], profile["score"]
+    every = align.get("images_every", 0)
+    last = align["steps"] // every * every if every else 0
+    return plan_dashboards(score["extractors"], score["geneval"] is not None, last)
+
+
+def plan_dashboards(extractors: Sequence[str], geneval: bool, last: int = 0) -> list[Dashboard]:
+    """The dashboards of runs that are scored with these extractors, the last of which is the main one.
+
+    Args:
+        last: step of the last picture of a training.
+    """
     main = short_name(extractors[-1])
     fids = [f"score/fid/{short_name(name)}" for name in extractors]
     fid, recall, precision = f"score/fid/{main}", f"score/recall/{main}", f"score/precision/{main}"
@@ -179,7 +188,7 @@ def plan_dashboards(extractors: Sequence[str], geneval: bool) -> list[Dashboard]
     if geneval:
         wanted, called = "score/overall/geneval", "GenEval"
     elif "scorer-classifier" in extractors:
-        wanted, called = "score/accuracy/scorer", "class accuracy by scorer"
+        wanted, called = "score/accuracy/scorer", "accuracy by scorer"
     settings = [param(name) for name in (*SETTINGS, "seed")]
     scores = [metric(name) for name in dict.fromkeys([fid, wanted, recall, *fids])]
     ablation = Dashboard(
@@ -188,27 +197,22 @@ def plan_dashboards(extractors: Sequence[str], geneval: bool) -> list[Dashboard]
         order=metric(fid),
         columns=[*settings, *scores],
         sections=[
-            Section("The answer", [image(ANSWER, "The best cell, and the base as a line")], columns=1, height=620),
+            Section("The best cell, and the base as a line", [image(ANSWER)], columns=1, height=620),
             Section(
-                "Every seed",
+                f"FID by {main}: {LOWER}",
                 [
-                    scatter(_param("noise_ratio"), _metric(fid), f"FID by {main} over ξ: {LOWER}"),
-                    scatter(_param("regularizer_weight"), _metric(fid), f"FID by {main} over β: {LOWER}"),
-                    contour("noise_ratio", "regularizer_weight", fid, f"FID by {main} over ξ and β: {LOWER}"),
-                    scatter(_param("noise_ratio"), _metric(wanted), f"{called} over ξ: {HIGHER}"),
+                    scatter(_param("noise_ratio"), _metric(fid)),
+                    scatter(_param("regularizer_weight"), _metric(fid)),
+                    contour("noise_ratio", "regularizer_weight", fid),
                 ],
+            ),
+            Section(
+                f"{called}: {HIGHER}",
+                [scatter(_param(name), _metric(wanted)) for name in ("noise_ratio", "regularizer_weight")],
             ),
             Section("Settings and scores", [parallel_coordinates(SETTINGS, [fid, wanted])], columns=1, height=420),
-            Section("Images", [image(PREVIEW, "Base, and as the training goes on"), image(SAMPLED, "Sampled sets")]),
-            Section(
-                "Training",
-                [
-                    line("train/reward", f"reward: {HIGHER}"),
-                    line("train/ce", "cross-entropy"),
-                    line("train/entropy", "entropy"),
-                ],
-                columns=3,
-            ),
+            Section("Images", [image(PREVIEW, last), image(SAMPLED)]),
+            Section("Training", [line(f"train/{name}") for name in ("reward", "ce", "entropy")], columns=3),
         ],
     )  # not grouped by settings: MLflow has no parallel coordinates and no images of groups
     methods = Dashboard(
@@ -217,25 +221,15 @@ def plan_dashboards(extractors: Sequence[str], geneval: bool) -> list[Dashboard]
         order="tags.`mlflow.runName`",
         columns=[param("method"), *settings, *scores],
         sections=[
+            Section(f"FID: {LOWER}", [bar(name) for name in fids]),
+            Section(f"{called}, recall: {HIGHER}", [bar(wanted), bar(recall)]),
             Section(
-                "Scores",
-                [
-                    *(bar(name, f"FID by {name.rpartition('/')[2]}: {LOWER}") for name in fids),
-                    bar(wanted, f"{called}: {HIGHER}"),
-                    bar(recall, f"recall by {main}: {HIGHER}"),
-                ],
-            ),
-            Section(
-                "Sharpening or improving",
-                [
-                    scatter(
-                        _metric(recall), _metric(precision), f"precision over recall, by {main}: up and right is better"
-                    )
-                ],
+                "Sharpening or improving: up and right is better",
+                [scatter(_metric(recall), _metric(precision))],
                 columns=1,
                 height=420,
             ),
-            Section("Training", [line("train/loss", "loss"), line("train/ce", "cross-entropy")]),
+            Section("Training", [line("train/loss"), line("train/ce")]),
         ],
         group_by="variant",
     )
@@ -253,7 +247,7 @@ def encode(name: str, view: dict[str, Any], created: int) -> str:
 
 def url(server: str, experiment_id: str, dashboard: Dashboard) -> str:
     """The address of a dashboard. After a reload of the page the menu Views has it."""
-    mode = "compareRunsMode=CHART&" if dashboard.sections else ""
+    mode = f"workflowType=machine_learning&{'compareRunsMode=CHART&' if dashboard.sections else ''}"
     return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?{mode}viewStateShareKey={dashboard.key}"
 
 
@@ -270,7 +264,7 @@ def register(experiment: str, dashboards: Sequence[Dashboard]) -> str:
 def main() -> None:
     argparse.ArgumentParser(description="Registers the dashboards in MLflow and prints their URLs.").parse_args()
     params = read_yaml("params.yaml")
-    dashboards = plan_dashboards(params["score"]["extractors"], params["score"]["geneval"] is not None)
+    dashboards = dashboards_of(params)
     experiment_id = register(params["profile"], dashboards)
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     server = uri if uri.startswith("http") else LOCAL_SERVER

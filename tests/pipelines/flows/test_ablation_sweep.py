@@ -21,8 +21,8 @@ from tests.toy import WORK, make_toy
 from vapi_core.errors import FileError
 
 PNG = b"\x89PNG\r\n\x1a\n"
-PROFILE = {"profile": "tiny", "score": {"extractors": ["scorer-classifier"], "geneval": None}}
 PARAMS = read_profile("mnist", Path(__file__).parents[3])
+PROFILE = PARAMS | {"profile": "tiny"}
 (CELL,) = plan_cells(
     opening_form(noise_ratios=[0.0], reward_terms=["mse"]), Baseline("head", "state", "abc", PARAMS, PARAMS), {}
 )
@@ -83,7 +83,7 @@ def test_at_its_end_a_sweep_shows_its_figures_and_links_to_its_runs_and_dashboar
     assert base64.b64decode(content.partition(",")[2]) == figure.read_bytes()
     links = {key.removeprefix(f"{sweep}-"): content for key, (kind, content, _) in made.items() if kind == "link"}
     ((profile, boards),) = registered
-    assert profile == "tiny" and {board.key for board in boards} == {"ablation", "methods"}
+    assert profile == "tiny" and {board.key for board in boards} == {"ablation", "methods", "runs"}
     runs = f"{server}/#/experiments/7"
     assert links == {"runs": runs, **{board.key: dashboards.url(server, "7", board) for board in boards}}
     assert all(re.fullmatch("[a-z0-9-]+", key) for key in made)  # Prefect takes no other
