@@ -99,9 +99,14 @@ def check(sides: Sides) -> Results:
     }
 
 
-def watched_gradient(generator: Generator) -> Tensor:
+def watched(generator: Generator) -> list[nn.Parameter]:
+    """The parameters of the first and the last layers."""
     parts = [generator.tok_embeddings, generator.layers[0], generator.layers[-1], generator.norm, generator.output]
-    return torch.cat([p.grad.flatten().clone() for part in parts for p in part.parameters() if p.grad is not None])
+    return [p for part in parts for p in part.parameters()]
+
+
+def watched_gradient(generator: Generator) -> Tensor:
+    return torch.cat([p.grad.flatten().clone() for p in watched(generator) if p.grad is not None])
 
 
 def benchmark(options: argparse.Namespace) -> Results:

@@ -99,13 +99,19 @@ def flops(work: Work) -> int:
     return counter.get_total_flops()
 
 
+def in_turn(works: dict[str, Work], device: torch.device, count: int) -> dict[str, list[Run]]:
+    """Runs all of the works in turn, `count` times, so that what disturbs the machine meets each of them."""
+    rounds = [{name: run(work, device) for name, work in works.items()} for _ in range(count)]
+    return {name: [one[name] for one in rounds] for name in works}
+
+
 def pairs(ours: Work, authors: Work, device: torch.device, count: int) -> Results:
     """Runs both sides in turn `count` times: times, medians, the median ratio and its range; then once for the peaks.
 
     On a CPU the ratio of CPU seconds too, which says more than that of seconds where others use the cores.
     """
-    runs = [(run(ours, device), run(authors, device)) for _ in range(count)]
-    sides = {name: [pair[i] for pair in runs] for i, name in enumerate(("ours", "authors"))}
+    sides = in_turn({"ours": ours, "authors": authors}, device, count)
+    runs = list(zip(sides["ours"], sides["authors"], strict=True))
     ratios = [a.seconds / o.seconds for o, a in runs]
     results: Results = {
         "seconds": {name: [r.seconds for r in side] for name, side in sides.items()},

@@ -19,6 +19,7 @@ class Checkout:
         for name in (".dvc/config", "dvc.yaml", ".dvcignore", ".gitignore", "params.yaml", "reports/plan.md"):
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, path / name)
+        shutil.copytree(ROOT / "reports/plans", path / "reports/plans")
         ignore = shutil.ignore_patterns("__pycache__")
         for name in ("pipelines", "vapi_core"):
             shutil.copytree(ROOT / name, path / name, ignore=ignore)

@@ -20,12 +20,3 @@ def load_fixture(name: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """The description (JSON) and the tensors of one fixture, e.g. "vapi/policy_step"."""
     description = json.loads((REFERENCE / f"{name}.json").read_text())
     return description, load_file(REFERENCE / f"{name}.safetensors")
-
-
-def take(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """The tensors below `prefix`, without it: `take(t, "weights.")` is a state dict. Stored float16 becomes float32."""
-    return {
-        name.removeprefix(prefix): value.float() if value.dtype == torch.float16 else value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
-    }

@@ -153,9 +153,11 @@ def test_what_flops_allow_is_compared_with_cpu_seconds_where_there_are_any():
 
 IMPORTS = """
 import sys
-import benchmarks.align, benchmarks.sample, benchmarks.tokenize, benchmarks.__main__
-bare = [m for m in ("dvc", "mlflow", "prefect", "pydantic", "pandas", "scipy", "matplotlib") if m in sys.modules]
+import benchmarks.align, benchmarks.sample, benchmarks.gpu.run, benchmarks.__main__, tests.parity.networks
+bare = [m for m in ("dvc", "mlflow", "prefect", "pydantic", "pandas", "scipy", "matplotlib", "PIL", "pytest") if m in sys.modules]
 assert not bare, bare
+import benchmarks.tokenize
+assert "pydantic" not in sys.modules
 import pipelines.stages.subset, pipelines.stages.tokenize, pipelines.stages.generator
 import pipelines.stages.align, pipelines.stages.sample
 assert "pandas" not in sys.modules

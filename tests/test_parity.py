@@ -1,6 +1,5 @@
 """The official numbers, and that the comparison with them can fail. `python -m tests.parity DIR` prints the same checks."""
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -9,12 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.own_fixtures import write, write_generator, write_rotary
 from tests.parity.fixtures import Check, Fixture, close, exact, find_fixtures
 from tests.parity.table import NO_CHECK, Result, check_fixture, checker, main
 from tests.reference import REFERENCE, needs_reference
-from tests.tiny import random_tokens, tiny_generator
-from vapi_core.models.llamagen.generator import rotary_table
-from vapi_core.models.logits import next_token_loss
 
 FIXTURES = find_fixtures(REFERENCE) if REFERENCE.is_dir() else []
 KNOWN = [(stem, suffixes) for stem, suffixes in FIXTURES if checker(Fixture(REFERENCE, stem, suffixes))]
@@ -104,38 +101,6 @@ def test_one_wrong_word_makes_a_geneval_fixture_fail(tmp_path, capsys, fixture, 
 
 
 # The comparison itself, on fixtures of our own making
-
-
-def write(root: Path, fixture: str, description: dict, tensors: dict[str, torch.Tensor]) -> Path:
-    path = root / f"{fixture}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(description | {"tensors": {n: {"shape": list(t.shape)} for n, t in tensors.items()}}))
-    save_file({n: t.contiguous() for n, t in tensors.items()}, path.with_suffix(".safetensors"))
-    return path
-
-
-def write_rotary(root: Path, fixture: str = "tables", error: float = 0.0) -> Path:
-    return write(root, fixture, {}, {"out.freqs_grid3_hd12_cls2": rotary_table(3, 12, 2) + error})
-
-
-def write_generator(root: Path, fixture: str) -> Path:
-    """A class-to-image fixture of another name and size than any official one."""
-    generator = tiny_generator(grid=3, codebook_size=19, multiple_of=256, kv_heads=2)
-    tokens, class_ids = random_tokens(2, 9, 19), torch.tensor([4, 0])
-    with torch.no_grad():
-        logits = generator(class_ids, tokens[:, :-1])
-        null = generator(torch.full_like(class_ids, 5), tokens[:, :-1])
-    config = {"dim": 32, "n_layer": 2, "n_head": 4, "n_kv_head": 2, "vocab_size": 19, "block_size": 9, "num_classes": 5}
-    outputs = {
-        "out.tf_logits": logits,
-        "out.tf_logits_null_class": null,
-        "out.ce_loss": next_token_loss(logits, tokens),
-        "out.train_mode_nodrop_loss": next_token_loss(logits, tokens),
-    }
-    weights = {f"weights.{n}": t for n, t in generator.state_dict().items()}
-    return write(
-        root, fixture, {"config": config}, {"in.tokens": tokens, "in.class_ids": class_ids} | outputs | weights
-    )
 
 
 def test_a_fixture_is_recognised_by_what_it_holds_whatever_its_name_folder_and_size(tmp_path, capsys):

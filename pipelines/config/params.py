@@ -115,12 +115,13 @@ class GeneratorParams(TransformerConfig):
 
 
 class AlignParams(Section):
-    """What all alignments share. Beside these two: fields of `OptimizationConfig` and of the methods' own configs."""
+    """What all alignments share. Beside these: fields of `OptimizationConfig` and of the methods' own configs."""
 
     model_config = ConfigDict(extra="allow")
 
     seeds: Seeds
     keep_every: CountOrNone = 0
+    images_every: CountOrNone = 0
 
     @property
     def shared(self) -> dict[str, Any]:

@@ -23,6 +23,7 @@ GENERATOR = Path("data/generator")
 REFERENCES = Path("data/references")
 ALIGNED = Path("data/aligned")  # VARIANT/SEED
 SAMPLES = Path("data/samples")  # TABLE/VARIANT/SET
+SHARED = (SUBSET, CLASSIFIERS, TOKENIZER, TOKENS, GENERATOR, REFERENCES)  # what the cells of a sweep build on
 REPORTS = Path("reports")
 SCORES = REPORTS / "scores"  # TABLE/VARIANT
 STAGE_METRICS = REPORTS / "stages"

@@ -1,7 +1,7 @@
 """Flow `ablation-sweep`: every cell of a form as one Prefect task and one DVC experiment.
 
 A cell whose experiment exists is skipped, so that running a sweep again resumes it; within a cell, training goes on from
-its last checkpoint. From plain Python: `python -m pipelines.flows.ablation_sweep --noise-ratios 0 0.5 --dry-run`.
+its last checkpoint. From plain Python: `vapi sweep --noise-ratios 0 0.5 --dry-run`.
 """
 
 import argparse
@@ -27,17 +27,24 @@ from prefect.states import Completed, State
 from pydantic import ValidationError
 
 from pipelines.config.paths import WORK
+from pipelines.estimates.estimate import sweep_seconds
+from pipelines.estimates.pages import sweep_line
+from pipelines.estimates.rates import here
 from pipelines.flows.running import gpu_tags, run_all, run_command, visible_gpus
 from pipelines.frame.launch import one_message
 from pipelines.reporting.grid import publish
+from pipelines.repository.git import experiments
 from pipelines.tracking import dashboards
-from pipelines.variants.cells import experiments, read_scores
+from pipelines.variants.cells import read_scores
+from pipelines.variants.loading import check_params
 from pipelines.variants.sweep import (
+    Baseline,
     Experiment,
     command,
     plan_cells,
     plan_upstream,
     read_baseline,
+    read_bases,
     setting,
     sweep_name,
 )
@@ -64,7 +71,7 @@ def run_experiment(experiment: Experiment, gpus: list[str]) -> State:
 
 @flow(name="ablation-sweep")
 def ablation_sweep(form: SweepForm = PAPERS_NOISE, dry_run: bool = False) -> State:
-    """Runs VA-π with every combination of noise ratios, regularizers, their weights and rewards, with every seed.
+    """Runs VA-π with every combination of noise ratios, regularizers, their weights, rewards and credits, with every seed.
 
     Args:
         form: the grid.
@@ -72,16 +79,18 @@ def ablation_sweep(form: SweepForm = PAPERS_NOISE, dry_run: bool = False) -> Sta
     """
     logger = get_run_logger()
     baseline = read_baseline(form.profile)
-    upstream, cells = plan_upstream(form, baseline), plan_cells(form, baseline)
+    planned = plan_cells(form, baseline, {})  # refuses a form before anything runs
     if dry_run:
-        logger.info(plan_text(upstream, cells))
-        return Completed(message=f"{len(cells)} cells planned, none run")
-    progress = Progress(cells)
+        logger.info(plan_text(form, baseline))
+        return Completed(message=f"{len(planned)} cells planned, none run")
+    upstream = plan_upstream(form, baseline)
     gpus = visible_gpus(baseline.profile["device"])
     tags = gpu_tags(gpus)
     shared = run_experiment.with_options(task_run_name=upstream.name, tags=tags)(upstream, gpus, return_state=True)
     if not shared.is_completed():
         raise VapiError(f"{upstream.name}, on which all cells build, did not end well: {shared.message}")
+    cells = plan_cells(form, baseline, read_bases(experiments()[upstream.name]))
+    progress = Progress(cells)
     by_name = {cell.name: cell for cell in cells}
     states = run_all(
         dict.fromkeys(by_name, []),
@@ -89,7 +98,7 @@ def ablation_sweep(form: SweepForm = PAPERS_NOISE, dry_run: bool = False) -> Sta
         form.parallelism,
         progress.finished,
     )
-    publish(sweep_name(cells), baseline.profile["profile"], form.model_dump(), by_name)
+    publish(sweep_name(cells), baseline.profile["profile"], form.model_dump(), by_name, upstream.name)
     progress.conclude(baseline.profile)
     failed = [name for name, state in states.items() if not state.is_completed()]
     if failed:
@@ -133,7 +142,7 @@ class Progress:
             return
         address = urlsplit(server)  # without a password: Prefect keeps the links
         server = address._replace(netloc=address.netloc.rpartition("@")[2]).geturl().rstrip("/")
-        boards = dashboards.plan_dashboards(profile["score"]["extractors"], profile["score"]["geneval"] is not None)
+        boards = dashboards.dashboards_of(profile)
         experiment = dashboards.register(profile["profile"], boards)
         create_link_artifact(
             f"{server}/#/experiments/{experiment}", key=f"{self._key}-runs", link_text="runs in MLflow"
@@ -166,16 +175,29 @@ def scores_row(scores: dict[str, list[float]]) -> dict[str, str]:
     return row
 
 
-def plan_text(upstream: Experiment, cells: list[Experiment]) -> str:
+def plan_text(form: SweepForm, baseline: Baseline) -> str:
     """The plan of a sweep for people: every experiment and the command that runs it."""
-    existing = experiments()
-    lines = [
-        f"{sweep_name(cells)}: {len(cells)} cells, {sum(c.name in existing for c in cells)} of them finished before"
-    ]
+    existing, upstream = experiments(), plan_upstream(form, baseline)
+    made = existing.get(upstream.name)
+    cells = plan_cells(form, baseline, read_bases(made) if made else {})
+    if made:
+        finished = sum(cell.name in existing for cell in cells)
+        lines = [f"{sweep_name(cells)}: {len(cells)} cells, {finished} of them finished before"]
+    else:
+        lines = [f"{len(cells)} cells; their names end otherwise when what they build on is made, by {upstream.name}"]
     for cell in (upstream, *cells):
         note = " (finished before)" if cell.name in existing else ""
         lines += ["", f"{cell.name}{note}", f"  {shlex.join(command(cell))}"]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", time_text(form, baseline, cells)])
+
+
+def time_text(form: SweepForm, baseline: Baseline, cells: list[Experiment]) -> str:
+    """How long the cells take on this machine, by `pipelines.estimates`."""
+    if (rates := here()) is None:
+        return "how long it takes is not known for this GPU; `vapi estimate --gpu` knows some."
+    params = check_params(baseline.profile).model_copy(update={"threads": form.threads})
+    variants = [cell.cell for cell in cells if cell.cell is not None]
+    return sweep_line(sweep_seconds(params, variants, rates), form.parallelism, rates)
 
 
 def parse_form(arguments: list[str]) -> tuple[SweepForm, bool]:
@@ -198,8 +220,7 @@ def main() -> None:
     try:
         form, dry_run = parse_form(sys.argv[1:])
         if dry_run:
-            baseline = read_baseline(form.profile)
-            print(plan_text(plan_upstream(form, baseline), plan_cells(form, baseline)))
+            print(plan_text(form, read_baseline(form.profile)))
         else:
             ablation_sweep(form)
     except ValidationError as error:

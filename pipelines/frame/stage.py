@@ -7,6 +7,7 @@ here by the main one.
 import argparse
 import csv
 import hashlib
+import json
 import os
 import re
 import resource
@@ -20,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config.params import Params
-from pipelines.config.paths import CURVES, REPORTS, RUN_FILE, STAGE_METRICS, WORK, remedy
+from pipelines.config.paths import CURVES, REPORTS, RUN_FILE, STAGE_METRICS, SUBSET, WORK, remedy
+from pipelines.estimates.space import require_space
 from pipelines.frame.launch import live_with_launcher, one_message, relaunch
 from pipelines.frame.memory_advice import memory_advice, memory_explained
 from pipelines.frame.processes import only_one
@@ -30,11 +32,20 @@ from pipelines.tracking.uploader import dismiss_early
 from pipelines.variants.assets import link_assets, require_assets
 from pipelines.variants.loading import load_params
 from vapi_core import distributed
+from vapi_core.arrays import MANIFEST
 from vapi_core.errors import FileError, ParameterError
-from vapi_core.files import atomic_path, read_texts, remove_leftovers_below, remove_whole, write_json
+from vapi_core.files import (
+    atomic_path,
+    read_texts,
+    remove_leftovers_below,
+    remove_whole,
+    sha256_file,
+    write_json,
+)
 from vapi_core.fingerprint import fingerprint, training_code
 
 Metrics = dict[str, float]
+LONGEST_DIGEST = 36  # of MLflow's data sets
 DVC_TEMPORARY = re.compile(r"\.[\w-]{22}\.tmp")  # dvc_objects.fs.utils.tmp_fname
 
 
@@ -56,6 +67,9 @@ class UntrackedRun:
     """What processes other than the main one report to: nobody."""
 
     def log(self, metrics: Metrics, step: int = 0) -> None:
+        pass
+
+    def image(self, name: str, path: Path, step: int) -> None:
         pass
 
     def artifact(self, path: Path) -> None:
@@ -129,7 +143,15 @@ class Stage:
             return nullcontext(UntrackedRun())
         tags = {"profile": self.params.profile, **tags}
         advice = memory_advice(self.params, self.plan.name)
-        return stage_run(experiment=self.params.profile, name=name, key=key, params=params, tags=tags, advice=advice)
+        return stage_run(
+            experiment=self.params.profile,
+            name=name,
+            key=key,
+            params=params,
+            tags=tags,
+            advice=advice,
+            dataset=data_set(self.params),
+        )
 
 
 class TrainingLog:
@@ -204,6 +226,25 @@ def upstream_keys(plan: StagePlan) -> list[str]:
     return [read_texts(d / RUN_FILE, ["key"], remedy(d))["key"] for d in plan.upstream]
 
 
+def metric_name(name: str) -> str:
+    """What MLflow calls a metric of a stage: scores as they are, others below `stage`; without spaces."""
+    return name if "/" in name else f"stage/{name.replace(' ', '/')}"
+
+
+def data_set(params: Params) -> dict[str, str] | None:
+    """The images of the run, as MLflow names a data set (`Header.dataset`); None before they are chosen."""
+    if not (SUBSET / MANIFEST).is_file():
+        return None
+    images = params.subset
+    return {
+        "name": Path(images.path).name if images.path else images.source,
+        "digest": sha256_file(SUBSET / MANIFEST)[:LONGEST_DIGEST],
+        "source_type": "local",
+        "source": json.dumps({"uri": images.path or images.source}),
+        "profile": json.dumps({"image_size": images.image_size, "seed": images.seed, **images.splits}),
+    }
+
+
 @one_message
 def run_stage(
     plan: Callable[[Params, argparse.Namespace], StagePlan],
@@ -222,6 +263,7 @@ def run_stage(
     stage_plan = plan(params, arguments)
     link_assets(params)
     require_assets(params, stage_plan.name)
+    require_space(params, stage_plan.name)
     key = stage_key(stage_plan.name, stage_plan.params, upstream_keys(stage_plan))
     if distributed.launched():
         live_with_launcher()
@@ -290,7 +332,7 @@ def _execute(plan: StagePlan, key: str, work: Any, params: Params, arguments: ar
         )
         if plan.output is not None and is_main:
             run.made(outputs_hash(plan.output))
-        run.log({name if "/" in name else f"stage/{name}": value for name, value in stage.metrics.items()})
+        run.log({metric_name(name): value for name, value in stage.metrics.items()})
     if not is_main:
         return
     if plan.output is not None:
@@ -313,6 +355,7 @@ def _tracked_run(plan: StagePlan, key: str, params: Params) -> Any:
         tags={"stage": plan.name.partition("@")[0], "profile": params.profile},
         parent=plan.parent,
         advice=memory_advice(params, plan.name),
+        dataset=None if plan.name == "subset" else data_set(params),
     )
 
 

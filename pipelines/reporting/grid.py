@@ -1,11 +1,14 @@
 """The grid of a sweep, one row per cell and seed: from DVC's experiments and from MLflow's runs alike, and to MLflow.
 
-`python -m pipelines.commands.results` prints it as CSV, from DVC or, with `--from mlflow`, from MLflow; `from_dvc` and
+`vapi results` prints it as CSV, from DVC or, with `--from mlflow`, from MLflow; `from_dvc` and
 `from_mlflow` are the same as pandas DataFrames. Scores have six digits, as in the metrics files.
 """
 
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +16,18 @@ import numpy as np
 import pandas as pd
 
 from pipelines.config.paths import WORK
-from pipelines.reporting.charts import draw_heatmap, draw_lines, panels
+from pipelines.reporting.grid_figures import best_cell, draw, draw_answer
+from pipelines.repository.git import experiments
 from pipelines.tracking import mlflow_runs
 from pipelines.tracking import runs as tracking
 from pipelines.tracking.mlflow_runs import SCORE
-from pipelines.variants.cells import DIGITS, FinishedCell, cells_of_head, experiments, read_cell, read_key
+from pipelines.variants.cells import DIGITS, FinishedCell, cells_of_head, read_cell, read_key, read_variant
 from pipelines.variants.sweep import AXES, is_cell, setting
+from pipelines.variants.variant import ABLATION, BASE
 from vapi_core.errors import FileError
 from vapi_core.files import atomic_path
-from vapi_core.scoring.statistics import mean_and_standard_error
 
 COLUMNS = ("experiment", *AXES, "seed")
-DRAWN = ("fid", "is_mean", "accuracy", "overall")
-LABELS = {"noise_ratio": "ξ", "regularizer_weight": "β", "reward": "reward", "regularizer": "regularizer"}
 
 
 def from_dvc(names: Iterable[str] | None = None) -> pd.DataFrame:
@@ -34,7 +36,7 @@ def from_dvc(names: Iterable[str] | None = None) -> pd.DataFrame:
     Raises:
         FileError: this is no repository of git's, or git has no commit.
     """
-    return _frame([row for cell in finished_cells(names) for row in _rows(cell)])
+    return grid_of(finished_cells(names))
 
 
 def finished_cells(names: Iterable[str] | None = None) -> list[FinishedCell]:
@@ -70,7 +72,8 @@ def from_mlflow(experiment: str, names: Iterable[str] | None = None) -> pd.DataF
         if not metrics:  # it is not scored yet
             continue
         weight = float(p["regularizer_weight"]) if p["regularizer"] != "none" else 0.0
-        own = dict(zip(AXES, (float(p["noise_ratio"]), p["regularizer"], weight, p["terms"]), strict=True))
+        credit = p.get("credit", "image")  # runs of before there was another
+        own = dict(zip(AXES, (float(p["noise_ratio"]), p["regularizer"], weight, p["terms"], credit), strict=True))
         scores = {n: float(f"{v:.{DIGITS}g}") for n, v in metrics.items()}
         rows.append({"experiment": name, **own, "seed": int(p["seed"]), **scores})
     return _frame(rows)
@@ -82,81 +85,102 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return table.sort_values([*AXES, "seed", "experiment"], ignore_index=True)
 
 
-def over_axis(grid: pd.DataFrame, axis: str, score: str) -> dict[str, pd.DataFrame]:
-    """Lines of a score over one axis, one per combination of the others: columns x, y and standard error over seeds."""
-    others = [name for name in AXES if name != axis and grid[name].nunique() > 1]
-    lines = {}
-    for key, part in grid.groupby(others, sort=False) if others else [((), grid)]:
-        name = ", ".join(f"{LABELS[other]} {value}" for other, value in zip(others, key, strict=True))
-        rows = [(x, *mean_and_standard_error(group[score].to_numpy())) for x, group in part.groupby(axis)]
-        lines[name] = pd.DataFrame(rows, columns=["x", "y", "error"])
-    return lines
+@dataclass
+class SweepRun:
+    """A sweep's run in MLflow while its cells run: what is done, the best so far, the time left."""
+
+    run: tracking.StageRun
+    folder: Path
+    names: list[str]  # DVC's experiments that are its cells, finished or not
+    upstream: str | None  # the experiment that has the base's scores
+    started: float = field(default_factory=time.monotonic)
+    told: int = 0  # how many cells had ended when it last told
+
+    def update(self, ended: int) -> None:
+        """Tells how far the sweep is; called when cells have ended, well or not.
+
+        Args:
+            ended: how many; those that were finished before the sweep began count.
+        """
+        if ended == self.told:
+            return
+        self.told = ended
+        spent = time.monotonic() - self.started
+        facts = {"ended": float(ended), "cells": float(len(self.names)), "minutes": spent / 60}
+        facts["minutes_left"] = spent / ended * (len(self.names) - ended) / 60
+        finished = finished_cells(self.names)
+        if finished:
+            grid, score = grid_of(finished), f"fid/{finished[0].main}"
+            facts[f"best/{score}"] = grid[grid["experiment"] == best_cell(grid, score)][score].mean()
+            self.draw_answer(grid, finished[0].main, ended)
+        self.run.log({f"sweep/{name}": value for name, value in facts.items()}, step=ended)
+
+    def draw_answer(self, grid: pd.DataFrame, main: str, step: int) -> None:
+        path = self.folder / "answer.png"
+        draw_answer(path, grid, self.base(), main)
+        self.run.image(tracking.ANSWER, path, step)
+
+    def base(self) -> pd.DataFrame:
+        """Scores of the base that all cells build on, a row per seed; no row where they cannot be read."""
+        if self.upstream is None:
+            return pd.DataFrame()
+        try:
+            base = read_variant(self.upstream, BASE)
+        except FileError as error:
+            print(f"warning: {error}", file=sys.stderr)
+            return pd.DataFrame()
+        return pd.DataFrame([{n.removeprefix(SCORE): v for n, v in found.items()} for found in base.scores.values()])
+
+    def conclude(self, profile: str) -> pd.DataFrame:
+        """Attaches grid and figures, and makes the runs of the cells its own; returns the grid."""
+        finished = finished_cells(self.names)
+        grid = grid_of(finished)
+        with atomic_path(self.folder / "grid.csv") as temporary:
+            grid.to_csv(temporary, index=False, lineterminator="\n")
+        files = [self.folder / "grid.csv"]
+        if finished:
+            files += draw(grid, self.folder, self.base())
+            if self.told < len(self.names):
+                self.draw_answer(grid, finished[0].main, len(self.names))
+        claim_runs(finished, profile)
+        self.run.log({"finished_cells": len(finished), "cells": len(self.names)})
+        self.run.table("grid", grid.replace({np.nan: None}).to_dict("records"))
+        for file in files:
+            self.run.artifact(file)
+        self.run.adopt(mlflow_runs.keys_of_experiments(profile, self.names))
+        return grid
 
 
-def over_plane(grid: pd.DataFrame, rows: str, columns: str, score: str) -> pd.DataFrame:
-    """Mean of a score over all else, by two axes."""
-    grid = grid.rename(columns={rows: LABELS[rows], columns: LABELS[columns]})
-    return grid.pivot_table(index=LABELS[rows], columns=LABELS[columns], values=score, aggfunc="mean", sort=True)
-
-
-def draw(grid: pd.DataFrame, folder: Path) -> list[Path]:
-    """The figures of a grid, one panel per score: lines over ξ and β, heatmaps of ξ and β, and of reward and regularizer."""
-    scores = [n for n in grid.columns if n.partition(" ")[0] in DRAWN and grid[n].notna().all()]
-    varied = {axis for axis in AXES if grid[axis].nunique() > 1}
-    files = []
-
-    def figure(name: str, draw_panel: Any, **labels: str) -> None:
-        from pipelines.reporting.figures import save_figure
-
-        made, axes = panels(len(scores))
-        for ax, score in zip(axes, scores, strict=True):
-            draw_panel(ax, score)
-            ax.set(title=score, **labels)
-        files.append(folder / f"{name}.png")
-        save_figure(files[-1], made)
-
-    for axis in ("noise_ratio", "regularizer_weight"):
-        if axis in varied:
-            log = axis == "regularizer_weight" and bool((grid[axis] > 0).all())
-            figure(
-                f"over-{axis}",
-                lambda ax, score, axis=axis, log=log: draw_lines(ax, over_axis(grid, axis, score), log),
-                xlabel=LABELS[axis],
-            )
-    for rows, columns in (("regularizer_weight", "noise_ratio"), ("reward", "regularizer")):
-        if {rows, columns} <= varied:
-            figure(
-                f"{rows}-by-{columns}",
-                lambda ax, score, rows=rows, columns=columns: draw_heatmap(ax, over_plane(grid, rows, columns, score)),
-            )
-    return files
-
-
-def publish(sweep: str, profile: str, form: dict[str, Any], names: Iterable[str]) -> pd.DataFrame:
-    """Makes the sweep a run of MLflow, parent of its cells, with form, grid and figures; replaces an earlier one.
+@contextmanager
+def sweep_run(
+    sweep: str, profile: str, form: dict[str, Any], names: Iterable[str], upstream: str | None = None
+) -> Iterator[SweepRun]:
+    """The run of a sweep for the duration of a block, in which its cells run; replaces an earlier one.
 
     Args:
         sweep: its name.
         profile: the MLflow experiment.
         names: DVC's experiments that are its cells, finished or not.
+        upstream: the experiment that has the base's scores.
     """
     names = sorted(names)
-    finished = finished_cells(names)
-    grid = _frame([row for cell in finished for row in _rows(cell)])
-    folder = WORK / "sweeps" / sweep
-    with atomic_path(folder / "grid.csv") as temporary:
-        grid.to_csv(temporary, index=False, lineterminator="\n")
-    files = [folder / "grid.csv", *(draw(grid, folder) if len(grid) else [])]
-    claim_runs(finished, profile)
     key = tracking.stage_key("sweep", {"cells": names}, [])
-    tags = {"stage": "sweep", "profile": profile}
+    tags = {"stage": "sweep", "profile": profile, ABLATION: "sweep"}
     with tracking.stage_run(experiment=profile, name=sweep, key=key, params=form, tags=tags) as run:
-        run.log({"finished_cells": grid["experiment"].nunique(), "cells": len(names)})
-        run.table("grid", grid.replace({np.nan: None}).to_dict("records"))
-        for file in files:
-            run.artifact(file)
-        run.adopt(mlflow_runs.keys_of_experiments(profile, names))
-    return grid
+        yield SweepRun(run, WORK / "sweeps" / sweep, names, upstream)
+
+
+def publish(
+    sweep: str, profile: str, form: dict[str, Any], names: Iterable[str], upstream: str | None = None
+) -> pd.DataFrame:
+    """Makes a sweep that has ended a run of MLflow, parent of its cells, with form, grid and figures: see `sweep_run`."""
+    with sweep_run(sweep, profile, form, names, upstream) as tracked:
+        return tracked.conclude(profile)
+
+
+def grid_of(finished: Iterable[FinishedCell]) -> pd.DataFrame:
+    """The grid of these cells."""
+    return _frame([row for cell in finished for row in _rows(cell)])
 
 
 def claim_runs(finished: Iterable[FinishedCell], profile: str) -> None:

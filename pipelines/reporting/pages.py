@@ -89,7 +89,8 @@ def groups(summary: pd.DataFrame) -> Any:
 
 def picture(table: Table, name: Picture) -> str:
     path = "figures/reconstructions.png" if name == "reconstructions" else f"figures/{table.name}/{name}.png"
-    image = f"![{PICTURE_TITLES[name]}]({path})"
+    title = "Scores over the axis" if name == "axis" and table.paper is None else PICTURE_TITLES[name]
+    image = f"![{title}]({path})"
     return f"{image}\n\n{prose(PICTURE_NOTES[name])}" if name in PICTURE_NOTES else image
 
 

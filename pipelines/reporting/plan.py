@@ -1,16 +1,17 @@
 """The plan of a profile: what will be compared with what, in which order, on which seeds and how many images.
 
 It is made from params.yaml and the tables' records alone. Committed before a run, it shows that none of this was chosen
-when results were known. A page says by which commit, or that what it compares was not planned.
+when results were known. A page says by which commit, or that what it compares was not planned. A table that came later
+has a plan of its own, so that the profile's keeps its commit.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pipelines.config.params import Params
+from pipelines.config.params import Params, checked
 from pipelines.config.paths import REPORTS
 from pipelines.config.profiles import differences
 from pipelines.reporting.evidence import main_guidance, unique_rows
@@ -20,17 +21,29 @@ from pipelines.reporting.settings import alignment_rows
 from pipelines.reporting.statistics import SCORE_TITLES
 from pipelines.reporting.tables import TABLES, Table
 from pipelines.repository.git import git
-from vapi_core.errors import FileError
-from vapi_core.files import read_yaml
+from vapi_core.errors import FileError, ParameterError
 
 PLAN = REPORTS / "plan.md"
+LATER = REPORTS / "plans"  # of tables that were added when a profile's other results were known
 COMMAND = "python -m pipelines.commands.plan"
 HOW = "How verdicts are reached"
+AFTERWARDS = "This plan was made after the profile's. Rows that other tables have too may have been scored before it."
 
 
-def plan_text(params: Params) -> str:
-    """The plan as Markdown."""
-    names = ["report", *params.tables]
+def plan_file(table: Table) -> Path:
+    """The plan in which a table stands."""
+    return LATER / f"{table.name}.md" if table.later else PLAN
+
+
+def plan_texts(params: Params) -> dict[Path, str]:
+    """The plans as Markdown, by their files."""
+    tables = [TABLES[name] for name in ("report", *params.tables) if name in TABLES]
+    files = dict.fromkeys(map(plan_file, tables))
+    return {file: plan_text(params, [table for table in tables if plan_file(table) == file]) for file in files}
+
+
+def plan_text(params: Params, tables: Sequence[Table]) -> str:
+    """The plan of these tables."""
     parts = [
         f"# Plan, profile `{params.profile}`",
         prose(
@@ -38,9 +51,10 @@ def plan_text(params: Params) -> str:
             "It is committed before the run that it plans.",
         ),
         "\n".join(item(line) for line in _common(params)),
+        *([AFTERWARDS] if any(table.later for table in tables) else []),
         f"## {HOW}",
         "\n".join(item(line) for line in RULE),
-        *(part for name in names if name in TABLES for part in _section(TABLES[name], params)),
+        *(part for table in tables for part in _section(table, params)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -85,29 +99,33 @@ def plan_sentence(params: Params, table: Table, root: Path = Path()) -> str:
     """What a page says of its plan: by which commit it was made, or that the page is of something else.
 
     The plan of a page is what all tables share and its own section. What no plan names is to be as params.yaml had it
-    in the plan's commit; of variants and controls the rows of the table count.
+    in the plan's commit; of variants and controls the rows of the table count. A parameter that is newer than the plan
+    had its default then.
     """
-    path = root / PLAN
-    planned = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if _of_table(planned, table) != _of_table(plan_text(params), table):
-        return f"**Not planned:** `{PLAN}` is not of these params. So what follows explores. `{COMMAND}` writes a plan."
+    file = plan_file(table)
+    planned = (root / file).read_text(encoding="utf-8") if (root / file).is_file() else ""
+    if _of_table(planned, table) != _of_table(plan_text(params, [table]), table):
+        return f"**Not planned:** `{file}` is not of these params. So what follows explores. `{COMMAND}` writes a plan."
     try:
         commit, _, date = (
-            git(root, "log", "-1", "--format=%h %cd", "--date=format:%Y-%m-%d %H:%M", "--", str(PLAN))
+            git(root, "log", "-1", "--format=%h %cd", "--date=format:%Y-%m-%d %H:%M", "--", str(file))
             .strip()
             .partition(" ")
         )
-        changed = git(root, "status", "--porcelain", "--", str(PLAN)).strip()
+        changed = git(root, "status", "--porcelain", "--", str(file)).strip()
         before = yaml.safe_load(git(root, "show", f"{commit}:params.yaml")) if commit else None
     except FileError:
         commit, before, changed = "", None, ""
     if not commit or changed or before is None:
-        return f"**Planned, but the plan is not committed:** `{PLAN}`."
-    if other := sorted(
-        differences(_behind(before, table, params), _behind(read_yaml(root / "params.yaml"), table, params))
-    ):
+        return f"**Planned, but the plan is not committed:** `{file}`."
+    try:
+        then = checked(Params, before)
+    except ParameterError:
+        return f"**Not planned:** since its plan, commit {commit}, the names of parameters have changed."
+    if other := sorted(differences(_behind(then, table, params), _behind(params, table, params))):
         return f"**Not planned:** since its plan, commit {commit}, params.yaml has changed in {', '.join(other)}."
-    return f"Planned in [{PLAN.name}]({PLAN.name}), last changed by commit {commit}, {date}."
+    link = file.relative_to(REPORTS)
+    return f"Planned in [{link}]({link}), last changed by commit {commit}, {date}."
 
 
 def _of_table(text: str, table: Table) -> list[str]:
@@ -116,10 +134,10 @@ def _of_table(text: str, table: Table) -> list[str]:
     return [common, *(part for part in sections if part.startswith((HOW, f"{table.title}\n")))]
 
 
-def _behind(content: dict[str, Any], table: Table, params: Params) -> dict[str, Any]:
-    """The parameters that a table comes from; not which device makes it, nor which other tables there are."""
+def _behind(content: Params, table: Table, params: Params) -> dict[str, Any]:
+    """The parameters that a table comes from; not which device makes it, what MLflow shows, nor which tables there are."""
     rows = {variant.name for variant in unique_rows(table, params)}
-    kept = {name: value for name, value in content.items() if name not in ("device", "tables")}
+    kept = content.model_dump(mode="json", exclude={"device": True, "tables": True, "align": {"images_every"}})
     for group in ("variants", "controls"):
-        kept[group] = {name: value for name, value in kept.get(group, {}).items() if name in rows}
+        kept[group] = {name: value for name, value in kept[group].items() if name in rows}
     return kept

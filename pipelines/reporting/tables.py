@@ -12,7 +12,7 @@ from typing import Literal
 
 from pipelines.config.params import decimal
 from pipelines.reporting.statistics import Claim
-from pipelines.variants.variant import BASE, CONTINUED, EXPERIMENT, RIVALS, SUBJECT, Variant
+from pipelines.variants.variant import BASE, CONTINUED, EXPERIMENT, RIVALS, SUBJECT, Alignment, Variant
 from vapi_core.alignment.va_pi import VaPiConfig
 
 Picture = Literal["samples", "reconstructions", "curves", "precision-recall", "axis", "densities"]
@@ -27,7 +27,7 @@ class Axis:
     """What an ablation varies. Its rows are named by their settings, whichever variant has these."""
 
     title: str  # of the figure's x
-    row: Callable[[VaPiConfig], str]  # name of the row of these settings
+    row: Callable[[Alignment], str]  # name of the row of these settings, which are VA-π's
     point: Callable[[str], Point]  # of a row
     label: Callable[[str], str]  # of a row, for people
     logarithmic: bool = False
@@ -48,6 +48,7 @@ class Table:
     others: tuple[str, ...] = ()  # scores that the claims are about too, of which the page tells numbers of verdicts
     paper: dict[str, dict[str, float]] | None = None  # row -> score, as far as the paper has it
     paper_setting: str = ""  # what the paper's numbers are of
+    later: bool = False  # whether it was added when a profile's other results were known: it has a plan of its own
 
     def row(self, variant: Variant, temperature: float, main: float) -> str:
         """The row of a variant's sets at a temperature; `main` is the temperature of everything but controls."""
@@ -55,8 +56,8 @@ class Table:
             return f"{BASE} at T {decimal(temperature)}"
         if variant.alignment is None:
             return BASE
-        config = variant.alignment.config
-        return self.axis.row(config) if self.axis is not None and isinstance(config, VaPiConfig) else variant.name
+        is_on_axis = self.axis is not None and isinstance(variant.alignment.config, VaPiConfig)
+        return self.axis.row(variant.alignment) if self.axis is not None and is_on_axis else variant.name
 
     def label(self, row: str) -> str:
         """What a row is called where people read it."""
@@ -127,7 +128,8 @@ def reward_claims(rows: Sequence[str]) -> list[Claim]:
     ]
 
 
-def regularizer_row(config: VaPiConfig) -> str:
+def regularizer_row(alignment: Alignment) -> str:
+    config = alignment.config
     return f"{config.regularizer}-{decimal(config.regularizer_weight)}"
 
 
@@ -141,7 +143,8 @@ def regularizer_label(row: str) -> str:
     return f"{kind}, β = {weight}"
 
 
-def reward_row(config: VaPiConfig) -> str:
+def reward_row(alignment: Alignment) -> str:
+    config = alignment.config
     terms = "+".join(config.reward.terms)
     if not terms:
         return PRIOR
@@ -150,6 +153,32 @@ def reward_row(config: VaPiConfig) -> str:
 
 def reward_label(row: str) -> str:
     return {ALL: ALL, PRIOR: "prior only"}.get(row, f"{row}, no prior")
+
+
+def credit_row(alignment: Alignment) -> str:
+    return f"{alignment.config.credit}-{alignment.optimization.steps}"
+
+
+def credit_point(row: str) -> Point:
+    credit, _, steps = row.rpartition("-")
+    return credit, float(steps)
+
+
+def credit_label(row: str) -> str:
+    credit, _, steps = row.rpartition("-")
+    return f"{credit}, {steps} steps"
+
+
+def credit_claims(rows: Sequence[str]) -> list[Claim]:
+    """Ours: after equally many steps, credit per token is better than credit per image."""
+    places = [row.rpartition("-") for row in rows]
+    ends = sorted({int(steps) for credit, _, steps in places if credit == "image"})
+    return [
+        Claim(f"after {steps} steps {credit} is better than image", f"{credit}-{steps}", f"image-{steps}")
+        for steps in ends
+        for credit in ("token", "token-3x3")
+        if f"{credit}-{steps}" in rows
+    ]
 
 
 TABLES = {
@@ -202,7 +231,7 @@ TABLES = {
             paper_setting="GenEval overall of LlamaGen-XL, text to image",
             axis=Axis(
                 "noise ratio ξ",
-                row=lambda config: decimal(config.noise_ratio),
+                row=lambda alignment: decimal(alignment.config.noise_ratio),
                 point=lambda row: ("ξ", float(row)),
                 label=lambda row: f"ξ = {row}",
             ),
@@ -245,6 +274,17 @@ TABLES = {
                 "FID and IS of LlamaGen-XXL without guidance; for one reconstruction term it has one row, shown at both"
             ),
             axis=Axis("parts of the objective", reward_row, lambda row: ("parts", row), reward_label),
+        ),
+        Table(
+            name="credit",
+            title="Credit per token, over steps",
+            rows=(EXPERIMENT, "credit"),
+            scores=("fid", "accuracy", "recall"),
+            others=("precision",),
+            claims=credit_claims,
+            pictures=("axis", "samples"),
+            axis=Axis("steps", credit_row, credit_point, credit_label),
+            later=True,
         ),
     )
 }

@@ -1,4 +1,4 @@
-"""What git says of a repository."""
+"""What git says of a repository, and of DVC's experiments in it."""
 
 import subprocess
 from pathlib import Path
@@ -20,3 +20,10 @@ def git(root: Path, *arguments: str) -> str:
     if result.returncode != 0 and (words := result.stderr.strip()):
         raise FileError(root, f"`git {arguments[0]}` fails: {shortened(words)}")
     return result.stdout
+
+
+def experiments(root: Path = Path(), baseline: str = "*/*") -> dict[str, str]:
+    """Name -> commit of DVC's experiments here: git references refs/exps/BASELINE/NAME, of any baseline or of one."""
+    pattern = f"refs/exps/{baseline}/*"
+    lines = git(root, "for-each-ref", "--format=%(refname:lstrip=4) %(objectname)", pattern).splitlines()
+    return {name: commit for name, _, commit in (line.rpartition(" ") for line in lines)}

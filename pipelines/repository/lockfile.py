@@ -1,6 +1,6 @@
 """Whether DVC can read its files and its run cache; if not, which is wrong and what mends it.
 
-`python -m pipelines.repository.lockfile` says so after DVC has failed; nothing where another thing is the cause.
+`vapi run` says so after DVC has failed; nothing where another thing is the cause.
 """
 
 import sys
@@ -38,6 +38,19 @@ def check_run_cache(root: Path = Path()) -> None:
         problem = "the folder is empty, on which DVC fails; DVC was killed before it wrote there, say."
         remedy = f"Run `rmdir {' '.join(map(str, empty))}`, then the same command again."
         raise FileError(empty[0], problem, remedy)
+
+
+def locked_stages(root: Path = Path()) -> list[str]:
+    """The stages that dvc.lock has a finished run of."""
+    lock = root / LOCK
+    return list((yaml.load(lock.read_bytes(), Loader) or {}).get("stages", {})) if lock.is_file() else []
+
+
+def output_hashes(content: str) -> dict[str, str]:
+    """Path -> DVC's hash of every output that a dvc.lock has of a finished stage, in the order of the paths."""
+    stages = (yaml.load(content, Loader) or {}).get("stages", {})
+    outputs = [out for stage in stages.values() for out in stage.get("outs", [])]
+    return {out["path"]: out[out.get("hash", "md5")] for out in sorted(outputs, key=lambda out: out["path"])}
 
 
 def _is_whole(content: bytes) -> bool:

@@ -1,8 +1,9 @@
 """The journal of a run: what a stage reports goes to local files first, so that no tracking server is needed to keep it.
 
-A journal is a directory named by the run's key, with `run.json` (what the run is) and `metrics.jsonl` (one line per
-report). A process killed in the middle loses at most the line it was writing. `scores.json` has what other stages have
-found out about the outputs of the run; it outlives the run, which may be made anew with the same outputs.
+A journal is a directory named by the run's key, with `run.json` (what the run is), `metrics.jsonl` (one line per report)
+and `images` (the pictures that a line names). A process killed in the middle loses at most the line it was writing.
+`scores.json` has what other stages have found out about the outputs of the run, with pictures in `scored`; it outlives the
+run, which may be made anew with the same outputs. `system.jsonl` has the load of the machine, by who sends the journal.
 
 Two locks, which end with the process that has them: `alive.lock` is had by the stage that reports, so that whoever finds
 a journal RUNNING can tell a stage at work from a killed one; `sending.lock` by who sends the journal to MLflow.
@@ -11,6 +12,7 @@ a journal RUNNING can tell a stage at work from a killed one; `sending.lock` by 
 import dataclasses
 import fcntl
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +21,7 @@ from typing import Any, Literal, TextIO
 
 from pipelines.config.paths import WORK
 from vapi_core.errors import FileError
-from vapi_core.files import read_json, write_json
+from vapi_core.files import atomic_path, read_json, write_json
 
 JOURNALS = WORK / "tracking"
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
@@ -36,15 +38,17 @@ class Header:
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     parent: str | None = None  # name of the parent run; its key is `parent_key(experiment, parent)`
+    dataset: dict[str, str] | None = None  # name, digest, source_type, source and profile, as MLflow has a data set
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Metrics reported at one moment."""
+    """Metrics and images reported at one moment."""
 
     time: int
     step: int
     metrics: dict[str, float]
+    images: dict[str, str] = field(default_factory=dict)  # name -> PNG file, relative to the journal
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,11 @@ class Scores:
     time: int  # milliseconds since 1970
     outputs: str  # hash of the outputs
     metrics: dict[str, float]
+    images: list[Entry] = field(default_factory=list)  # of the outputs, by their steps
+
+    @classmethod
+    def read(cls, content: dict[str, Any]) -> "Scores":
+        return cls(**content | {"images": [Entry(**entry) for entry in content.get("images", [])]})
 
 
 class Journal:
@@ -63,6 +72,7 @@ class Journal:
         self.directory = root / key
         self._header = self.directory / "run.json"
         self._entries = self.directory / "metrics.jsonl"
+        self._system = self.directory / "system.jsonl"
         self._scores = self.directory / "scores.json"
         self._alive: TextIO | None = None
 
@@ -70,6 +80,8 @@ class Journal:
         """Starts the journal anew; scores stay."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self._entries.write_text("")
+        self._system.unlink(missing_ok=True)
+        shutil.rmtree(self.directory / "images", ignore_errors=True)
         self._write(header, **{"status": "RUNNING", "end_time": None, "artifacts": [], "uploaded": False, **state})
 
     def live(self) -> None:
@@ -116,12 +128,27 @@ class Journal:
         write_json(self._header, {**self._read(), **state})
 
     def append(self, entry: Entry) -> None:
+        self._append(self._entries, entry)
+
+    def append_system(self, entry: Entry) -> None:
+        """Adds to the load of the machine; for the process that has `sending`."""
+        self._system.touch()
+        self._append(self._system, entry)
+
+    def _append(self, path: Path, entry: Entry) -> None:
         line = json.dumps(dataclasses.asdict(entry)) + "\n"
-        with self._entries.open("r+b") as file:
+        with path.open("r+b") as file:
             end = file.seek(0, 2)
             if end and (file.seek(end - 1), file.read(1))[1] != b"\n":  # a line torn by a kill
                 file.write(b"\n")
             file.write(line.encode())
+
+    def keep_image(self, source: Path, folder: str, name: str, step: int) -> str:
+        """Copies a PNG to a folder of the journal, whole or not at all; where it is there."""
+        file = Path(folder, f"{name.replace('/', '~')}-{step}.png")
+        with atomic_path(self.directory / file) as temporary:
+            shutil.copyfile(source, temporary)
+        return str(file)
 
     @property
     def exists(self) -> bool:
@@ -158,7 +185,7 @@ class Journal:
         if not self._scores.is_file():
             return {}
         try:
-            return {source: Scores(**scores) for source, scores in read_json(self._scores, self.remedy).items()}
+            return {source: Scores.read(scores) for source, scores in read_json(self._scores, self.remedy).items()}
         except (TypeError, AttributeError) as error:
             raise FileError(self._scores, f"the file is damaged ({error}).", self.remedy) from None
 
@@ -173,12 +200,19 @@ class Journal:
 
     def entries(self, start: int = 0) -> tuple[list[Entry], int]:
         """The reports from a byte of the file on, and where the next ones will begin; a torn line is left out."""
+        return self._read_entries(self._entries, start)
+
+    def system(self) -> list[Entry]:
+        """The load of the machine while the stage ran, as far as it was sent meanwhile."""
+        return self._read_entries(self._system, 0)[0] if self._system.is_file() else []
+
+    def _read_entries(self, path: Path, start: int) -> tuple[list[Entry], int]:
         try:
-            with self._entries.open("rb") as file:
+            with path.open("rb") as file:
                 file.seek(start)
                 content = file.read()
         except FileNotFoundError:
-            raise FileError(self._entries, "the file is missing.", self.remedy) from None
+            raise FileError(path, "the file is missing.", self.remedy) from None
         whole = content[: content.rfind(b"\n") + 1]  # the last line may be on its way
         entries = []
         for line in whole.splitlines():

@@ -1,7 +1,7 @@
 """The only module that talks to MLflow: its client, the live run of a key, and searches.
 
 Of all runs with one key one is live: making a run deletes those that were before. What is sent, and when, is decided in
-`tracking.py`; where it goes, in `stores.py`.
+`runs.py`; where it goes, in `stores.py`.
 """
 
 import fcntl
@@ -9,8 +9,9 @@ import hashlib
 import os
 import posixpath
 import re
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,17 @@ from pipelines.tracking.stores import (
     sqlite_path,
     tracking_uri,
 )
-from vapi_core.errors import ParameterError, VapiError
+from vapi_core.errors import FileError, ParameterError, VapiError
 
 KEY_TAG = "dvc.key"
 EXPERIMENT_TAG = "dvc.experiment"  # name of the DVC experiment in which a stage ran
 SCORED_TAG = "dvc.scored"  # hash of the outputs that the scores of a run are of
+OUTPUTS_TAG = "vapi.outputs"  # hash of the outputs that a version of a registered model has
+WEIGHTS = "weights"  # folder of artifacts
 SCORE = "score/"  # what the metrics begin with that other stages give to a run
 PARENT_TAGS = ("mlflow.parentRunId", "parent_run_id")
 MEMBER_TAG = "member."  # member.NAME: the run of a table or sweep of that name, of which there may be several
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # which pages MLflow shows: training, not GenAI
 BATCH_METRICS, BATCH_PARAMS, LONGEST_PARAM = 1000, 100, 6000  # MLflow's limits of one log_batch
 LONGEST_NAME = 250  # MLflow's limit
 
@@ -51,6 +55,43 @@ def valid_name(name: str) -> str:
         return name
     mark = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     return f"{valid[: LONGEST_NAME - len(mark) - 1]} {mark}"
+
+
+class MachineLoad:
+    """MLflow's own measures of the machine: processor, memory, disk and network, and NVIDIA's GPUs where nvidia-ml-py is
+    installed. MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=false switches it off.
+
+    It is asked by the process that sends, which has MLflow: a stage need not import it.
+    """
+
+    def __init__(self) -> None:
+        self._monitors: list[Any] = []
+        self._samples = 0
+        if os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true").lower() not in ("true", "1"):
+            return
+        from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+        from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+        from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+        from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+        self._monitors = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+        with suppress(ImportError, RuntimeError):  # no nvidia-ml-py, no GPU
+            self._monitors.append(GPUMonitor())
+
+    def sample(self) -> Entry | None:
+        """The load now, as metrics; None where it is switched off."""
+        metrics: dict[str, float] = {}
+        for monitor in self._monitors:
+            monitor.collect_metrics()
+            metrics |= {f"system/{name}": float(value) for name, value in monitor.aggregate_metrics().items()}
+            monitor.clear_metrics()
+        self._samples += 1
+        return Entry(time.time_ns() // 1_000_000, self._samples, metrics) if metrics else None
+
+
+def image_name(name: str) -> str:
+    """A name of an image that MLflow takes and its files can hold: letters, digits, _ - . / and spaces."""
+    return re.sub(r"[^a-zA-Z0-9_\-./ ]", "-", name)
 
 
 def import_client() -> Any:
@@ -99,13 +140,16 @@ def find_or_create_experiment(client: Any, name: str) -> str:
     if experiment is None:
         try:
             database = sqlite_path(tracking_uri())
-            return client.create_experiment(name, database and artifacts_of(database, name))
+            return client.create_experiment(name, database and artifacts_of(database, name), tags=KIND)
         except MlflowException:  # another process was faster
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
                 raise
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
+    for tag, value in KIND.items():
+        if tag not in experiment.tags:  # of an earlier version, or of a person
+            client.set_experiment_tag(experiment.experiment_id, tag, value)
     return experiment.experiment_id
 
 
@@ -140,6 +184,11 @@ def find_runs(experiment: str, selection: str) -> list[Any]:
     return list(runs)
 
 
+def metric_names(experiment: str) -> set[str]:
+    """All metrics that the live runs of an experiment have."""
+    return {name for run in find_runs(experiment, "") for name in run.data.metrics}
+
+
 def keys_of_experiments(experiment: str, names: Iterable[str]) -> list[str]:
     """Keys of the alignments that these DVC experiments made."""
     wanted = set(names)
@@ -153,6 +202,40 @@ def name_experiment(experiment: str, key: str, name: str) -> None:
     client = connect()
     for run in live_runs(client, find_or_create_experiment(client, experiment), key):
         client.set_tag(run.info.run_id, EXPERIMENT_TAG, name)
+
+
+@_needing_server()
+def register_weights(experiment: str, key: str, folder: Path, name: str, outputs: str) -> str:
+    """Makes weights a version of a registered model, with the folder's files as artifacts of the run that trained them;
+    returns the version, that which is there if these weights are registered.
+
+    Args:
+        key: of the run.
+        outputs: hash of what is in the folder.
+
+    Raises:
+        ParameterError: the server is away or does not take the name.
+        FileError: the run is gone.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = connect()
+    live = live_runs(client, find_or_create_experiment(client, experiment), key)
+    if not live:
+        raise FileError(folder, f"the run that made it is not in the experiment {experiment}.", "Send or make it anew.")
+    run_id = live[0].info.run_id
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise ParameterError("--name", summary(error)) from None
+    for version in client.search_model_versions(f"name = '{name}'"):
+        if version.tags.get(OUTPUTS_TAG) == outputs:
+            return str(version.version)
+    client.log_artifacts(run_id, str(folder), WEIGHTS)
+    source = f"{live[0].info.artifact_uri}/{WEIGHTS}"
+    made = client.create_model_version(name, source, run_id, tags={OUTPUTS_TAG: outputs})
+    return str(made.version)
 
 
 @_needing_server()
@@ -179,11 +262,12 @@ class RemoteRun:
 
     Args:
         parent_key: of the run below which it stands, if `header` names one.
+        folder: what the images of entries are relative to.
         replace: False: a live run is added to, if there is one.
     """
 
-    def __init__(self, client: Any, header: Header, parent_key: str, *, replace: bool = True):
-        self._client, self._header = client, header
+    def __init__(self, client: Any, header: Header, parent_key: str, folder: Path, *, replace: bool = True):
+        self._client, self._header, self._folder = client, header, folder
         experiment_id = self._experiment_id = find_or_create_experiment(client, header.experiment)
         self._scored: tuple[str, dict[str, float]] = "", {}  # hash of outputs, scores of these, of the run before
         live = live_runs(client, experiment_id, header.key)
@@ -210,6 +294,14 @@ class RemoteRun:
         with self._closed_if_refused():
             for start in range(0, len(params), BATCH_PARAMS):
                 client.log_batch(self._run_id, params=params[start : start + BATCH_PARAMS])
+            if header.dataset is not None:
+                self._name_dataset(header.dataset)
+
+    def _name_dataset(self, dataset: dict[str, str]) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        context = InputTag("mlflow.data.context", "training")
+        self._client.log_inputs(self._run_id, [DatasetInput(Dataset(**dataset), [context])])
 
     def _create(self, key: str, name: str, tags: dict[str, str], start_time: int | None = None) -> str:
         """Makes the run of a key that has no live one. The server may make it and its reply be lost, whereupon the client
@@ -270,6 +362,19 @@ class RemoteRun:
         with self._closed_if_refused():
             for start in range(0, len(metrics), BATCH_METRICS):
                 self._client.log_batch(self._run_id, metrics=metrics[start : start + BATCH_METRICS])
+            for e in entries:
+                for name, file in e.images.items():
+                    self._send_image(name, self._folder / file, e)
+
+    def _send_image(self, name: str, path: Path, entry: Entry) -> None:
+        """A picture of a step. One that somebody has removed meanwhile is passed over, as an artifact is."""
+        from PIL import Image
+
+        if path.is_file():
+            with Image.open(path) as image:
+                self._client.log_image(
+                    self._run_id, image, key=image_name(name), step=entry.step, timestamp=entry.time, synchronous=True
+                )
 
     def close(self, state: dict[str, Any], scores: Iterable[Scores] = ()) -> None:
         """Sends what belongs to a run at its end: artifacts, tables, scores of its outputs; then closes it."""
@@ -294,12 +399,21 @@ class RemoteRun:
         found = [s for s in scores if s.outputs == outputs]
         if not found and self._scored[0] == outputs:
             found = [Scores(state["end_time"], *self._scored)]
-        known = self._client.get_run(self._run_id).data.metrics if self._added_to else {}
+        run = self._client.get_run(self._run_id) if self._added_to else None
+        known = run.data.metrics if run else {}
         metrics = {name: (s.time, value) for s in found for name, value in s.metrics.items()}
         new = {n: tv for n, tv in metrics.items() if known.get(valid_name(n)) != tv[1]}
         self.send([Entry(time, 0, {name: value}) for name, (time, value) in new.items()])
+        told = self._image_steps() if run and run.data.tags.get(SCORED_TAG) == outputs else set()
+        images = [e for s in found for e in s.images if not {(image_name(n), e.step) for n in e.images} <= told]
+        self.send(images)
         if found:
             self._client.set_tag(self._run_id, SCORED_TAG, outputs)
+
+    def _image_steps(self) -> set[tuple[str, int]]:
+        """Names and steps of the run's images. MLflow keeps both in the names of files: NAME+step+STEP+timestamp+..."""
+        parts = [Path(f.path).name.split("+") for f in self._client.list_artifacts(self._run_id, "images")]
+        return {(name.replace("~", "/"), int(step)) for name, _, step, *_ in parts}
 
     @contextmanager
     def _closed_if_refused(self) -> Iterator[None]:

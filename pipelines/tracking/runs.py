@@ -3,7 +3,7 @@
 A run's key is a hash of its stage, its parameters and the keys of its upstream; a stage that runs replaces the live run
 of the same key, and a stage that DVC takes from its cache leaves the run that made it in place. Metrics go to a journal
 (see `journal.py`) and from there, in batches, to MLflow, beside the stage's own work (see `uploader.py`). Where the
-server is away the stage goes on; `python -m pipelines.tracking upload` sends the journals later. MLflow itself is the
+server is away the stage goes on; `vapi upload` sends the journals later. MLflow itself is the
 business of `mlflow_runs.py`.
 
 Scores, which other stages give to a run, are kept beside its journal, and are those of its outputs: a run made anew has
@@ -11,23 +11,27 @@ them too if it ended with the same outputs. The run of a killed stage ends as KI
 it, or whoever talks to MLflow next.
 """
 
+import getpass
 import hashlib
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pipelines.repository.git import git
 from pipelines.tracking import uploader
 from pipelines.tracking.journal import JOURNALS, Entry, Header, Journal, Scores, Status, all_journals
+from pipelines.tracking.masking import masked
 from pipelines.tracking.mlflow_runs import (
     EXPERIMENT_TAG,
     LONGEST_PARAM,
+    MachineLoad,
     RemoteRun,
     connect,
     is_refused,
@@ -36,8 +40,9 @@ from pipelines.tracking.mlflow_runs import (
 from vapi_core.errors import FileError
 
 FLUSH_SECONDS = 5.0
+PREVIEW, SAMPLED, ANSWER = "base and now", "samples", "answer"  # pictures of alignments, of image sets, of sweeps
 KILLED = "the stage was killed"
-UPLOAD_COMMAND = "python -m pipelines.tracking upload"
+UPLOAD_COMMAND = "vapi upload"
 LATER, SCORES_LATER = f"To send it later: {UPLOAD_COMMAND}", f"To send the scores later: {UPLOAD_COMMAND}"
 
 
@@ -78,6 +83,11 @@ class StageRun:
     def log(self, metrics: dict[str, float], step: int = 0) -> None:
         """Reports metrics of one step."""
         self._journal.append(Entry(now(), step, {name: float(value) for name, value in metrics.items()}))
+
+    def image(self, name: str, path: Path, step: int) -> None:
+        """Reports a PNG of one step; MLflow shows those of a name as one picture over steps."""
+        file = self._journal.keep_image(path, "images", name, step)
+        self._journal.append(Entry(now(), step, {}, {name: file}))
 
     def artifact(self, path: Path) -> None:
         """Attaches a file, sent when the run ends."""
@@ -128,12 +138,15 @@ def follow(directory: Path, over: Callable[[float], bool]) -> str | None:
         with journal.sending(wait=True):  # of an attempt that was killed, the run is closed first
             if over(0.0) and journal.state()["status"] == "RUNNING":
                 return KILLED  # its next attempt may have begun: a run made now would be a second one
-            run, sent = remote_run(client, journal), 0
+            run, sent, load = remote_run(client, journal), 0, MachineLoad()
             report(send_all(client, killed_journals()))
             while True:
                 last = over(FLUSH_SECONDS)
                 entries, sent = journal.entries(sent)
                 run.send(entries)
+                if found := load.sample():
+                    journal.append_system(found)
+                    run.send([found])
                 if not last:
                     continue
                 state = journal.state()
@@ -167,17 +180,20 @@ def stage_run(
     tags: dict[str, str],
     parent: str | None = None,
     advice: str = "",
+    dataset: dict[str, str] | None = None,
 ) -> Iterator[StageRun]:
     """A run for the duration of a block: FINISHED at its end, FAILED on an error, KILLED on an interrupt.
 
     Args:
         advice: what to tell of a process that is killed without a word, which may be for want of memory.
+        dataset: what it learns from (`journal.Header`).
     """
     start = now()
     if experiment_name := os.environ.get("DVC_EXP_NAME"):
         tags = {**tags, EXPERIMENT_TAG: experiment_name}
-    tags = {**tags, **_git_commit()}
-    run = StageRun(Journal(JOURNALS, key), Header(experiment, name, key, start, flatten(params), tags, parent), advice)
+    tags = {**tags, **source_tags()}
+    header = Header(experiment, name, key, start, flatten(params), tags, parent, dataset)
+    run = StageRun(Journal(JOURNALS, key), header, advice)
     try:
         yield run
     except KeyboardInterrupt:
@@ -194,6 +210,7 @@ def add_scores(
     headers: dict[str, Header],
     outputs: dict[str, str] | None = None,
     source: str = "score",
+    images: dict[str, list[tuple[str, Path, int]]] | None = None,
 ) -> None:
     """Gives final scores to the runs of other stages, instead of earlier ones of the same source.
 
@@ -202,14 +219,19 @@ def add_scores(
         headers: key -> what to make the run of where neither a live run nor a journal of it is left.
         outputs: key -> hash of the stage's outputs that the scores are of.
         source: the stage, or the part of one, that has found them out.
+        images: key -> name, PNG and step of pictures of these outputs.
     """
     waiting: list[Journal] = []
     for key, metrics in scores.items():
         journal = Journal(JOURNALS, key)
-        found = Scores(now(), (outputs or {}).get(key, ""), metrics)
         try:
             if not journal.exists:  # a run that is still there keeps all it has
                 journal.begin(headers[key], status="FINISHED", end_time=now(), only_scores=True)
+            pictures = [
+                Entry(now(), step, {}, {name: journal.keep_image(path, "scored", name, step)})
+                for name, path, step in (images or {}).get(key, [])
+            ]
+            found = Scores(now(), (outputs or {}).get(key, ""), metrics, pictures)
             journal.keep_scores(source, found)
             journal.update(uploaded=False, outputs=found.outputs)
             waiting.append(journal)
@@ -235,8 +257,9 @@ def report(result: Report, later: str = LATER) -> None:
 
 def remote_run(client: Any, journal: Journal) -> RemoteRun:
     """The run of a journal, made anew; or, of one that has scores only, the one that is there."""
-    header, replace = journal.header(), not journal.state().get("only_scores")
-    return RemoteRun(client, header, parent_key(header.experiment, header.parent or ""), replace=replace)
+    header, anew = journal.header(), not journal.state().get("only_scores")
+    parent = parent_key(header.experiment, header.parent or "")
+    return RemoteRun(client, header, parent, journal.directory, replace=anew)
 
 
 def upload(journals: list[Journal]) -> Report:
@@ -280,7 +303,8 @@ def send_whole(client: Any, journal: Journal) -> bool:
     own = {
         name for found in scores.values() for name in found.metrics
     }  # which earlier versions wrote among the metrics
-    run.send([Entry(e.time, e.step, {n: v for n, v in e.metrics.items() if n not in own}) for e in entries])
+    run.send([replace(e, metrics={n: v for n, v in e.metrics.items() if n not in own}) for e in entries])
+    run.send(journal.system())
     run.close(state, scores.values())
     with journal.unattended() as unattended:
         if unattended and journal.state() == state:  # else there is more to send
@@ -310,11 +334,22 @@ def now() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _git_commit() -> dict[str, str]:
-    with suppress(FileError):  # a run need not have one
-        return (
-            {"git.commit": commit}
-            if (commit := git(Path(), "rev-parse", "--verify", "--quiet", "HEAD").strip())
-            else {}
-        )
-    return {}
+def source_tags() -> dict[str, str]:
+    """Who runs what, and from which commit, in MLflow's own tags."""
+    module = Path(sys.argv[0])
+    command = [module.parent.name if module.stem == "__main__" else module.stem, *sys.argv[1:]]
+    tags = {"mlflow.source.type": "LOCAL", "mlflow.source.name": masked(shlex.join(command))}
+    with suppress(KeyError, OSError):  # a number without a name
+        tags["mlflow.user"] = getpass.getuser()
+    with suppress(FileError):  # a run need not have a commit
+        asked = {
+            "commit": ("rev-parse", "--verify", "--quiet", "HEAD"),
+            "branch": ("symbolic-ref", "--quiet", "--short", "HEAD"),  # none in the folder of a DVC experiment
+            "repoURL": ("config", "--get", "remote.origin.url"),
+        }
+        told = {name: masked(git(Path(), *question).strip()) for name, question in asked.items()}
+        if told["commit"]:
+            changed = git(Path(), "diff", "--name-only", "HEAD", "--", ".", ":!dvc.lock", ":!reports")
+            told["dirty"] = str(bool(changed))
+            tags |= {f"mlflow.source.git.{name}": value for name, value in told.items() if value}
+    return tags

@@ -9,12 +9,12 @@ import pandas as pd
 import yaml
 
 from pipelines.config.paths import RUN_FILE, SCORES
-from pipelines.repository.git import git
+from pipelines.repository.git import experiments, git
 from pipelines.variants.loading import PARAMS_FILE, check_params
 from pipelines.variants.run_scores import metrics_by_seed
-from pipelines.variants.score_files import GENEVAL_TABLE, SCORES_TABLE
+from pipelines.variants.score_files import GENEVAL_TABLE, SCORES_TABLE, short_name
 from pipelines.variants.sweep import is_cell, variant_name
-from pipelines.variants.variant import SWEEP, Variant, find_variant
+from pipelines.variants.variant import Variant, find_variant
 from vapi_core.errors import FileError, VapiError
 
 DIGITS = 6  # of a score, as in the metrics files
@@ -27,14 +27,8 @@ class FinishedCell:
     experiment: str
     commit: str
     variant: Variant
-    scores: dict[int, dict[str, float]]  # seed -> score, e.g. "score/fid scorer-classifier" -> its value
-
-
-def experiments(root: Path = Path(), baseline: str = "*/*") -> dict[str, str]:
-    """Name -> commit of DVC's experiments here: git references refs/exps/BASELINE/NAME, of any baseline or of one."""
-    pattern = f"refs/exps/{baseline}/*"
-    lines = git(root, "for-each-ref", "--format=%(refname:lstrip=4) %(objectname)", pattern).splitlines()
-    return {name: commit for name, _, commit in (line.rpartition(" ") for line in lines)}
+    scores: dict[int, dict[str, float]]  # seed -> score, e.g. "score/fid/scorer" -> its value
+    main: str  # the extractor that the profile judges by, as in the names of scores
 
 
 def cells_of_head(root: Path = Path()) -> list[str]:
@@ -46,7 +40,12 @@ def cells_of_head(root: Path = Path()) -> list[str]:
 
 
 def read_cell(experiment: str, root: Path = Path()) -> FinishedCell:
-    """A finished cell, by the name of its experiment.
+    """A finished cell, by the name of its experiment. Raises FileError as `read_variant`."""
+    return read_variant(experiment, variant_name(experiment), root)
+
+
+def read_variant(experiment: str, name: str, root: Path = Path()) -> FinishedCell:
+    """A variant or control that was scored in an experiment.
 
     Raises:
         FileError: there is no such experiment, or its params or the scores of a seed are missing or damaged.
@@ -54,11 +53,11 @@ def read_cell(experiment: str, root: Path = Path()) -> FinishedCell:
     commit = experiments(root).get(experiment)
     if commit is None:
         raise FileError(experiment, "there is no such experiment.", "Run the sweep again.")
-    folder = SCORES / SWEEP / variant_name(experiment)
-    path = PARAMS_FILE
+    folder, path = SCORES, PARAMS_FILE
     try:
         params = check_params(yaml.safe_load(_read(root, commit, path)))
-        variant = find_variant(params, variant_name(experiment))
+        variant = find_variant(params, name)
+        folder = variant.scores
         path = folder / SCORES_TABLE
         table, judged = pd.read_csv(io.StringIO(_read(root, commit, path))), None
         if params.score.geneval is not None:
@@ -72,7 +71,7 @@ def read_cell(experiment: str, root: Path = Path()) -> FinishedCell:
         if not scores[seed] or scores[seed].keys() != scores[variant.seeds[0]].keys():
             raise FileError(path, f"experiment {experiment} lacks scores of seed {seed}.", _remedy(experiment))
     rounded = {seed: {n: float(f"{v:.{DIGITS}g}") for n, v in found.items()} for seed, found in scores.items()}
-    return FinishedCell(experiment, commit, variant, rounded)
+    return FinishedCell(experiment, commit, variant, rounded, short_name(params.score.extractors[-1]))
 
 
 def read_scores(experiment: str, root: Path = Path()) -> dict[str, list[float]]:

@@ -1,110 +1,80 @@
-"""One DVC experiment in a temporary directory, beside any number of others: what runs a cell.
+"""One DVC experiment in a clone of its own, beside any number of others: what runs a cell.
 
-`python -m pipelines.variants.experiment --name NAME ...` is `dvc --wait-for-lock exp run --temp --name NAME ...`.
-DVC's own command line runs in this process, with one departure from DVC (as of 3.67.1; tempdir.py and workspace.py in
-dvc/repo/experiments/queue). DVC puts the experiments of all its processes in one git stash, from which each takes by position, without the
-repository's lock, until the stash is empty: of two that run at the same time one may take the other's. Here every name has a
-stash of its own, so that there is nothing of others to take, and the lock is held while an entry is taken too.
-
-What a killed one leaves, DVC keeps for ever; here the next experiment removes it.
+`python -m pipelines.variants.experiment --name NAME --baseline COMMIT --base COMMIT --set-param ... STAGE` does what a person
+would do in another clone: it takes the files of `base`, changes params.yaml, and calls `dvc checkout`, `dvc repro`,
+`dvc exp save --name NAME` and `dvc exp push`, which gives the experiment to this repository. DVC's own command line runs in
+this process, so that it is loaded once.
 
 Only one process of a name may run at a time, as `processes` sees to in a sweep.
 """
 
 import argparse
-import fcntl
 import os
-import shutil
 import signal
 import sys
 from pathlib import Path
 
-from dvc.cli import main as run_dvc
-from dvc.repo.experiments import Experiments
-from dvc.repo.experiments.executor.base import BaseExecutor
-from dvc.repo.experiments.queue.base import QueueEntry, QueueGetResult
-from dvc.repo.experiments.queue.tempdir import TempDirQueue
-from dvc.utils.objects import cached_property
+from dvc.cli import main as dvc
+from dvc.utils.hydra import apply_overrides
 
+from pipelines.config.paths import SHARED, WORK
 from pipelines.frame.launch import one_message
-from pipelines.frame.processes import working_directories
-
-STASHES = "refs/vapi"  # not below refs/exps, where DVC takes what it does not know for an experiment
-
-
-class OwnQueue(TempDirQueue):
-    """The queue of one experiment, whose temporary directory is locked as long as this process lives."""
-
-    def put(self, *args, **kwargs) -> QueueEntry:
-        self.stash.clear()  # of what a killed process of this name left
-        return super().put(*args, **kwargs)
-
-    def get(self) -> QueueGetResult:
-        """Under the lock that `put` has too: the last stash takes its folder along, where another may be about to begin."""
-        with self.repo.lock:
-            remove_leftovers(Path(self._standalone_tmp_dir))
-            return super().get()
-
-    @classmethod
-    def init_executor(cls, *arguments, **options) -> BaseExecutor:
-        executor = super().init_executor(*arguments, **options)
-        _lock(Path(executor.root_dir))
-        return executor
+from pipelines.repository.clones import free_clone, new_files, start_from
+from pipelines.repository.git import experiments
+from pipelines.repository.graph import stage_graph
+from pipelines.repository.lockfile import locked_stages
+from vapi_core.errors import VapiError
 
 
-def remove_leftovers(directory: Path) -> None:
-    """Removes the temporary directories of experiments whose process was killed and in which no stage of theirs works on.
+class DvcFailed(VapiError):
+    """A command of DVC's ended with an error, which it has told."""
 
-    Call it under the repository's lock, under which they are made and locked.
+
+def run_dvc(*arguments: str) -> None:
+    """A command of DVC's. Raises DvcFailed."""
+    if (code := dvc(list(arguments))) != 0:
+        raise DvcFailed(f"`dvc {' '.join(arguments[:2])}` ended with code {code}; what it said stands above.")
+
+
+def run_experiment(name: str, baseline: str, base: str, overrides: list[str], stage: str) -> None:
+    """Runs a stage and what it needs in the clone that is the current folder, and gives its experiment to the origin.
+
+    Args:
+        baseline, base: commits, of which `base` has all the files.
+        overrides: changes of params.yaml, in the grammar of `dvc exp run --set-param`.
     """
-    left = []
-    for path in directory.glob("tmp*"):
-        if (lock := _lock(path)) is not None:
-            os.close(lock)
-            left.append(path)
-    places = working_directories() if left else []
-    for path in left:
-        if not any(place.is_relative_to(path.resolve()) for place in places):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _lock(directory: Path) -> int | None:
-    """Locks a directory until what comes back is closed, or this process ends; None where another has locked it."""
-    opened = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(opened)
-        return None
-    return opened
-
-
-def stash_of(name: str) -> str:
-    """The git reference of an experiment's stash."""
-    return f"{STASHES}/{name}"
-
-
-def use_own_queue(name: str) -> None:
-    """Makes DVC, in this process, run `--temp` experiments from the stash of this name."""
-
-    def tempdir_queue(experiments: Experiments) -> TempDirQueue:
-        return OwnQueue(experiments.repo, stash_of(name))
-
-    Experiments.tempdir_queue = cached_property(tempdir_queue)
+    start_from(Path(), baseline, base, SHARED)
+    made = locked_stages(Path())
+    if overrides:
+        apply_overrides("params.yaml", overrides)
+    if there := [needed for needed in stage_graph(stage) if needed in made]:
+        run_dvc("checkout", "--quiet", "--allow-missing", *there)  # what is missing DVC makes
+    run_dvc("repro", stage)
+    untracked = [option for path in new_files(Path()) for option in ("--include-untracked", path)]
+    run_dvc("exp", "save", "--quiet", "--force", "--name", name, *untracked, stage)
+    run_dvc("exp", "push", "--quiet", "--force", "--no-cache", "origin", name)
 
 
 @one_message
-def main() -> int:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # at once: the stage ends with it, and the next experiment tidies up
-    parser = argparse.ArgumentParser(
-        usage="python -m pipelines.variants.experiment --name NAME [any option of `dvc exp run`] TARGET ...",
-        description="Runs one DVC experiment in a temporary directory.",
-        allow_abbrev=False,
-    )
+def main() -> None:
+    signal.signal(
+        signal.SIGTERM, signal.SIG_DFL
+    )  # at once: the stage ends with it, and whoever has the clone next tidies up
+    parser = argparse.ArgumentParser(description="Runs one DVC experiment in a clone of this repository.")
     parser.add_argument("--name", required=True, help="of the experiment")
-    options, others = parser.parse_known_args()
-    use_own_queue(options.name)
-    return run_dvc(["--wait-for-lock", "exp", "run", "--temp", "--name", options.name, *others])
+    parser.add_argument("--baseline", required=True, help="the commit that it builds on")
+    parser.add_argument("--base", required=True, help="the experiment or commit whose files it begins with")
+    parser.add_argument("--set-param", action="append", default=[], help="as of `dvc exp run`")
+    parser.add_argument("stage")
+    options = parser.parse_args()
+    root, work = Path.cwd(), WORK.resolve()
+    base = experiments().get(options.base, options.base)
+    # the stages take assets, working files and the tracking database from the repository; their runs have the name
+    os.environ |= {"VAPI_REPOSITORY": str(root), "VAPI_WORK": str(work), "DVC_EXP_NAME": options.name}
+    os.environ["DVC_NO_ANALYTICS"] = "1"  # each command would start a process for it
+    with free_clone(root, work / "clones") as clone:
+        os.chdir(clone)
+        run_experiment(options.name, options.baseline, base, options.set_param, options.stage)
 
 
 if __name__ == "__main__":

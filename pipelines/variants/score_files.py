@@ -10,6 +10,11 @@ from vapi_core.errors import FileError
 SCORES_TABLE, GENEVAL_TABLE = "scores.csv", "geneval.csv"  # in the directory of a variant's scores
 
 
+def short_name(extractor: str) -> str:
+    """What a metric's name calls an extractor: `scorer` of scorer-classifier."""
+    return extractor.removesuffix("-classifier")
+
+
 def read_table(path: Path) -> pd.DataFrame:
     """One of the tables of a variant's scores. Raises FileError where it is missing or damaged."""
     try:

@@ -1,11 +1,12 @@
 """Ablation sweeps: which cells a form asks for, and the DVC experiment that runs each.
 
 A cell is a variant that is not in params.yaml yet: VA-π with some settings, in the table `sweep`. Its experiment adds the
-variant to the params and runs its stages, `score@VARIANT` the last. The experiment is named by the variant and a hash of
-its parameters and of what it builds on: an experiment of that name is that cell, finished. All cells share one experiment
-of everything before the alignment and of the base, whose stages they then take from DVC's cache.
+variant to the params and runs its stages, `score@VARIANT` the last. All cells share one experiment of everything before
+the alignment and of the base, whose stages they then take from DVC's cache. A cell's experiment is named by the variant and
+a hash of its parameters, of the code, and of the content of what it builds on, as that first experiment made it: an
+experiment of that name is that cell, finished. Two machines that made unlike bases never share a name.
 
-The planning functions are pure; `read_baseline` looks at the repository, `cells` at what experiments came to.
+The planning functions are pure; `read_baseline` and `read_bases` look at the repository, `cells` at what experiments came to.
 """
 
 import copy
@@ -18,9 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.config.paths import SHARED
 from pipelines.config.profiles import read_profile
+from pipelines.repository.clones import state_of
 from pipelines.repository.git import git
-from pipelines.repository.lockfile import check_dvc_files
+from pipelines.repository.lockfile import LOCK, check_dvc_files, output_hashes
 from pipelines.variants.loading import PARAMS_FILE, check_params
 from pipelines.variants.sweep_form import PRIOR_ONLY, TERMS, SweepForm
 from pipelines.variants.variant import BASE, SUBJECT, SWEEP, Alignment, Variant, find_variant
@@ -28,7 +31,7 @@ from vapi_core.errors import FileError, ParameterError
 from vapi_core.files import read_yaml
 
 CODE = ("params.yaml", "dvc.yaml", "pipelines", "vapi_core")  # what decides a cell's result, beside git's HEAD
-AXES = ("noise_ratio", "regularizer", "regularizer_weight", "reward")
+AXES = ("noise_ratio", "regularizer", "regularizer_weight", "reward", "credit")
 UPSTREAM = f"score-control@{BASE}"  # the base is scored with all that a cell needs before its alignment
 
 
@@ -36,7 +39,9 @@ UPSTREAM = f"score-control@{BASE}"  # the base is scored with all that a cell ne
 class Baseline:
     """What a sweep builds on."""
 
-    revision: str  # hash of git's HEAD and of uncommitted changes to the code and params.yaml
+    head: str  # git's commit
+    state: str  # commit of the files as they are: HEAD, or one on top of it that has the uncommitted changes
+    revision: str  # hash of HEAD and of uncommitted changes to the code and params.yaml
     params: dict[str, Any]  # content of params.yaml
     profile: dict[str, Any]  # content of the form's profile; without one, that of params.yaml
 
@@ -46,6 +51,8 @@ class Experiment:
     """One DVC experiment: a stage, with all that it needs, under changed params."""
 
     name: str
+    baseline: str  # the commit that it builds on
+    base: str  # the experiment or commit whose files it begins with
     overrides: dict[str, Any]  # dotted parameter -> value; +parameter: one that params.yaml lacks, ~: one that goes
     stage: str
     cell: Variant | None = None  # None: what the cells share
@@ -53,30 +60,39 @@ class Experiment:
 
 def plan_upstream(form: SweepForm, baseline: Baseline) -> Experiment:
     """The experiment of all that the cells share."""
-    overrides = differences(baseline.params, _shared_params(form, baseline))
-    return Experiment(f"upstream-{_hash(baseline, overrides)}", overrides, UPSTREAM)
+    params = _shared_params(form, baseline)
+    overrides = differences(baseline.params, params)
+    name = f"upstream-{_digest([baseline.revision, params])}"
+    return Experiment(name, baseline.head, baseline.state, overrides, UPSTREAM)
 
 
-def plan_cells(form: SweepForm, baseline: Baseline) -> list[Experiment]:
+def plan_cells(form: SweepForm, baseline: Baseline, bases: dict[str, str]) -> list[Experiment]:
     """The cells of a form, in the order of its lists; without those that have nothing to learn from, which are the base.
+
+    Args:
+        bases: what the cells build on, as `read_bases` has it of the finished upstream.
 
     Raises:
         ParameterError: a cell breaks a rule between parameters, or there is no cell; names the parameter.
     """
     cells: dict[str, Experiment] = {}
-    for noise, kind, weight, terms in itertools.product(
-        form.noise_ratios, form.regularizers, form.regularizer_weights, form.reward_terms
+    upstream = plan_upstream(form, baseline)
+    for noise, kind, weight, terms, credit in itertools.product(
+        form.noise_ratios, form.regularizers, form.regularizer_weights, form.reward_terms, form.credits
     ):
         reward = _in_order(terms)
+        credit = credit if reward else "image"  # without a reward there is none to give
         weight = 0.0 if kind == "none" else weight
         if not reward and (kind != "ce" or weight == 0):  # the KL of the base to itself has no gradient either
             continue
         name = f"noise{_in_name(noise)}-{kind}{_in_name(weight)}-{'_'.join(reward) or PRIOR_ONLY}"
+        name += f"-{credit}" if credit != "image" else ""
         changes = {
             "noise_ratio": noise,
             "regularizer": kind,
             "regularizer_weight": weight,
             "reward": _reward_weights(reward, baseline),
+            "credit": credit,
             "keep_every": 0,
         }
         if form.steps is not None:
@@ -84,10 +100,10 @@ def plan_cells(form: SweepForm, baseline: Baseline) -> list[Experiment]:
         params = _shared_params(form, baseline)
         params["variants"][name] = {"table": SWEEP, "method": SUBJECT, "align": changes, "guidance_scales": [1.0]}
         cell = find_variant(check_params(params), name)
-        overrides = differences(baseline.params, params)
-        experiment = f"{name}-{_hash(baseline, overrides)}"
-        # of kind none all weights, and of a reward all orders of its terms, are one cell
-        cells[experiment] = Experiment(experiment, overrides, cell.stage("score"), cell)
+        overrides = differences(_shared_params(form, baseline), params)
+        experiment = f"{name}-{_digest([baseline.revision, params, bases])}"
+        # of kind none all weights, of a reward all orders of its terms, and without one all credits are one cell
+        cells[experiment] = Experiment(experiment, baseline.head, upstream.name, overrides, cell.stage("score"), cell)
     if not cells:
         raise ParameterError("reward_terms", f"'{PRIOR_ONLY}' needs the regularizer ce and a weight above 0.")
     return list(cells.values())
@@ -95,7 +111,7 @@ def plan_cells(form: SweepForm, baseline: Baseline) -> list[Experiment]:
 
 def is_cell(experiment: str) -> bool:
     """Whether an experiment of this name is a cell that `plan_cells` planned."""
-    return re.fullmatch(r"noise\S+-(ce|kl|none)\S+-[a-z0-9_]+-[0-9a-f]{8}", experiment) is not None
+    return re.fullmatch(r"noise\S+-(ce|kl|none)\S+-[a-z0-9_]+(-token(-3x3)?)?-[0-9a-f]{8}", experiment) is not None
 
 
 def variant_name(experiment: str) -> str:
@@ -108,7 +124,7 @@ def setting(alignment: Alignment) -> dict[str, Any]:
     c = alignment.config
     weight = 0.0 if c.regularizer == "none" else c.regularizer_weight
     reward = "+".join(c.reward.terms) or PRIOR_ONLY
-    return dict(zip(AXES, (c.noise_ratio, c.regularizer, weight, reward), strict=True))
+    return dict(zip(AXES, (c.noise_ratio, c.regularizer, weight, reward, c.credit), strict=True))
 
 
 def sweep_name(cells: Iterable[Experiment]) -> str:
@@ -119,6 +135,7 @@ def sweep_name(cells: Iterable[Experiment]) -> str:
 def command(experiment: Experiment) -> list[str]:
     """The command that runs an experiment."""
     line = ["python", "-m", "pipelines.variants.experiment", "--name", experiment.name]
+    line += ["--baseline", experiment.baseline, "--base", experiment.base]
     for name, value in experiment.overrides.items():
         line += ["--set-param", name if name.startswith("~") else f"{name}={_hydra(value)}"]
     return [*line, experiment.stage]
@@ -171,16 +188,12 @@ def _hydra(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _hash(baseline: Baseline, overrides: dict[str, Any]) -> str:
-    return _digest([baseline.revision, overrides])
-
-
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def read_baseline(profile: str | None, root: Path = Path()) -> Baseline:
-    """The repository as it is, uncommitted changes included: `dvc exp run` takes them along.
+    """The repository as it is, uncommitted changes of known files included.
 
     Raises:
         ParameterError: there is no such profile.
@@ -190,6 +203,16 @@ def read_baseline(profile: str | None, root: Path = Path()) -> Baseline:
     params = read_yaml(root / PARAMS_FILE)
     content = params if profile is None else read_profile(profile, root)
     if not (head := git(root, "rev-parse", "--verify", "--quiet", "HEAD").strip()):
-        raise FileError(root, "git has no commit here, which `dvc exp run` needs.", "Run `git add -A; git commit`.")
+        raise FileError(root, "git has no commit here, on which experiments build.", "Run `git add -A; git commit`.")
     revision = _digest([head, git(root, "diff", "HEAD", "--", *CODE)])
-    return Baseline(revision, params, content)
+    return Baseline(head, state_of(root), revision, params, content)
+
+
+def read_bases(commit: str, root: Path = Path()) -> dict[str, str]:
+    """Folder -> DVC's hash of its content, of all that cells build on, as the upstream's commit has it in dvc.lock.
+
+    Raises:
+        FileError: the commit has no dvc.lock, or git cannot be asked.
+    """
+    outputs = output_hashes(git(root, "show", f"{commit}:{LOCK}"))
+    return {path: digest for path, digest in outputs.items() if any(Path(path).is_relative_to(base) for base in SHARED)}

@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipelines.config.profiles import profile_names
+from vapi_core.alignment.credit import Credit
 from vapi_core.alignment.reward import RewardWeights
 
-LONGEST_LIST = 10  # which Prefect checks when a form is submitted, so that no sweep has more than 3,000 cells
+LONGEST_LIST = 10  # which Prefect checks when a form is submitted, so that no sweep has more than 9,000 cells
 PRIOR_ONLY = "prior"  # the reward that has no term
 
 Regularizer = Literal["ce", "kl", "none"]
@@ -39,7 +40,7 @@ def _offer_profiles(schema: dict[str, Any]) -> None:
 
 
 class SweepForm(BaseModel):
-    """What a researcher fills in. Every combination of the first four lists is a cell; each cell runs every seed.
+    """What a researcher fills in. Every combination of the first five lists is a cell; each cell runs every seed.
 
     Only `steps` and `profile` may be left out, which then are those of the params.
     """
@@ -61,6 +62,11 @@ class SweepForm(BaseModel):
         max_length=LONGEST_LIST,
         json_schema_extra=NONE_TWICE | _opens_with(["mse+perceptual"]),
         description=f"terms of the reward joined by +, of {', '.join(TERMS)}; or {PRIOR_ONLY}: no reward",
+    )
+    credits: list[Credit] = Field(
+        min_length=1,
+        json_schema_extra=NONE_TWICE | _opens_with(["image"]),
+        description="whose error is a token's reward: the image's, as in the paper, or what is near the token",
     )
     seeds: list[int] = Field(
         min_length=1, max_length=LONGEST_LIST, json_schema_extra=NONE_TWICE | _opens_with([4, 5, 6])
@@ -84,7 +90,7 @@ class SweepForm(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "SweepForm":
-        for name in ("noise_ratios", "regularizer_weights", "regularizers", "reward_terms", "seeds"):
+        for name in ("noise_ratios", "regularizer_weights", "regularizers", "reward_terms", "credits", "seeds"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"{name}: an entry stands twice")
         return self

@@ -11,6 +11,7 @@ from pipelines.config.paths import CLASSIFIERS, CURVES, GENERATOR, RUN_FILE, TOK
 from pipelines.frame.inputs import item_prompts, open_generator, open_split, open_subset, open_tokenizer
 from pipelines.frame.stage import Metrics, Stage, outputs_hash, training_log, upstream_keys
 from pipelines.tracking.runs import stage_key
+from pipelines.variants.previews import Previews
 from pipelines.variants.variant import STEPS, Alignment, Variant
 from vapi_core import distributed
 from vapi_core.alignment.method import Setting
@@ -55,6 +56,9 @@ def open_policy(stage: Stage, alignment: Alignment) -> Policy:
     if sharded and not alignment.method.shards:
         problem = f"{alignment.name} draws token by token, for which it needs whole weights: ddp."
         raise ParameterError("launch.strategy", problem)
+    if sharded and alignment.images_every:
+        problem = "images are drawn token by token, for which whole weights are needed: 0, or launch.strategy ddp."
+        raise ParameterError("align.images_every", problem)
     generator = open_generator(GENERATOR, torch.device("cpu") if sharded else stage.device)
     generator.activation_checkpointing = launch.activation_checkpointing
     if sharded:
@@ -97,9 +101,8 @@ def align_seed(stage: Stage, variant: Variant, seed: int, folder: Path) -> None:
         return
     settings = alignment.settings | {"dtype": stage.params.launch.dtype, "seed": seed}
     key = stage_key(variant.stage("align"), settings, upstream_keys(stage.plan))
-    tags = {"stage": "align", "variant": variant.name, "table": variant.table}
-    with stage.own_run(f"{variant.name}@{seed}", key, settings | described(alignment), tags) as run:
-        metrics = train_seed(stage, alignment, seed, folder, run, f"{variant.name}@{seed}")
+    with stage.own_run(variant.run_name(seed), key, settings | described(alignment), variant.tags) as run:
+        metrics = train_seed(stage, variant, alignment, seed, folder, run)
         if distributed.is_main():
             run.log({f"stage/{name}": value for name, value in metrics.items()})
             run.made(outputs_hash(folder))
@@ -127,7 +130,7 @@ def require_kept(folder: Path, alignment: Alignment, checkpoint: Path) -> None:
             raise FileError(kept, "the weights after these steps are gone.", f"Remove {checkpoint}.")
 
 
-def train_seed(stage: Stage, alignment: Alignment, seed: int, folder: Path, run: Any, name: str) -> Metrics:
+def train_seed(stage: Stage, variant: Variant, alignment: Alignment, seed: int, folder: Path, run: Any) -> Metrics:
     """Trains in place, resumable, and saves weights and curves; returns what it cost."""
     generator, tokenizer = open_policy(stage, alignment), open_tokenizer(stage.device)
     data, networks = open_split("train", stage.device, stage.params.generator.family), LentNetworks(stage, alignment)
@@ -143,13 +146,29 @@ def train_seed(stage: Stage, alignment: Alignment, seed: int, folder: Path, run:
         if distributed.is_main():
             save_model(directory, kind, trained, weights, base_sha256=model_hash(BASES[kind], kind))
 
+    optimization = alignment.optimization
+    pictures = stage.checkpoint / f"pictures-{stage.fingerprint[:16]}"
+    previews = Previews(
+        stage,
+        run,
+        folder=pictures / str(seed),
+        base=pictures / "base.npy",
+        every=alignment.images_every,
+        generator=generator,
+        tokenizer=tokenizer,
+        config=variant.samplings[0],
+        batch_size=optimization.micro_batch_size or optimization.batch_size,
+    )
+
     def keep(steps: int) -> None:
+        previews.after(steps)
         if steps in alignment.kept_steps:
             save(folder / STEPS / str(steps))
 
     if stage.params.launch.compile:
         generator.compile()
-    optimization = alignment.optimization
+    previews.begin()
+    name = f"{variant.name}@{seed}"
     with training_log(name, optimization.steps, optimization.batch_size, run, folder / CURVE) as log:
         train(
             trained,

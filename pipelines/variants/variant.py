@@ -15,6 +15,7 @@ from pipelines.config.params import AlignParams, Params, checked, decimal, probl
 from pipelines.config.paths import ALIGNED, GENERATOR, SAMPLES, SCORES, TOKENIZER
 from vapi_core.alignment.method import Method
 from vapi_core.alignment.methods import METHODS
+from vapi_core.alignment.va_pi import VaPiConfig
 from vapi_core.errors import ParameterError
 from vapi_core.limits import Count, CountOrNone
 from vapi_core.sampling.sampler import SamplingConfig
@@ -22,6 +23,8 @@ from vapi_core.training.loop import OptimizationConfig
 
 EXPERIMENT, RIVALS, SWEEP = "experiment", "rivals", "sweep"  # tables that are more than rows
 BASE, SUBJECT, CONTINUED = "base", "va-pi", "cross-entropy"  # variants that every table is about
+ABLATION = "ablation"  # tag of a run: cell, base or sweep
+GRID = "grid.png"  # of an image set: its first images
 STEPS = "steps"  # of an alignment's output: the folder of weights that it kept on its way
 
 
@@ -34,6 +37,7 @@ class Alignment:
     config: Any  # of the type METHODS[name].config
     keep_every: int = 0
     threads: int | None = None  # of its training; None: those of the stage
+    images_every: int = 0  # steps between the pictures that its run shows; they are no part of what it comes to
 
     @property
     def method(self) -> Method:
@@ -84,6 +88,27 @@ class Variant:
     def output(self, seed: int) -> Path:
         """Where the alignment with a seed is, or for a control the base."""
         return GENERATOR if self.alignment is None else ALIGNED / self.name / str(seed)
+
+    def run_name(self, seed: int) -> str:
+        """What MLflow calls the run of a seed: `ξ 0.5 · β 0.1 · ce · seed 4`. A row of a table has its name before that."""
+        parts = [] if self.table == SWEEP else [self.name]
+        config = None if self.alignment is None else self.alignment.config
+        if isinstance(config, VaPiConfig):
+            weight = [] if config.regularizer == "none" else [f"β {config.regularizer_weight:g}"]
+            parts += [f"ξ {config.noise_ratio:g}", *weight, config.regularizer]
+            if sorted(config.reward.terms) != ["mse", "perceptual"]:  # the paper's
+                parts.append("+".join(config.reward.terms) or "prior")
+            if config.credit != "image":  # the paper's, too
+                parts.append(f"credit {config.credit}")
+        return " · ".join([*parts, f"seed {seed}"])
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What MLflow knows the runs of its seeds by. ABLATION: what the dashboard of VA-π's settings shows."""
+        tags = {"stage": "control" if self.alignment is None else "align", "variant": self.name, "table": self.table}
+        if self.name == BASE or (self.alignment is not None and self.alignment.name == SUBJECT):
+            tags[ABLATION] = "base" if self.alignment is None else "cell"
+        return tags
 
     @property
     def scores(self) -> Path:
@@ -181,7 +206,7 @@ def resolve(align: AlignParams, name: str, method: str, changes: dict[str, Any])
     if method not in METHODS:
         raise ParameterError(f"{where}.method", f"there is no method '{method}'; there are {', '.join(METHODS)}.")
     config = METHODS[method].config
-    own = {"keep_every", "threads"} | names_of(OptimizationConfig) | names_of(config)
+    own = {"keep_every", "threads", "images_every"} | names_of(OptimizationConfig) | names_of(config)
     problems = [
         (f"{where}.align.{key}", f"the method {method} has no such parameter.") for key in changes if key not in own
     ]
@@ -202,9 +227,10 @@ def resolve(align: AlignParams, name: str, method: str, changes: dict[str, Any])
     optimization, own_config = part(OptimizationConfig, fields(OptimizationConfig)), part(config, fields(config))
     keep_every = part(CountOrNone, changes.get("keep_every", align.keep_every), "keep_every")
     threads = part(Count | None, changes.get("threads"), "threads")
+    images_every = part(CountOrNone, changes.get("images_every", align.images_every), "images_every")
     if problems:
         raise several(problems)
-    return Alignment(method, optimization, own_config, keep_every, threads)
+    return Alignment(method, optimization, own_config, keep_every, threads, images_every)
 
 
 def names_of(kind: type) -> set[str]:

@@ -7,6 +7,8 @@ A fixture is one or more files of the same stem: `NAME.json` describes, `NAME.sa
 import json
 import math
 from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.reference import take
-
+NO_CHECK = "no check yet"
 ABOUT = ("README.md", "MANIFEST.json")  # files about the fixtures
 
 
@@ -25,6 +26,7 @@ class Check(NamedTuple):
     quantity: str
     error: float
     tolerance: float
+    relative: float | None = None  # the largest difference in units of the largest expected value
 
     @property
     def passed(self) -> bool:
@@ -49,7 +51,8 @@ class Fixture:
             content = json.loads(stem.with_name(stem.name + ".json").read_text(encoding="utf-8"))
             self.description = content if isinstance(content, dict) else {}
         tensors_path = stem.with_name(stem.name + ".safetensors")
-        self.tensors: dict[str, Tensor] = load_file(tensors_path) if ".safetensors" in suffixes else {}
+        device = str(torch.get_default_device())
+        self.tensors: dict[str, Tensor] = load_file(tensors_path, device) if ".safetensors" in suffixes else {}
         self.read: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
@@ -82,6 +85,15 @@ class Fixture:
         return Fixture(self.root, path.with_suffix(""), [".json", ".safetensors"])
 
 
+def take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors below `prefix`, without it: `take(t, "weights.")` is a state dict. Stored float16 becomes float32."""
+    return {
+        name.removeprefix(prefix): value.float() if value.dtype == torch.float16 else value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
 def exact(quantity: str, actual: Any, expected: Any) -> Check:
     """Counts what differs; a difference of shape counts too."""
     if isinstance(actual, Tensor):
@@ -93,15 +105,18 @@ def exact(quantity: str, actual: Any, expected: Any) -> Check:
 
 def close(quantity: str, actual: Tensor | float, expected: Tensor | float, tolerance: float) -> Check:
     """Largest absolute difference."""
-    a, b = torch.as_tensor(actual).double(), torch.as_tensor(expected).double()
-    return Check(quantity, (a - b).abs().max().item() if a.shape == b.shape else math.inf, tolerance)
+    a, b = _numbers(actual), _numbers(expected)
+    if a.shape != b.shape:
+        return Check(quantity, math.inf, tolerance)
+    return Check(quantity, (a - b).abs().max().item(), tolerance, _relative(a, b))
 
 
 def close_relative(quantity: str, actual: Tensor | None, expected: Tensor, tolerance: float) -> Check:
     """Largest difference in units of the largest expected value."""
     if actual is None or actual.shape != expected.shape:
         return Check(quantity, math.inf, tolerance)
-    return Check(quantity, ((actual - expected).abs().max() / expected.abs().max()).item(), tolerance)
+    error = _relative(actual, expected)
+    return Check(quantity, error, tolerance, error)
 
 
 def close_mixed(quantity: str, actual: Tensor | float | None, expected: Tensor | float) -> Check:
@@ -109,8 +124,18 @@ def close_mixed(quantity: str, actual: Tensor | float | None, expected: Tensor |
     label = f"{quantity} / (1e-5 + 1e-4 |x|)"
     if actual is None:
         return Check(label, math.inf, 1.0)
-    a, b = torch.as_tensor(actual).double(), torch.as_tensor(expected).double()
-    return Check(label, ((a - b).abs() / (1e-5 + 1e-4 * b.abs())).max().item() if a.shape == b.shape else math.inf, 1.0)
+    a, b = _numbers(actual), _numbers(expected)
+    if a.shape != b.shape:
+        return Check(label, math.inf, 1.0)
+    return Check(label, ((a - b).abs() / (1e-5 + 1e-4 * b.abs())).max().item(), 1.0, _relative(a, b))
+
+
+def _numbers(value: Tensor | float) -> Tensor:
+    return torch.as_tensor(value).cpu().double()
+
+
+def _relative(actual: Tensor, expected: Tensor) -> float:
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
 
 
 def find_fixtures(root: Path) -> list[tuple[Path, list[str]]]:
@@ -121,3 +146,44 @@ def find_fixtures(root: Path) -> list[tuple[Path, list[str]]]:
         if path.is_file() and path.name not in ABOUT and not hidden:
             stems[path.with_suffix("")].append(path.suffix)
     return sorted(stems.items())
+
+
+Checker = Callable[[Fixture], Iterator[Check]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one fixture; no checks if none is known."""
+
+    name: str
+    checks: list[Check]
+    unread: list[str]
+
+    @property
+    def status(self) -> str:
+        if not self.checks:
+            return NO_CHECK
+        return "pass" if all(check.passed for check in self.checks) else "FAIL"
+
+    @property
+    def worst(self) -> Check:
+        return max(self.checks, key=lambda check: check.severity)
+
+
+def run_check(root: Path, stem: Path, suffixes: list[str], checker: Callable[[Fixture], Checker | None]) -> Result:
+    """Runs the check for one fixture. Whatever goes wrong in it is a failure of the fixture, not of the run."""
+    name = stem.relative_to(root).as_posix()
+    checks: list[Check] = []
+    try:
+        fixture = Fixture(root, stem, suffixes)
+        check = checker(fixture)
+        if check is None:
+            return Result(name, [], [])
+        if missing := fixture.missing():
+            return Result(name, [Check(f"{len(missing)} tensors are not there, {missing[0]} first", math.inf, 0.0)], [])
+        checks += check(fixture)
+    except Exception as error:
+        return Result(name, [*checks, Check(f"{type(error).__name__}: {error}", math.inf, 0.0)], [])
+    if not checks:
+        checks.append(Check("nothing to compare", math.inf, 0.0))
+    return Result(name, checks, fixture.unread())

@@ -1,6 +1,7 @@
 """One real run of the whole DAG, in a tiny form, as a user would run it."""
 
 import copy
+import hashlib
 import json
 import shutil
 import signal
@@ -10,10 +11,12 @@ import pandas as pd
 import pytest
 import yaml
 
+from pipelines.repository.git import experiments
 from pipelines.variants import cells, sweep
 from pipelines.variants.sweep_form import opening_form
 from tests.checkout import ROOT, Checkout
 
+VA_PI = "va-pi · ξ 0.5 · β 0.1 · ce · seed 0"  # in MLflow
 EXTRACTORS = ("efficientnet-lite0", "uci-classifier", "scorer-classifier")
 
 
@@ -103,17 +106,17 @@ def test_every_alignment_is_one_finished_mlflow_run_with_curves_and_scores(check
     assert {run.info.status for run in runs} == {"FINISHED"}
     by_name = {run.info.run_name: run for run in runs}
     stages = {name for name in checkout.lock() if not name.startswith(("_", "align"))}
-    assert set(by_name) == stages | {"pipeline", "va-pi@0", "cross-entropy@0", "base@0"}
-    aligned = by_name["va-pi@0"]
+    assert set(by_name) == stages | {"pipeline", VA_PI, "cross-entropy · seed 0", "base · seed 0"}
+    aligned = by_name[VA_PI]
     tags = {name: aligned.data.tags[name] for name in ("stage", "variant", "table", "profile")}
     assert tags == {"stage": "align", "variant": "va-pi", "table": "experiment", "profile": "tiny"}
     noise = yaml.safe_load((ROOT / "params.yaml").read_text())["align"]["noise_ratio"]
     assert aligned.data.params["noise_ratio"] == str(noise) and aligned.data.params["terms"] == "mse+perceptual"
     assert len(client.get_metric_history(aligned.info.run_id, "train/reward")) == 3
-    assert "score/fid scorer-classifier" in aligned.data.metrics
-    base = by_name["base@0"]
+    assert "score/fid/scorer" in aligned.data.metrics
+    base = by_name["base · seed 0"]
     assert base.data.tags["stage"] == "control"
-    assert {"score/fid scorer-classifier", "score/fid scorer-classifier T0.8 g1.0"} <= set(base.data.metrics)
+    assert {"score/fid/scorer", "score/fid/scorer/T0.8-g1.0"} <= set(base.data.metrics)
     assert by_name["tokenizer"].data.tags["mlflow.parentRunId"] == by_name["pipeline"].info.run_id
 
 
@@ -123,12 +126,20 @@ def test_a_second_repro_runs_nothing(checkout):
     assert checkout.lock() == before
 
 
+def test_an_output_is_a_read_only_link_into_the_cache_and_no_second_copy(checkout):
+    cached = {path.stat().st_ino for path in (checkout.path / ".dvc/cache/files").rglob("*")}
+    files = [path for path in (checkout.path / "data").rglob("*") if path.is_file() and path.stat().st_size]
+    assert len(files) > 50
+    for path in files:
+        assert path.stat().st_ino in cached and path.stat().st_mode & 0o222 == 0, path
+
+
 def test_a_forced_rerun_of_the_alignment_gives_the_same_bytes_and_its_run_keeps_its_scores(checkout):
     def outputs():
         return [o["md5"] for o in checkout.lock()["align@va-pi"]["outs"] if "stages" not in o["path"]]
 
     def run():
-        (found,) = [run for run in all_runs(checkout)[1] if run.info.run_name == "va-pi@0"]
+        (found,) = [run for run in all_runs(checkout)[1] if run.info.run_name == VA_PI]
         return found
 
     before, earlier = outputs(), run()
@@ -137,7 +148,7 @@ def test_a_forced_rerun_of_the_alignment_gives_the_same_bytes_and_its_run_keeps_
     assert outputs() == before and len(before) == 2
     again = run()
     assert again.info.run_id != earlier.info.run_id and again.info.status == "FINISHED"
-    for name in ("score/fid scorer-classifier", "score/fid scorer-classifier T1.0 g1.5"):
+    for name in ("score/fid/scorer", "score/fid/scorer/T1.0-g1.5"):
         assert again.data.metrics[name] == earlier.data.metrics[name]
     assert running(checkout.run("dvc", "repro", "report")) == set()
 
@@ -251,7 +262,7 @@ def test_a_killed_alignment_goes_on_from_its_checkpoint_to_the_same_bytes(checko
         assert (copied.path / file).read_bytes() == (checkout.path / file).read_bytes(), file
     assert not list((copied.path / ".work/checkpoints").iterdir())
     client, runs = all_runs(copied)
-    (run,) = [run for run in runs if run.info.run_name == "va-pi@0"]
+    (run,) = [run for run in runs if run.info.run_name == VA_PI]
     assert run.info.status == "FINISHED"
     assert [m.step for m in client.get_metric_history(run.info.run_id, "train/reward")] == [1, 2, 3]
 
@@ -279,7 +290,7 @@ def test_on_two_processes_a_stage_starts_torchrun_comes_to_the_same_and_is_one_m
     assert same.mean() > 0.9  # rounding, of another number of threads too, can turn a token of an image
     runs = all_runs(parallel)[1]
     names = [run.info.run_name for run in runs]
-    assert names.count("va-pi@0") == names.count("sample-control@base") == 1
+    assert names.count(VA_PI) == names.count("sample-control@base") == 1
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 
@@ -327,9 +338,9 @@ def test_an_ablation_table_runs_its_own_rows_alone(checkout):
     for picture in ("axis", "samples"):
         assert (checkout.path / f"reports/figures/reward/{picture}.png").stat().st_size > 1000
     metrics = json.loads((checkout.path / "reports/stages/score@only-prior.json").read_text())
-    assert metrics["score/fid scorer-classifier"] > 0
+    assert metrics["score/fid/scorer"] > 0
     runs = {run.info.run_name: run for run in all_runs(checkout)[1]}
-    parent = runs["only-prior@0"].data.tags["mlflow.parentRunId"]
+    parent = runs["only-prior · ξ 0.5 · β 0.1 · ce · prior · seed 0"].data.tags["mlflow.parentRunId"]
     assert parent == runs["table@reward"].info.run_id
     assert running(checkout.run("dvc", "repro", "report", "table@reward")) == set()
 
@@ -341,9 +352,25 @@ def test_a_cell_of_a_sweep_is_an_experiment_that_takes_its_upstream_from_the_cac
     ):
         assert checkout.run("git", *command).returncode == 0
     form = opening_form(noise_ratios=[0.9], seeds=[0], steps=2)
-    (cell,) = sweep.plan_cells(form, sweep.read_baseline(None, checkout.path))
+    baseline = sweep.read_baseline(None, checkout.path)
+    upstream = sweep.plan_upstream(form, baseline)
+    result = checkout.run(*sweep.command(upstream))
+    assert result.returncode == 0 and running(result) == set(), result.stdout + result.stderr
+    bases = sweep.read_bases(experiments(checkout.path)[upstream.name], checkout.path)
+    locked = {out["path"]: out["md5"] for stage in checkout.lock().values() for out in stage["outs"]}
+    assert {"data/tokenizer", "data/tokens", "data/generator", "data/classifiers/reward"} <= set(bases)
+    assert bases.items() <= locked.items()
+    (cell,) = sweep.plan_cells(form, baseline, bases)
     result = checkout.run(*sweep.command(cell))
     assert result.returncode == 0, result.stdout + result.stderr
     assert running(result) == {f"{kind}@{cell.cell.name}" for kind in ("align", "sample", "score")}
     scores = cells.read_scores(cell.name, checkout.path)
-    assert scores["score/fid scorer-classifier"][0] > 0
+    assert scores["score/fid/scorer"][0] > 0
+
+
+def test_of_all_these_runs_none_has_written_into_what_is_cached(checkout):
+    """Last: an output that is a link would take the cache's copy along, and root may write to read-only files."""
+    files = [path for path in (checkout.path / ".dvc/cache/files/md5").rglob("*") if path.is_file()]
+    for path in files:
+        name = f"{path.parent.name}{path.name}".removesuffix(".dir")
+        assert hashlib.md5(path.read_bytes()).hexdigest() == name, path

@@ -16,12 +16,14 @@ FRAME = [
     Path(path)
     for path in (
         "pipelines/config",
+        "pipelines/estimates",
         "pipelines/frame",
         "pipelines/reporting/figures.py",
         "pipelines/tracking",
         "pipelines/repository",
         "pipelines/variants/assets.py",
         "pipelines/variants/loading.py",
+        "pipelines/variants/previews.py",
         "pipelines/variants/rules.py",
         "pipelines/variants/run_scores.py",
         "pipelines/variants/score_files.py",

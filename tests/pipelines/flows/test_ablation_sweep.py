@@ -21,9 +21,11 @@ from tests.toy import WORK, make_toy
 from vapi_core.errors import FileError
 
 PNG = b"\x89PNG\r\n\x1a\n"
-PROFILE = {"profile": "tiny", "score": {"extractors": ["scorer-classifier"], "geneval": None}}
 PARAMS = read_profile("mnist", Path(__file__).parents[3])
-(CELL,) = plan_cells(opening_form(noise_ratios=[0.0], reward_terms=["mse"]), Baseline("abc", PARAMS, PARAMS))
+PROFILE = PARAMS | {"profile": "tiny"}
+(CELL,) = plan_cells(
+    opening_form(noise_ratios=[0.0], reward_terms=["mse"]), Baseline("head", "state", "abc", PARAMS, PARAMS), {}
+)
 PLAIN = """
 import json
 from pipelines.flows.ablation_sweep import ablation_sweep  # before prefect, whose settings it makes
@@ -81,7 +83,7 @@ def test_at_its_end_a_sweep_shows_its_figures_and_links_to_its_runs_and_dashboar
     assert base64.b64decode(content.partition(",")[2]) == figure.read_bytes()
     links = {key.removeprefix(f"{sweep}-"): content for key, (kind, content, _) in made.items() if kind == "link"}
     ((profile, boards),) = registered
-    assert profile == "tiny" and {board.key for board in boards} == {"ablation", "methods"}
+    assert profile == "tiny" and {board.key for board in boards} == {"ablation", "methods", "runs"}
     runs = f"{server}/#/experiments/7"
     assert links == {"runs": runs, **{board.key: dashboards.url(server, "7", board) for board in boards}}
     assert all(re.fullmatch("[a-z0-9-]+", key) for key in made)  # Prefect takes no other
@@ -94,8 +96,8 @@ def test_a_cell_whose_scores_are_gone_is_listed_with_its_problem_and_ends_nothin
 
 
 def test_the_scores_of_several_seeds_have_a_standard_error_and_that_of_one_seed_stands_alone():
-    assert ablation_sweep.scores_row({"score/fid toy": [1.0, 3.0]}) == {"fid toy": "2 ± 1"}
-    assert ablation_sweep.scores_row({"score/fid toy": [9.25]}) == {"fid toy": "9.25"}
+    assert ablation_sweep.scores_row({"score/fid/toy": [1.0, 3.0]}) == {"fid/toy": "2 ± 1"}
+    assert ablation_sweep.scores_row({"score/fid/toy": [9.25]}) == {"fid/toy": "9.25"}
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ def test_a_form_that_can_work_is_taken():
         ("regularizer_weights", [-0.1], "form.regularizer_weights[0]"),
         ("regularizers", ["dropout"], "form.regularizers[0]"),
         ("reward_terms", ["mse+beauty"], "form.reward_terms[0]"),
+        ("credits", ["pixel"], "form.credits[0]"),
         ("seeds", [], "form.seeds"),
         ("profile", "mnits", "form.profile"),
         ("parallelism", 0, "form.parallelism"),
@@ -48,9 +49,7 @@ def test_bad_input_is_refused_with_the_fields_name(field, value, refused):
     assert f"Validation failed for field '{refused}'" in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "field", ["noise_ratios", "regularizer_weights", "regularizers", "reward_terms", "seeds", "parallelism", "threads"]
-)
+@pytest.mark.parametrize("field", [name for name in OPENED if name not in ("steps", "profile")])
 def test_a_field_that_was_emptied_is_refused_and_not_filled_in(field):
     """Prefect's form leaves such a field out, and may be told not to check what it submits."""
     form = {name: value for name, value in OPENED.items() if name != field}
@@ -78,9 +77,9 @@ def test_an_option_that_is_not_given_is_as_the_form_opens_and_one_that_is_given_
 
 def test_no_form_that_is_taken_has_ten_thousand_cells():
     lists = SCHEMA["definitions"]["SweepForm"]["properties"]
-    kinds = len(lists["regularizers"]["items"]["enum"])
+    kinds = len(lists["regularizers"]["items"]["enum"]) * len(lists["credits"]["items"]["enum"])
     longest = [lists[name]["maxItems"] for name in ("noise_ratios", "regularizer_weights", "reward_terms")]
-    assert kinds * longest[0] * longest[1] * longest[2] == 3000
+    assert kinds * longest[0] * longest[1] * longest[2] == 9000
 
 
 def test_reproduce_refuses_to_run_no_stage_at_a_time():

@@ -37,7 +37,7 @@ for seed in variant.seeds:
     with stage_run(experiment="tiny", name=f"{variant.name}@{seed}", key=key, params=settings, tags=tags) as run:
         run.log({"stage/seconds": 1.0})
         run.made("the same")
-    add_scores({key: {"score/fid scorer-classifier": fid}}, {}, {key: "the same"})
+    add_scores({key: {"score/fid/scorer": fid}}, {}, {key: "the same"})
     variant.output(seed).mkdir(parents=True)
     (variant.output(seed) / "run.json").write_text(json.dumps({"key": key}))
     set_ = {"variant": variant.name, "steps": None, "seed": seed, "temperature": 1.0, "guidance_scale": 1.0}
@@ -131,13 +131,13 @@ def test_dvc_and_mlflow_tell_the_same_grid(sweep):
         [cell(HALF), 0.5, "ce", "mse+perceptual", 0],
         [cell(HALF), 0.5, "ce", "mse+perceptual", 1],
     ]
-    assert grid["fid scorer-classifier"].tolist() == [0.333333, 1.33333, 0.833333, 1.83333]
+    assert grid["fid/scorer"].tolist() == [0.333333, 1.33333, 0.833333, 1.83333]
     pd.testing.assert_frame_equal(results.from_mlflow("tiny"), grid)
     pd.testing.assert_frame_equal(results.from_mlflow("tiny", [cell(HALF)]), results.from_dvc([cell(HALF)]))
 
 
 def test_a_reader_that_has_enough_ends_the_command_quietly(sweep):
-    command = [sys.executable, "-m", "pipelines.commands.results"]
+    command = [sys.executable, "-m", "pipelines.cli", "results"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()
         assert process.stderr.read() == ""
@@ -173,7 +173,7 @@ def test_a_cell_that_dvc_takes_from_its_cache_has_the_run_that_made_it(sweep):
 
 def grid():
     rows = [
-        (noise, kind, weight, "mse", seed, noise + weight + seed)
+        (noise, kind, weight, "mse", "image", seed, noise + weight + seed)
         for noise in (0.0, 0.5)
         for kind in ("ce", "kl")
         for weight in (0.1, 1.0)

@@ -47,6 +47,18 @@ def test_the_subject_stands_where_its_settings_do_and_is_shown_once(params):
     assert SUBJECT in names and "noise-0_5" not in names
 
 
+def test_a_row_of_the_table_of_credit_is_named_by_its_credit_and_its_steps():
+    content = read_profile("mnist")
+    params = params_with(variants=content["variants"], align={"steps": content["align"]["steps"]})
+    table = TABLES["credit"]
+    rows = rows_of(table, params)
+    assert rows[:4] == ["base", "image-50", "cross-entropy", "image-12"] and "token-3x3-25" in rows
+    assert table.label("token-3x3-25") == "token-3x3, 25 steps" and table.label("image-50") == "image, 50 steps"
+    assert table.axis.point("token-3x3-25") == ("token-3x3", 25.0)
+    pairs = [(claim.better, claim.worse) for claim in table.claims(rows)]
+    assert pairs == [(f"{credit}-{n}", f"image-{n}") for n in (12, 25, 50) for credit in ("token", "token-3x3")]
+
+
 def test_the_base_at_another_temperature_is_a_row_of_its_own(params):
     base = find_variant(params, BASE)
     assert [TABLES["report"].row(base, t, 1.0) for t in (1.0, 0.8)] == [BASE, "base at T 0.8"]
@@ -94,7 +106,7 @@ GROUPS = Table(
     paper_setting="FID of LlamaGen-XXL",
     axis=Axis(
         "rollouts of an image",
-        row=lambda config: str(config.group_size),
+        row=lambda alignment: str(alignment.config.group_size),
         point=lambda row: ("G", float(row)),
         label=lambda row: f"G = {row}",
     ),

@@ -1,32 +1,39 @@
 """The dashboards in a real browser, on a real MLflow server: every chart is drawn. Skipped where there is no chromium."""
 
+import base64
+import json
 import os
 import socket
 import subprocess
 import sys
 import urllib.request
+import zlib
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pipelines.tracking import dashboards
 from pipelines.tracking import runs as tracking
+from pipelines.variants.score_files import short_name
 from tests.browser import needs_browser, open_browser, picture
 
 EXTRACTORS = ("efficientnet-lite0", "scorer-classifier")
-PLANNED = {d.key: d for d in dashboards.plan_dashboards(EXTRACTORS, geneval=False)}
+PLANNED = {d.key: d for d in dashboards.plan_dashboards(EXTRACTORS, geneval=False, last=50)}
 
 
-def log_run(variant, table, seed, params, fid):
-    tags = {"stage": "align", "profile": "digits", "variant": variant, "table": table}
-    name, params = f"{variant}@{seed}", {**params, "seed": seed}
+def log_run(variant, table, seed, params, fid, picture=None, ablation="cell"):
+    tags = {"stage": "align", "profile": "digits", "variant": variant, "table": table, "ablation": ablation}
+    name, params = f"{variant} · seed {seed}", {**params, "seed": seed}
     with tracking.stage_run(experiment="digits", name=name, key=name, params=params, tags=tags) as run:
         for step in range(1, 11):
             run.log(
                 {"train/reward": -fid / step, "train/ce": fid + 1 / step, "train/entropy": 3.0, "train/loss": 1 / step},
                 step,
             )
-        for extractor in EXTRACTORS:
+        run.log({"stage/seconds": 1.0})  # a metric that no dashboard has chosen
+        for extractor in map(short_name, EXTRACTORS):
             scores = {
                 "fid": fid,
                 "is_mean": 8 - fid,
@@ -34,7 +41,11 @@ def log_run(variant, table, seed, params, fid):
                 "precision": 0.8,
                 "recall": 0.9 - fid / 9,
             }
-            run.log({f"score/{name} {extractor}": value for name, value in scores.items()})
+            run.log({f"score/{name}/{extractor}": value for name, value in scores.items()})
+        if picture is not None:
+            for step in (25, 50):
+                run.image(tracking.PREVIEW, picture, step)
+            run.image(tracking.SAMPLED, picture, 50)
 
 
 @pytest.fixture(scope="module")
@@ -44,22 +55,31 @@ def server(tmp_path_factory):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
+    picture = folder / "picture.png"
+    Image.new("RGB", (64, 64), (200, 80, 80)).save(picture)
     kept = Path.cwd(), os.environ.get("MLFLOW_TRACKING_URI")
     os.chdir(folder)
     uri = os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
     try:
         for i, (noise, weight) in enumerate((n, w) for n in (0.0, 0.25, 0.5) for w in (0.01, 0.1, 1.0)):
-            setting = {"noise_ratio": noise, "regularizer": "ce", "regularizer_weight": weight, "terms": "mse"}
+            setting = {
+                "noise_ratio": noise,
+                "regularizer": "ce",
+                "regularizer_weight": weight,
+                "terms": "mse",
+                "credit": "image",
+            }
             for seed in (4, 5):
                 fid = 1 + noise + weight + seed / 10
-                log_run(f"cell-{i}", "sweep", seed, {"method": "va-pi", **setting}, fid)
-        with tracking.stage_run(experiment="digits", name="sweep-1", key="sweep", params={}, tags={}) as sweep:
-            sweep.adopt([f"cell-{i}@{seed}" for i in range(9) for seed in (4, 5)])  # which MLflow folds away
+                log_run(f"cell-{i}", "sweep", seed, {"method": "va-pi", **setting}, fid, picture)
+        tags = {"stage": "sweep", "ablation": "sweep"}
+        with tracking.stage_run(experiment="digits", name="sweep-1", key="sweep", params={}, tags=tags) as sweep:
+            sweep.image(tracking.ANSWER, picture, 9)
+            sweep.adopt([f"cell-{i} · seed {seed}" for i in range(9) for seed in (4, 5)])  # which MLflow folds away
         for method in ("va-pi", "cross-entropy"):
             for seed in (4, 5):
-                log_run(
-                    method, "experiment", seed, {**setting, "method": method}, fid=1.0 + seed / 10 + len(method) / 10
-                )
+                given = {**setting, "method": method}
+                log_run(method, "experiment", seed, given, fid=1.0 + seed / 10 + len(method) / 10)
         experiment_id = dashboards.register("digits", list(PLANNED.values()))
     finally:
         os.chdir(kept[0])
@@ -99,6 +119,8 @@ def wait_until(condition, seconds):
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     with open_browser(tmp_path_factory.mktemp("chromium")) as driver:
+        driver.set_window_size(1700, 3900)  # MLflow draws what is in view
+        driver.set_script_timeout(150)  # on a busy machine the page is at work for long
         yield driver
 
 
@@ -109,47 +131,90 @@ MARKS = {
     "SCATTER": ".scatterlayer .points path",
     "BAR": ".barlayer .point path",
     "LINE": ".scatterlayer .js-line",
+    "IMAGE": "img",
 }
+CARD = '[data-testid="experiment-view-compare-runs-card"]'
+
+
+def wait_until_drawn(browser, dashboard):
+    wanted = Counter(chart["type"] for section in dashboard.sections for chart in section.charts)
+
+    def drawn():
+        counted = browser.execute_script(
+            """const [marks, card] = arguments;
+            const cards = [...document.querySelectorAll(card)];
+            return Object.fromEntries(Object.entries(marks).map(([type, mark]) =>
+                [type, cards.filter(card => card.querySelector(mark)).length]));""",
+            MARKS,
+            CARD,
+        )
+        return all(counted[kind] >= count for kind, count in wanted.items()) and counted
+
+    wait_until(drawn, 180)
 
 
 @needs_browser
-@pytest.mark.parametrize("key", PLANNED)
-def test_every_chart_of_a_dashboard_is_drawn(server, browser, key, tmp_path):
+@pytest.mark.parametrize("key", ["ablation", "methods"])
+def test_every_chart_of_a_dashboard_is_drawn_and_no_other(server, browser, key, tmp_path):
     address, experiment_id = server
     dashboard = PLANNED[key]
     browser.get("about:blank")
     browser.get(dashboards.url(address, experiment_id, dashboard))
-    wanted = {}
-    for charts in dashboard.sections.values():
-        for chart in charts:
-            wanted[chart["type"]] = wanted.get(chart["type"], 0) + 1
-
-    def drawn():
-        counted = browser.execute_script(
-            """const marks = arguments[0];
-            const cards = [...document.querySelectorAll('[data-testid="experiment-view-compare-runs-card"]')];
-            return Object.fromEntries(Object.entries(marks).map(([type, mark]) =>
-                [type, cards.filter(card => card.querySelector(mark)).length]));""",
-            MARKS,
-        )
-        return all(counted[kind] >= count for kind, count in wanted.items()) and counted
-
     try:
-        wait_until(drawn, 180)
+        wait_until_drawn(browser, dashboard)
     finally:
         browser.save_screenshot(picture(f"dashboard-{key}", tmp_path))
+    shown = browser.execute_script("return document.querySelectorAll(arguments[0]).length", CARD)
+    assert shown == sum(len(section.charts) for section in dashboard.sections)
+    text = browser.find_element("tag name", "body").text
+    assert all(section.name in text for section in dashboard.sections)
+
+
+@needs_browser
+def test_after_a_reload_the_menu_of_views_has_the_dashboard(server, browser):
+    address, experiment_id = server
+    browser.get("about:blank")
+    browser.get(dashboards.url(address, experiment_id, PLANNED["ablation"]))
+    wait_until_drawn(browser, PLANNED["ablation"])
+    browser.refresh()
+    menu = '[data-testid="saved-views-trigger"]'
+    wait_until(lambda: browser.find_elements("css selector", menu), 60)
+    browser.find_element("css selector", menu).click()
+    names = wait_until(lambda: browser.find_elements("xpath", "//*[@role='menu']//*[text()='ablation']"), 60)
+    names[0].click()
+    wait_until_drawn(browser, PLANNED["ablation"])
+
+
+@needs_browser
+def test_settings_and_scores_are_columns_of_the_runs_and_the_page_is_one_of_training(server, browser, tmp_path):
+    address, experiment_id = server
+    browser.get("about:blank")
+    browser.get(dashboards.url(address, experiment_id, PLANNED["runs"]))
+
+    def headings():
+        cells = browser.find_elements("css selector", ".ag-header-cell")
+        return {cell.text.strip() for cell in cells}
+
+    try:
+        wait_until(lambda: {"noise_ratio", "score/fid/scorer", "seed"} <= headings(), 120)
+    finally:
+        browser.save_screenshot(picture("runs", tmp_path))
+    sections = {link.text for link in browser.find_elements("css selector", "a")}
+    assert "Model registry" in sections and "Prompts" not in sections  # of training, of GenAI
 
 
 def test_a_view_is_kept_in_the_form_that_mlflow_reads():
-    import base64
-    import json
-    import zlib
-
-    kept = dashboards.encode(PLANNED["ablation"].view())
-    assert kept.startswith("deflate;") and len(kept) < 5000  # MLflow's limit of a tag
-    view = json.loads(zlib.decompress(base64.b64decode(kept.removeprefix("deflate;"))))
-    assert {chart["metricSectionId"] for chart in view["compareRunCharts"]} == {"Grid", "Scores", "Training"}
-    assert len({chart["uuid"] for chart in view["compareRunCharts"]}) == len(view["compareRunCharts"])
+    kept = dashboards.encode("ablation", PLANNED["ablation"].view(["stage/seconds", "score/fid/scorer"]), 1)
+    assert len(kept) < 20_000  # MLflow's limit of an experiment's tag
+    envelope = json.loads(kept)
+    assert envelope["name"] == "ablation" and envelope["createdAt"] == 1
+    view = json.loads(zlib.decompress(base64.b64decode(envelope["state"].removeprefix("deflate;"))))
+    charts = view["compareRunCharts"]
+    assert len({chart["uuid"] for chart in charts}) == len(charts)
+    assert [chart["metricKey"] for chart in charts if chart["deleted"] and chart["type"] == "BAR"] == [
+        "score/fid/scorer",
+        "stage/seconds",
+    ]
 
 
 def test_methods_are_averaged_over_the_seeds_of_a_variant_and_without_the_cells_of_sweeps():
@@ -159,5 +224,10 @@ def test_methods_are_averaged_over_the_seeds_of_a_variant_and_without_the_cells_
 
 
 def test_text_to_image_is_judged_by_geneval():
-    ablation, _ = dashboards.plan_dashboards(["inception-v3-compat"], geneval=True)
-    assert "score/overall geneval" in str(ablation.view())
+    ablation, *_ = dashboards.plan_dashboards(["inception-v3-compat"], geneval=True)
+    assert "score/overall/geneval" in str(ablation.view())
+
+
+def test_pictures_of_other_settings_are_known_by_the_names_of_their_scores():
+    metrics = ["score/fid/scorer", "score/fid/scorer/T0.8-g1.0", "train/loss"]
+    assert dashboards.other_pictures(metrics) == {"samples T0.8-g1.0"}

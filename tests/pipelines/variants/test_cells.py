@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from pipelines.config.profiles import read_profile
-from pipelines.variants.cells import cells_of_head, experiments, read_cell, read_scores
+from pipelines.repository.git import experiments
+from pipelines.variants.cells import cells_of_head, read_cell, read_scores
 from vapi_core.errors import FileError
 
 ROOT = Path(__file__).parents[3]
@@ -76,10 +77,10 @@ def test_a_cell_has_the_scores_of_each_seed_against_the_main_reference(finished)
     cell = read_cell(CELL)
     assert cell.variant.name == VARIANT and cell.variant.alignment.config.noise_ratio == 0.5
     assert cell.scores == {
-        0: {"score/fid scorer-classifier": 1.23457, "score/accuracy scorer-classifier": 0.5},
-        1: {"score/fid scorer-classifier": 2.5, "score/accuracy scorer-classifier": 0.75},
+        0: {"score/fid/scorer": 1.23457, "score/accuracy/scorer": 0.5},
+        1: {"score/fid/scorer": 2.5, "score/accuracy/scorer": 0.75},
     }
-    assert read_scores(CELL)["score/fid scorer-classifier"] == [1.23457, 2.5]
+    assert read_scores(CELL)["score/fid/scorer"] == [1.23457, 2.5]
 
 
 def test_of_text_to_image_a_cell_has_genevals_overall_score_too(finished):
@@ -92,7 +93,7 @@ def test_of_text_to_image_a_cell_has_genevals_overall_score_too(finished):
         ]
     )
     finished(CELL, table, content, judged.to_csv(index=False))
-    assert read_scores(CELL) == {"score/fid efficientnet-lite0": [1.5], "score/overall geneval": [0.5]}
+    assert read_scores(CELL) == {"score/fid/efficientnet-lite0": [1.5], "score/overall/geneval": [0.5]}
 
 
 @pytest.mark.parametrize(

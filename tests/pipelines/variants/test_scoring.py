@@ -63,7 +63,7 @@ def test_scores_of_a_setting_that_is_not_the_main_one_say_so_in_their_name(param
     scoring.prepare_references(stage_of(references, params))
     metrics = metrics_of(scored(params), find_variant(params, "base"))
     fids = {name for name in metrics if "/fid" in name}
-    assert fids == {f"score/fid scorer-classifier{setting}" for setting in ("", " T1.0 g2.0", " T0.5 g1.0")}
+    assert fids == {f"score/fid/scorer{setting}" for setting in ("", "/T1.0-g2.0", "/T0.5-g1.0")}
 
 
 def test_a_set_or_a_reference_that_is_gone_is_named_with_the_command_that_makes_it(params):

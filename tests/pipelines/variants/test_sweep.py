@@ -12,11 +12,11 @@ from dvc.utils.hydra import apply_overrides
 from pydantic import ValidationError
 
 from pipelines.config.profiles import profile_names, read_profile
+from pipelines.repository.git import experiments, git
 from pipelines.repository.graph import stage_graph
 from pipelines.variants import sweep
-from pipelines.variants.cells import experiments
 from pipelines.variants.loading import check_params, load_params
-from pipelines.variants.sweep import Baseline, Experiment, differences, plan_cells, plan_upstream, setting
+from pipelines.variants.sweep import Baseline, Experiment, differences, plan_upstream, setting
 from pipelines.variants.sweep_form import opening_form
 from pipelines.variants.variant import find_variant
 from vapi_core.errors import ParameterError
@@ -26,8 +26,15 @@ ROOT = Path(__file__).parents[3]
 PARAMS = read_profile("mnist", ROOT)
 
 
-def baseline(revision="abc", **changes):
-    return Baseline(revision, PARAMS, PARAMS | changes)
+def baseline(revision="abc", params=PARAMS, **changes):
+    return Baseline("head", "state", revision, params, params | changes)
+
+
+BASES = {"data/generator": "aa.dir", "data/tokens": "bb.dir"}
+
+
+def plan_cells(form, baseline, bases=BASES):
+    return sweep.plan_cells(form, baseline, bases)
 
 
 def settings(cells):
@@ -53,8 +60,9 @@ def test_a_form_is_every_combination_of_its_lists():
         "regularizer": "ce",
         "regularizer_weight": 0.1,
         "reward": "mse+perceptual",
+        "credit": "image",
     }
-    assert cells[0].overrides["align.seeds"] == [1] and added(cells[0])["align"]["noise_ratio"] == 0.0
+    assert cells[0].cell.seeds == (1,) and added(cells[0])["align"]["noise_ratio"] == 0.0
 
 
 def test_a_cell_is_a_variant_of_va_pi_in_the_table_of_sweeps_with_all_seeds_of_the_form():
@@ -66,6 +74,17 @@ def test_a_cell_is_a_variant_of_va_pi_in_the_table_of_sweeps_with_all_seeds_of_t
     assert [(s.temperature, s.guidance_scale) for s in variant.samplings] == [(1.0, 1.0)]
     assert len(variant.sets) == 2  # one of each seed, and none on the way
     assert cell.stage == f"score@{variant.name}" and sweep.variant_name(cell.name) == variant.name
+
+
+def test_credit_is_an_axis_where_there_is_a_reward():
+    credits = ["image", "token", "token-3x3"]
+    cells = plan_cells(opening_form(noise_ratios=[0.5], reward_terms=["mse", "prior"], credits=credits), baseline())
+    assert [(s["reward"], s["credit"]) for s in settings(cells)] == [*(("mse", c) for c in credits), ("prior", "image")]
+    assert [cell.cell.name.removeprefix("noise0_5-ce0_1-") for cell in cells] == [
+        *("mse", "mse-token", "mse-token-3x3"),
+        "prior",
+    ]
+    assert all(sweep.is_cell(cell.name) and sweep.variant_name(cell.name) == cell.cell.name for cell in cells)
 
 
 def test_without_a_regularizer_its_weight_makes_no_cells():
@@ -85,16 +104,31 @@ def test_a_chosen_reward_term_has_the_profiles_weight_and_the_others_none():
 
 def test_a_cells_name_follows_its_parameters_and_its_baseline():
     def names(**changes):
-        revision = changes.pop("revision", "abc")
+        revision, bases = changes.pop("revision", "abc"), changes.pop("bases", BASES)
         form = opening_form(**({"noise_ratios": [0.0, 0.5]} | changes))
-        return [cell.name for cell in plan_cells(form, baseline(revision))]
+        return [cell.name for cell in plan_cells(form, baseline(revision), bases)]
 
     assert names() == names() == names(parallelism=2)  # how it is run does not matter
     assert sweep.sweep_name(plan_cells(opening_form(noise_ratios=[0.5, 0.0]), baseline())) == sweep.sweep_name(
         plan_cells(opening_form(noise_ratios=[0.0, 0.5]), baseline())
     )
-    for change in ({"revision": "def"}, {"seeds": [9]}, {"steps": 7}, {"threads": 2}):
+    unlike = BASES | {"data/generator": "cc.dir"}  # as another machine has made it
+    for change in ({"revision": "def"}, {"bases": unlike}, {"seeds": [9]}, {"steps": 7}, {"threads": 2}):
         assert not set(names()) & set(names(**change))
+
+
+def test_what_cells_build_on_is_read_from_the_lock_file_of_the_upstreams_commit_and_nothing_else_is(repository):
+    folders = ("data/generator", "data/classifiers/reward", "data/tokens", "data/aligned/va-pi", "reports/scores/x")
+    outs = [{"path": path, "hash": "md5", "md5": f"{i}.dir"} for i, path in enumerate(folders)]
+    (repository / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": {"s": {"cmd": "s", "outs": outs}}}))
+    git(repository, "add", "-A")
+    git(repository, "-c", "user.name=x", "-c", "user.email=x@y", "commit", "-qm", "made")
+    (repository / "dvc.lock").unlink()
+    assert sweep.read_bases("HEAD", repository) == {
+        "data/classifiers/reward": "1.dir",
+        "data/generator": "0.dir",
+        "data/tokens": "2.dir",
+    }
 
 
 def test_the_upstream_is_shared_by_cells_that_differ_in_the_alignment_alone():
@@ -120,6 +154,7 @@ def test_the_upstream_makes_all_that_a_cell_needs_before_its_own_stages_and_scor
         ("regularizer_weights", [-1]),
         ("regularizers", ["dropout"]),
         ("reward_terms", ["mse+beauty"]),
+        ("credits", ["pixel"]),
         ("seeds", []),
         ("parallelism", 0),
         ("noise_ratio", [0.5]),
@@ -165,9 +200,10 @@ def test_another_profile_is_its_differences_from_params_yaml():
     splits, variants = PARAMS["subset"]["splits"], dict(PARAMS["variants"])
     del variants["ste"]
     other = baseline(profile="other", subset=PARAMS["subset"] | {"splits": splits | {"train": 50}}, variants=variants)
-    (cell,) = plan_cells(opening_form(noise_ratios=[0.5]), other)
-    assert cell.overrides["profile"] == "other" and cell.overrides["subset.splits.train"] == 50
-    assert "~variants.ste" in cell.overrides and "generator.dim" not in cell.overrides
+    upstream, (cell,) = plan_upstream(opening_form(), other), plan_cells(opening_form(noise_ratios=[0.5]), other)
+    assert upstream.overrides["profile"] == "other" and upstream.overrides["subset.splits.train"] == 50
+    assert "~variants.ste" in upstream.overrides and "generator.dim" not in upstream.overrides
+    assert cell.base == upstream.name and set(cell.overrides) == {f"+variants.{cell.cell.name}"}
 
 
 def test_a_cell_takes_the_place_of_a_variant_of_its_name_whatever_that_changes():
@@ -175,17 +211,20 @@ def test_a_cell_takes_the_place_of_a_variant_of_its_name_whatever_that_changes()
     before = PARAMS["variants"]["va-pi"] | {"align": {"noise_ratio": 0.25, "steps": 3}}
     (cell,) = plan_cells(
         opening_form(noise_ratios=[0.5]),
-        Baseline("abc", *[PARAMS | {"variants": PARAMS["variants"] | {name: before}}] * 2),
+        baseline(params=PARAMS | {"variants": PARAMS["variants"] | {name: before}}),
     )
     assert cell.cell.name == name and cell.cell.alignment.optimization.steps == PARAMS["align"]["steps"]
     assert f"~variants.{name}.align.steps" in cell.overrides
 
 
 def test_a_command_names_the_experiment_its_overrides_and_the_stage():
-    (cell,) = plan_cells(opening_form(noise_ratios=[0.5], seeds=[1, 2]), baseline())
-    line = sweep.command(cell)
+    form = opening_form(noise_ratios=[0.5], seeds=[1, 2])
+    upstream, (cell,) = plan_upstream(form, baseline()), plan_cells(form, baseline())
+    first, line = sweep.command(upstream), sweep.command(cell)
     assert line[:5] == ["python", "-m", "pipelines.variants.experiment", "--name", cell.name]
-    assert "align.seeds=[1, 2]" in line and line[-1] == "score@noise0_5-ce0_1-mse_perceptual"
+    assert line[5:9] == ["--baseline", "head", "--base", upstream.name] and "align.seeds=[1, 2]" not in line
+    assert first[5:9] == ["--baseline", "head", "--base", "state"] and "align.seeds=[1, 2]" in first
+    assert line[-1] == "score@noise0_5-ce0_1-mse_perceptual"
     assert any(part.startswith("+variants.noise0_5-ce0_1-mse_perceptual={table: ") for part in line)
 
 
@@ -193,7 +232,7 @@ def test_a_cell_is_one_process_however_many_the_profile_has():
     many = baseline(launch=PARAMS["launch"] | {"processes": 4})
     for experiment in (plan_upstream(opening_form(), many), *plan_cells(opening_form(), many)):
         assert "launch.processes" not in experiment.overrides  # that of params.yaml, 1
-    assert plan_upstream(opening_form(), Baseline("abc", many.profile, many.profile)).overrides["launch.processes"] == 1
+    assert plan_upstream(opening_form(), baseline(params=many.profile)).overrides["launch.processes"] == 1
 
 
 @pytest.fixture(autouse=True)
@@ -226,7 +265,7 @@ def repository(tmp_path_factory):
 def test_dvc_understands_every_kind_of_override_and_the_experiment_is_found_by_its_name(repository):
     found = sweep.read_baseline("other", repository)
     assert set(found.profile["variants"]) == {"a-b_c", "noise0_5-ce1e-05-mse"}
-    cell = Experiment("cell-1", differences(found.params, found.profile), "s")
+    cell = Experiment("cell-1", found.head, found.state, differences(found.params, found.profile), "s")
     assert cell.name not in experiments(repository)
     subprocess.run(sweep.command(cell), cwd=repository, check=True)
     commit = experiments(repository)[cell.name]
@@ -238,10 +277,13 @@ def test_dvc_understands_every_kind_of_override_and_the_experiment_is_found_by_i
 @pytest.mark.parametrize("profile", profile_names(ROOT))
 def test_dvc_makes_of_params_yaml_the_cell_that_was_planned_under_any_profile(profile, tmp_path):
     form = opening_form(noise_ratios=[1e-5], regularizers=["kl"], reward_terms=["mse+perceptual"], steps=7)
-    (cell,) = plan_cells(form, Baseline("abc", PARAMS, read_profile(profile, ROOT)))
+    planned = Baseline("head", "state", "abc", PARAMS, read_profile(profile, ROOT))
+    (cell,) = plan_cells(form, planned)
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(PARAMS))
-    apply_overrides(path, [value for option, value in pairwise(sweep.command(cell)) if option == "--set-param"])
+    for step in (plan_upstream(form, planned), cell):  # a cell begins with the files of the upstream
+        changes = [value for option, value in pairwise(sweep.command(step)) if option == "--set-param"]
+        apply_overrides(path, changes)
     made = load_params(path)
     assert find_variant(made, cell.cell.name) == cell.cell
     assert_same_but_for(made, load_profile(profile), "threads", "launch", "variants", "align")

@@ -5,14 +5,17 @@ import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from pipelines.config.paths import ALIGNED, CURVES, WORK
 from pipelines.frame import stage as frame
 from pipelines.stages import align
-from pipelines.variants import training
+from pipelines.tracking.runs import StageRun
+from pipelines.variants import previews, training
 from pipelines.variants.loading import check_params
 from pipelines.variants.training import FINISHED
 from tests.pipelines.variants.workplace import fill, run, stage_of, tiny_content
@@ -194,6 +197,41 @@ def test_a_post_trained_tokenizer_is_the_output_of_its_variant(params):
     }
 
 
+def test_a_training_shows_what_it_draws_beside_the_base_and_is_the_same_without(content, watch, monkeypatch):
+    shown = []
+    monkeypatch.setattr(StageRun, "image", lambda run, name, path, step: shown.append((step, read_image(path))))
+    content["align"] |= {"seeds": [0], "images_every": 3}
+    run(align, check_params(content), NAME)
+    with_pictures, pictures = hashes(OUTPUT), dict(shown)
+    assert [step for step, _ in shown] == [3, 6] and np.array_equal(side(pictures[3], 0), side(pictures[6], 0))
+    assert not np.array_equal(side(pictures[3], 1), side(pictures[6], 1))
+    shutil.rmtree(WORK)
+    shown.clear(), watch.steps.clear()
+    watch.dies_at = 7  # in step 5, with the picture of step 3 drawn and the checkpoint of step 4
+    with pytest.raises(KeyboardInterrupt):
+        run(align, check_params(content), NAME)
+    watch.dies_at = None
+    shown.clear()
+    run(align, check_params(content), NAME)  # its run is a new one, which has all pictures, each once
+    assert [step for step, _ in shown] == [3, 6] and all(np.array_equal(pictures[n], image) for n, image in shown)
+    content["align"]["images_every"] = 0
+    shutil.rmtree(WORK)
+    shown.clear()
+    run(align, check_params(content), NAME)
+    assert shown == [] and hashes(OUTPUT) == with_pictures
+
+
+def read_image(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.array(image)
+
+
+def side(picture: np.ndarray, number: int) -> np.ndarray:
+    """The base's half of a picture, 0, or that of the training, 1."""
+    width = (picture.shape[1] - previews.GAP) // 2
+    return picture[:, :width] if number == 0 else picture[:, -width:]
+
+
 def test_a_control_is_not_aligned(params):
     with pytest.raises(ParameterError, match="'base' is a control"):
         stage_of(align, params, variant="base")
@@ -240,7 +278,8 @@ def test_every_seed_is_a_run_of_its_own_with_its_own_key(params, monkeypatch):
     monkeypatch.setattr(frame, "stage_run", noted)
     run(align, params, NAME)
     run(align, params, "va-pi")
-    assert [r["name"] for r in begun] == ["cross-entropy@0", "cross-entropy@1", "va-pi@0", "va-pi@1"]
+    names = ["cross-entropy", "va-pi · ξ 0.5 · β 0.1 · ce · mse"]
+    assert [r["name"] for r in begun] == [f"{name} · seed {seed}" for name in names for seed in (0, 1)]
     assert len({r["key"] for r in begun}) == 4
     assert {r["tags"]["variant"] for r in begun} == {"cross-entropy", "va-pi"}
     assert {(r["tags"]["stage"], r["tags"]["table"]) for r in begun} == {("align", "experiment")}

@@ -1,0 +1,40 @@
+"""The report as one file for a browser, reports/report.html: `vapi page`.
+
+It needs the image sets of the experiment: `vapi run`, or `dvc pull`. It is not committed, since images make it
+large.
+"""
+
+from pathlib import Path
+
+import torch
+
+from pipelines.commands.device import choose_device
+from pipelines.config.params import Params
+from pipelines.config.paths import GENERATOR, REPORTS
+from pipelines.frame.inputs import open_generator, open_split, open_tokenizer
+from pipelines.frame.stage import Stage, StagePlan, UntrackedRun
+from pipelines.reporting.html_page import write_page
+from pipelines.reporting.tables import TABLES
+from pipelines.variants.loading import load_params
+from pipelines.variants.training import LentNetworks
+from pipelines.variants.variant import SUBJECT, find_variant
+from vapi_core.alignment.method import Setting
+from vapi_core.alignment.reward import ReconstructionReward, open_perceptual
+
+
+def open_reward(params: Params, device: torch.device) -> ReconstructionReward:
+    """The reward of VA-π as the experiment has it."""
+    alignment = find_variant(params, SUBJECT).alignment
+    assert alignment is not None
+    networks = LentNetworks(Stage(StagePlan("page", None, {}), params, device, UntrackedRun(), ""), alignment)
+    generator, tokenizer = open_generator(GENERATOR, device), open_tokenizer(device)
+    data = open_split("train", device, params.generator.family)
+    setting = Setting(generator, tokenizer, data, networks, alignment.optimization, 0, torch.float32)
+    return ReconstructionReward(tokenizer, alignment.config.reward, open_perceptual(alignment.config, setting))
+
+
+def page(file: Path = REPORTS / "report.html", device_name: str = "auto") -> None:
+    """Writes it."""
+    params, device = load_params(), torch.device(choose_device(device_name))
+    write_page(file, TABLES["report"], params, open_reward(params, device), device)
+    print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
