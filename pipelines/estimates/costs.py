@@ -187,12 +187,12 @@ def _alignment(params: Params, variant: Variant) -> Cost:
     own, sizes = alignment.optimization, parameters(params)
     trained = sizes.decoder if alignment.method.trains == "tokenizer" else sizes.generator
     work = training(
-        lambda size: alignment_work(_Shared(params), _alike(alignment), size), own, trained, params.launch.processes
+        lambda size: alignment_work(_Shared(params), alike(alignment), size), own, trained, params.launch.processes
     )
     return Cost(variant.stage("align"), work * len(variant.seeds), shared=True, threads=alignment.threads)
 
 
-def _alike(alignment: Alignment) -> Alignment:
+def alike(alignment: Alignment) -> Alignment:
     """An alignment of the same work, with all at rest that changes none: what is counted for one serves for others."""
     config = alignment.config
     at_rest = {"noise_ratio": 0.0, "clip_epsilon": 0.2, "advantage_clamp": 5.0}
