@@ -58,7 +58,7 @@ def upload() -> int:
     context_settings=PASSED_ON,
 )
 def bench(context: typer.Context) -> int:
-    """Measures our schedule beside the authors': align, sample, tokenize, score or pipeline.
+    """Measures our schedule beside the authors': align, sample, tokenize, score or pipeline; and all on a GPU: gpu.
 
     The last example lists its options.
     """
