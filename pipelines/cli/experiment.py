@@ -72,6 +72,17 @@ def estimate(
     estimate.estimate(profile, gpu, measure, beside)
 
 
+@command("vapi peaks llamagen-xl-c2i janus-pro-1b --memory 24", panel=EXPERIMENT)
+def peaks(
+    profiles: Annotated[list[str], typer.Argument(help="files of profiles/, without .yaml")],
+    memory: Annotated[float, typer.Option(min=0, help="of the GPU, in GB")] = 80,
+) -> None:
+    """Computes the peak of memory of every alignment and image set; allocates nothing."""
+    from pipelines.commands import peaks
+
+    peaks.peaks(profiles, memory)
+
+
 @command("vapi plan", panel=EXPERIMENT)
 def plan() -> None:
     """Writes the plans of params.yaml, reports/plan.md first, which are committed before the run."""

@@ -1,13 +1,10 @@
-"""`python -m pipelines.commands.peaks [--memory GB] PROFILE...`: the computed peak of memory of every alignment and set."""
+"""The computed peak of memory of every alignment and set: `vapi peaks`."""
 
-import argparse
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pipelines.config.params import Params
 from pipelines.config.profiles import read_profile
 from pipelines.estimates.peaks import CUDA_RESERVE, Peak, align_peak, sample_peak
-from pipelines.frame.launch import one_message
 from pipelines.reporting.markdown import markdown_table
 from pipelines.variants.loading import check_params
 from pipelines.variants.variant import EXPERIMENT, RIVALS, variants_of
@@ -15,15 +12,15 @@ from pipelines.variants.variant import EXPERIMENT, RIVALS, variants_of
 HOLDERS = ("weights", "weights in bfloat16", "gradients", "moments", "frozen networks", "KV cache", "activations")
 
 
-@one_message
-def main(arguments: list[str] | None = None) -> None:
-    """Prints one table of all profiles; nothing is allocated."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.commands.peaks", description=__doc__)
-    parser.add_argument("profiles", nargs="+", help="names of files in profiles/")
-    parser.add_argument("--memory", type=float, default=80, help="of the GPU, in GB of 10^9 bytes; default: 80")
-    options = parser.parse_args(arguments)
-    memory = round(options.memory * 1e9)
-    rows = [row for name in options.profiles for row in peaks_of(check_params(read_profile(name)), memory)]
+def peaks(profiles: Sequence[str], memory: float = 80) -> None:
+    """Prints one table of all profiles; nothing is allocated.
+
+    Args:
+        profiles: names of files in profiles/.
+        memory: of the GPU, in GB of 10^9 bytes.
+    """
+    limit = round(memory * 1e9)
+    rows = [row for name in profiles for row in peaks_of(check_params(read_profile(name)), limit)]
     print(markdown_table(["profile", "stage", *HOLDERS, "peak, GB"], rows))
     print(f"\nBeside these, {CUDA_RESERVE / 1e9:g} GB are allowed for CUDA's context and libraries.")
 
@@ -39,7 +36,3 @@ def peaks_of(params: Params, memory: int) -> Iterator[list[str]]:
 def row(profile: str, stage: str, peak: Peak) -> list[str]:
     sizes = [peak.parts.get(holder, 0) for holder in HOLDERS]
     return [profile, stage, *(f"{size / 1e9:.1f}" if size else "" for size in sizes), f"{peak.total / 1e9:.1f}"]
-
-
-if __name__ == "__main__":
-    sys.exit(main())
