@@ -5,6 +5,8 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := true
+# every stage is a process: without compiled packages each start takes twice as long
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help repro rivals ui mlflow test lint parity profile check-assets lock
 
@@ -21,21 +23,17 @@ help:
 	touch $@
 
 repro: .venv/installed # install, and run the experiment of params.yaml
-	dvc repro report || { python -m pipelines.repository.lockfile; exit 1; }
-	@echo
-	@echo "The report:       reports/report.md"
+	vapi run
 	@echo "The tracked runs: make mlflow, then open http://127.0.0.1:5000"
 
 rivals: .venv/installed # the table of VA-π's rivals, which builds on the experiment
-	dvc repro table@rivals || { python -m pipelines.repository.lockfile; exit 1; }
-	@echo
-	@echo "The report: reports/rivals.md"
+	vapi run table@rivals
 
 ui: .venv/installed # sweeps in the browser, until Ctrl-C: docs/sweeps.md
-	@python -m pipelines.flows.ui
+	@vapi ui
 
 mlflow: .venv/installed # the tracked runs in the browser, until Ctrl-C
-	-python -m pipelines.tracking upload
+	-vapi upload
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_SERVER_ALLOWED_HOSTS=127.0.0.1:5000,localhost:5000 \
 	MLFLOW_BACKEND_STORE_URI=$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} mlflow server --host 127.0.0.1 --port 5000
 
@@ -51,10 +49,10 @@ parity: .venv/installed # compare with the official numbers: make parity REFEREN
 	python -m tests.parity $(or $(REFERENCE),../shared/reference)
 
 profile: .venv/installed # write a profile into params.yaml: make profile NAME=mnist
-	@python -m pipelines.commands.profile $(NAME)
+	@vapi profile $(NAME)
 
 check-assets: .venv/installed # which files a profile needs, and which are missing: make check-assets NAME=mnist
-	@python -m pipelines.commands.assets $(NAME)
+	@vapi assets check $(NAME)
 
 lock: # make requirements.lock anew from pyproject.toml
 	uv pip compile --universal --generate-hashes --python-version 3.11 --extra lab --extra dev --quiet pyproject.toml -o requirements.lock

@@ -1,4 +1,7 @@
-"""Every file that the profile llamagen-smoke needs, tiny and random, in the official formats: `python -m tests.smoke_assets`.
+"""Every file that a class-to-image profile needs, random, in the official formats.
+
+`python -m tests.smoke_assets` writes those of the profile llamagen-smoke, tiny. With `--profile NAME` they have the real
+size of that profile, so that the whole DAG can be rehearsed without any download: docs/full-size.md.
 
 LlamaGen's `.pt` files (a DDP checkpoint with arguments and optimizer, and a bare one as FSDP leaves it), torchvision's VGG16
 with LPIPS's heads and torch-fidelity's Inception at their full size, an ADM reference batch, and a folder of photographs
@@ -6,6 +9,7 @@ with LPIPS's heads and torch-fidelity's Inception at their full size, an ADM ref
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +20,7 @@ from pipelines.config.params import Params, grid_side
 from pipelines.config.profiles import read_profile
 from pipelines.variants.loading import check_params
 from pipelines.variants.variant import find_variant
+from vapi_core.errors import ParameterError, VapiError
 from vapi_core.models.llamagen.generator import Generator
 from vapi_core.models.llamagen.tokenizer import Tokenizer
 from vapi_core.models.perceptual import HEADS_FILES, LPIPS, VGG_FILE
@@ -24,16 +29,17 @@ from vapi_core.scoring.features import extract, load_extractor
 from vapi_core.scoring.fidelity import feature_statistics
 
 PROFILE = "llamagen-smoke"
-CLASSES, IMAGES_OF_A_CLASS, REFERENCE_IMAGES = 5, 4, 8
+SMOKE_CLASSES, IMAGENET_CLASSES = (5, 4), (1000, 2)  # how many classes, and images of each
+REFERENCE_IMAGES = 8
 
 
-def write_images(folder: Path) -> None:
-    """Color gradients of unlike sizes, as JPEG files, one subfolder per class."""
-    for label in range(CLASSES):
+def write_images(folder: Path, side: int, classes: int, images_of_a_class: int) -> None:
+    """Color gradients of unlike sizes, all larger than `side` pixels, as JPEG files, one subfolder per class."""
+    for label in range(classes):
         (folder / f"n{label:08d}").mkdir(parents=True, exist_ok=True)
-        for number in range(IMAGES_OF_A_CLASS):
+        for number in range(images_of_a_class):
             draws = stream(0, "smoke image", label, number)
-            height, width = draws.integers(60, 110, 2)
+            height, width = draws.integers(side * 5 // 4, side * 23 // 10, 2)
             corners = draws.integers(0, 256, (2, 2, 3)).astype(np.uint8)
             picture = Image.fromarray(corners).resize((width, height), Image.Resampling.BILINEAR)
             picture.save(folder / f"n{label:08d}" / f"{number}.JPEG")
@@ -48,17 +54,17 @@ def write_tokenizer(path: Path, params: Params) -> None:
     torch.save(content, path)
 
 
-def write_generator(path: Path, params: Params) -> None:
+def write_generator(path: Path, params: Params, classes: int) -> None:
     """A bare state dict, as LlamaGen's FSDP training leaves it; logits of the order of 1."""
     seed_torch(0, "smoke generator")
-    generator = Generator(params.generator.config(grid_side(params), params.tokenizer.codebook_size, CLASSES))
+    generator = Generator(params.generator.config(grid_side(params), params.tokenizer.codebook_size, classes))
     torch.nn.init.normal_(generator.output.weight, std=0.2)
     torch.save(generator.state_dict(), path)
 
 
 def write_lpips(folder: Path) -> None:
     """torchvision's VGG16 (its features; the classifier is not read) and the heads of LPIPS, random and non-negative."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     seed_torch(0, "smoke lpips")
     state = LPIPS().state_dict()
     vgg = {f"features.{name.split('.', 2)[2]}": value for name, value in state.items() if name.startswith("net.")}
@@ -96,19 +102,43 @@ def write_reference_batch(path: Path, inception: Path, side: int) -> None:
 
 
 def write_smoke_assets(params: Params, root: Path = Path()) -> None:
-    """All files, where `params` look for them, below `root`."""
+    """All files, where `params` look for them, below `root`.
+
+    Raises:
+        ParameterError: the profile makes images from captions.
+    """
+    if params.task != "c2i":
+        raise ParameterError("profile", f"{params.profile} reads captions; this writes the files of classes alone.")
+    classes, images_of_a_class = SMOKE_CLASSES if params.profile == PROFILE else IMAGENET_CLASSES
     subset, score = params.subset, params.score
     alignment = find_variant(params, "va-pi").alignment
-    assert alignment is not None and alignment.config.lpips_checkpoint
-    assert subset.path and params.tokenizer.checkpoint and params.generator.checkpoint
+    assert alignment is not None
+    lpips = alignment.config.lpips_checkpoint
+    if not (subset.path and params.tokenizer.checkpoint and params.generator.checkpoint and lpips):
+        raise ParameterError("profile", f"{params.profile} imports nothing: it trains its own models.")
     assert score.inception_checkpoint and score.reference_batch and params.sample.save_size
-    write_images(root / subset.path)
+    write_images(root / subset.path, params.subset.image_size, classes, images_of_a_class)
     write_tokenizer(root / params.tokenizer.checkpoint, params)
-    write_generator(root / params.generator.checkpoint, params)
-    write_lpips(root / alignment.config.lpips_checkpoint)
+    write_generator(root / params.generator.checkpoint, params, classes)
+    write_lpips(root / lpips)
     write_inception(root / score.inception_checkpoint)
     write_reference_batch(root / score.reference_batch, root / score.inception_checkpoint, params.sample.save_size)
 
 
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.smoke_assets")
+    parser.add_argument("--profile", default=PROFILE)
+    parser.add_argument("--layers", type=int, help="of the generator, instead of the profile's")
+    options = parser.parse_args(arguments)
+    try:
+        content = read_profile(options.profile)
+        content["generator"]["layers"] = options.layers or content["generator"]["layers"]
+        write_smoke_assets(check_params(content))
+    except VapiError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
-    write_smoke_assets(check_params(read_profile(PROFILE)))
+    sys.exit(main(sys.argv[1:]))

@@ -55,7 +55,7 @@ def test_a_killed_run_that_is_gone_on_with_ends_as_an_uninterrupted_one(uninterr
     said = kill(experiment, trial, tmp_path)
     said += go_on(experiment)
     wait_until_alone(experiment)
-    if "python -m pipelines.tracking upload" in said:
+    if "vapi upload" in said:
         assert experiment.run("python", "-m", "pipelines.tracking", "upload").returncode == 0
     assert "Traceback" not in said
     assert experiment.outputs() == uninterrupted.outputs, said

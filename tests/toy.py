@@ -47,7 +47,7 @@ stages:
 
 def make_toy(path: Path) -> None:
     """Makes the repository in an empty folder: our code and params with the stages above, and one git commit."""
-    for name in (".dvc/config", ".dvcignore", ".gitignore", "params.yaml", "prefect.yaml"):
+    for name in (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "params.yaml", "prefect.yaml"):
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, path / name)
     for name in ("pipelines", "vapi_core", "profiles"):

@@ -55,11 +55,17 @@ def measure(profile: str, asked: Asked) -> Pieces:
     yield {"largest_micro_batch": most, "seconds_an_image": alone / most}
     images, contexts = sides.fit_authors(min(most, own.images))
     yield {"images": images, "authors_contexts_at_a_time": contexts}
-    yield check(sides)
-    yield {"matmul_flops_per_second": matmul_rate(own.device, own.dtype)}
+    found = check(sides)
+    rate = matmul_rate(own.device, own.dtype)
+    yield found | {"matmul_flops_per_second": rate}
 
     def both() -> Results:
-        return pairs(lambda: sides.step(sides.ours), lambda: sides.step(sides.authors), own.device, count)
+        results = pairs(lambda: sides.step(sides.ours), lambda: sides.step(sides.authors), own.device, count)
+        medians = results["median_seconds"].items()
+        return results | {
+            "images_per_second": {side: images / seconds for side, seconds in medians},
+            "share_of_matmul_rate": {side: found["flops"][side] / seconds / rate for side, seconds in medians},
+        }
 
     yield {"eager": both()}
     sides.generator.compile()

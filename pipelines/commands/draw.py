@@ -1,16 +1,11 @@
-"""The user's command: images for any prompts, or those of a finished set, as a folder in GenEval's layout.
+"""Images for any prompts from the run's generators, or those of a finished set, as a folder in GenEval's layout.
 
-    python -m pipelines.commands.draw FOLDER --prompts drawbench.csv [--variant va-pi --seed 0] [--guidance 7.5] [--count 4]
-    python -m pipelines.commands.draw FOLDER --set data/samples/experiment/va-pi/t1.0-g7.5-0
-
-Then `python -m pipelines.commands.geneval FOLDER`, `... preference FOLDER`, or the official scripts. Prompts are GenEval's
-(.jsonl) or any others (.csv, .tsv, .json, one a line), and need not be those of the run; its generators, text encoder and
-sampling parameters are used. Image k of prompt i is drawn from the stream that the stage `sample` would draw it from. An
-interrupted run goes on where it was.
+Then `vapi geneval FOLDER`, `vapi score FOLDER`, or the official scripts. Prompts are GenEval's (.jsonl) or any others (.csv,
+.tsv, .json, one a line), and need not be those of the run; its generators, text encoder and sampling parameters are used.
+Image k of prompt i is drawn from the stream that the stage `sample` would draw it from. An interrupted run goes on where it
+was.
 """
 
-import argparse
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.commands.geneval import choose_device, positive
+from pipelines.commands.device import choose_device
 from pipelines.config.params import Params
 from pipelines.config.paths import CAPTIONS, remedy
 from pipelines.frame.inputs import open_generator, open_prompts, open_samples, open_tokenizer
-from pipelines.frame.launch import one_message
 from pipelines.frame.progress import progress
 from pipelines.variants.loading import load_params
 from pipelines.variants.variant import BASE, find_variant
@@ -33,6 +27,7 @@ from vapi_core.files import read_json, write_json
 from vapi_core.fingerprint import fingerprint, training_code
 from vapi_core.models.checkpoints import model_hash
 from vapi_core.models.families import FAMILIES
+from vapi_core.models.llamagen.tokenizer import Tokenizer
 from vapi_core.models.policy import Condition
 from vapi_core.sampling.drawing import draw_images
 from vapi_core.sampling.sampler import Sampler, SamplingConfig
@@ -43,24 +38,6 @@ from vapi_core.scoring.preference import read_prompt_list
 
 DRAWN = "draw.json"  # in the folder: all that determines its images
 BATCH = 16
-
-
-def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m pipelines.commands.draw", description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path, help="where the images go, in GenEval's layout")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--prompts", type=Path, metavar="FILE", help="GenEval's .jsonl, or .csv, .tsv, .json, .txt")
-    what.add_argument("--set", type=Path, metavar="DIR", help="a finished image set of the run, below data/samples")
-    parser.add_argument("--variant", default=BASE, help="one of params.yaml, or base (the default)")
-    parser.add_argument(
-        "--seed", type=int, help="of the alignment and of the images (default: the first of align.seeds)"
-    )
-    parser.add_argument("--guidance", type=float, help="default: the first of sample.guidance_scales")
-    parser.add_argument("--temperature", type=float, help="default: sample.temperature")
-    parser.add_argument("--count", type=positive, help="images of a prompt (default: sample.count)")
-    parser.add_argument("--batch-size", type=positive, default=BATCH, help="has no influence on the images")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    return parser.parse_args(arguments)
 
 
 def read_any_prompts(path: Path, params: Params) -> list[Prompt]:
@@ -85,21 +62,47 @@ def open_text(params: Params, texts: Sequence[str], device: torch.device) -> Cal
     return family.open_encoder(CAPTIONS, texts, params.captions, device, remedy(CAPTIONS))
 
 
-def sampling(params: Params, arguments: argparse.Namespace) -> SamplingConfig:
-    """The run's sampling parameters, or those of the command line."""
-    s, given = params.sample, arguments
+def sampling(params: Params, guidance: float | None, temperature: float | None) -> SamplingConfig:
+    """The run's sampling parameters, or those that are given."""
+    s = params.sample
     config = s.config(s.temperature, s.guidance_scales[0])
-    if given.guidance is not None:
-        config = replace(config, guidance_scale=given.guidance)
-    return config if given.temperature is None else replace(config, temperature=given.temperature)
+    if guidance is not None:
+        config = replace(config, guidance_scale=guidance)
+    return config if temperature is None else replace(config, temperature=temperature)
 
 
-def draw(arguments: argparse.Namespace, params: Params) -> int:
-    """Draws what the folder lacks; returns how many images it has then."""
-    prompts = read_any_prompts(arguments.prompts, params)
-    seed = params.align.seeds[0] if arguments.seed is None else arguments.seed
-    made = find_variant(params, arguments.variant).image_set(seed, sampling(params, arguments))
-    count, stream_seed = arguments.count or params.sample.count, params.sample.seed + seed
+def draw(
+    folder: Path,
+    prompts: Path,
+    *,
+    variant: str = BASE,
+    seed: int | None = None,
+    guidance: float | None = None,
+    temperature: float | None = None,
+    count: int | None = None,
+    batch_size: int = BATCH,
+    device: str = "auto",
+) -> int:
+    """Draws what the folder lacks; returns how many images it has then. What is None is the run's.
+
+    Args:
+        prompts: GenEval's .jsonl, or .csv, .tsv, .json, .txt.
+        variant: one of params.yaml, or base.
+        seed: of the alignment and of the images.
+        count: images of a prompt.
+        batch_size: has no influence on the images.
+
+    Raises:
+        ParameterError: the run is not text to image, or has no such variant.
+        FileError: prompts, models or the folder are not what they must be.
+    """
+    params = load_params()
+    if params.task != "t2i":
+        raise ParameterError("task", "images are drawn by prompts where the run is text to image (task: t2i).")
+    wanted = read_any_prompts(prompts, params)
+    seed = params.align.seeds[0] if seed is None else seed
+    made = find_variant(params, variant).image_set(seed, sampling(params, guidance, temperature))
+    count, stream_seed = count or params.sample.count, params.sample.seed + seed
     drawn = {
         "variant": made.variant,
         "seed": seed,
@@ -110,29 +113,49 @@ def draw(arguments: argparse.Namespace, params: Params) -> int:
         "tokenizer_sha256": model_hash(made.tokenizer, "tokenizer", remedy(made.tokenizer)),
         "code_sha256": fingerprint(code=training_code()),
     }
-    check_folder(arguments.folder, drawn)
-    write_prompts(arguments.folder, prompts)
-    write_json(arguments.folder / DRAWN, drawn)
-    texts = [prompt.text for prompt in prompts]
-    places = [(i, k) for i in range(len(prompts)) for k in range(count)]
-    missing = [n for n, place in enumerate(places) if not sample_path(arguments.folder, *place).exists()]
-    device = torch.device(choose_device(arguments.device))
-    encode = open_text(params, texts, device)
+    check_folder(folder, drawn)
+    write_prompts(folder, wanted)
+    write_json(folder / DRAWN, drawn)
+    texts = [prompt.text for prompt in wanted]
+    places = [(i, k) for i in range(len(wanted)) for k in range(count)]
+    missing = [n for n, place in enumerate(places) if not sample_path(folder, *place).exists()]
+    used = torch.device(choose_device(device))
+    encode = open_text(params, texts, used)
     dtype = getattr(torch, params.launch.dtype)
-    sampler = Sampler(open_generator(made.generator, device).to(dtype), made.config)
-    tokenizer = open_tokenizer(device, made.tokenizer)
+    sampler = Sampler(open_generator(made.generator, used).to(dtype), made.config)
+    tokenizer = open_tokenizer(used, made.tokenizer)
     size = params.sample.save_size or params.subset.image_size
-    with progress("draw", len(missing), "images") as advance:
-        for start in range(0, len(missing), arguments.batch_size):
-            batch: Any = np.array(missing[start : start + arguments.batch_size])
-            condition = encode([texts[places[n][0]] for n in batch])
-            for n, image in zip(
-                batch, draw_images(sampler, tokenizer, condition, batch, stream_seed, size), strict=True
-            ):
-                prompt, sample = places[n]
-                write_sample(arguments.folder, prompt, sample, image)
-            advance(len(batch))
+    draw_missing(
+        sampler,
+        tokenizer,
+        missing,
+        lambda batch: encode([texts[places[n][0]] for n in batch]),
+        lambda n, image: write_sample(folder, *places[n], image),
+        stream_seed,
+        size,
+        batch_size,
+    )
     return len(places)
+
+
+def draw_missing(
+    sampler: Sampler,
+    tokenizer: Tokenizer,
+    missing: Sequence[int],
+    condition: Callable[[np.ndarray], Condition],
+    write: Callable[[int, np.ndarray], object],
+    seed: int,
+    size: int,
+    batch_size: int,
+) -> None:
+    """Draws the images of these numbers batch by batch, with the streams of these numbers, and writes each."""
+    with progress("draw", len(missing), "images") as advance:
+        for start in range(0, len(missing), batch_size):
+            batch = np.array(missing[start : start + batch_size])
+            images = draw_images(sampler, tokenizer, condition(batch), batch, seed, size)
+            for n, image in zip(batch.tolist(), images, strict=True):
+                write(n, image)
+            advance(len(batch))
 
 
 def check_folder(folder: Path, drawn: dict[str, Any]) -> None:
@@ -147,7 +170,7 @@ def check_folder(folder: Path, drawn: dict[str, Any]) -> None:
         raise FileError(folder, "the folder is not empty, and this command did not make it.", "Name another folder.")
 
 
-def export(folder: Path, directory: Path) -> int:
+def export_folder(directory: Path, folder: Path) -> int:
     """Writes the images of a set of the run; returns how many.
 
     Raises:
@@ -169,25 +192,3 @@ def export(folder: Path, directory: Path) -> int:
             seen[prompt] += 1
             advance()
     return len(images)
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Draws or exports."""
-    if arguments.set is not None:
-        return export(arguments.folder, arguments.set)
-    params = load_params()
-    if params.task != "t2i":
-        raise ParameterError("task", "images are drawn by prompts where the run is text to image (task: t2i).")
-    return draw(arguments, params)
-
-
-@one_message
-def main(arguments: list[str]) -> int:
-    """Runs the command; 1 on an error of the user's."""
-    given = parse(arguments)
-    print(f"{run(given)} images in {given.folder}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,17 +1,14 @@
-"""Commands that hand results to other people's scripts: `python -m pipelines.commands.export weights ...` and `... images ...`.
+"""Hands results to other people's scripts: `vapi export`.
 
-`weights` writes a trained model as an official `.pt` of LlamaGen, {"model": state dict}, for its own sampling and training
-scripts. `images` writes a sampled set as the `.npz` of ADM's evaluator, arr_0 uint8 [N, H, W, 3].
+Weights go to an official `.pt` of LlamaGen, {"model": state dict}, for its own sampling and training scripts; a sampled set
+goes to the `.npz` of ADM's evaluator, arr_0 uint8 [N, H, W, 3], or to a folder in GenEval's layout.
 """
 
-import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from pipelines.frame.inputs import open_samples
-from pipelines.frame.launch import one_message
 from vapi_core.errors import FileError
 from vapi_core.files import atomic_path
 from vapi_core.models.checkpoints import load_model
@@ -26,6 +23,7 @@ def export_weights(directory: Path, path: Path) -> None:
     Raises:
         FileError: there is no model, it is damaged, or it is not LlamaGen's.
     """
+    _refuse_place(path)
     kinds = [kind for kind in ("generator", "tokenizer") if (directory / f"{kind}.json").is_file()]
     if not kinds:
         raise FileError(directory, "there is no model in it.", "Name a folder such as data/aligned/va-pi/0.")
@@ -33,6 +31,7 @@ def export_weights(directory: Path, path: Path) -> None:
     if not isinstance(model, Generator | Tokenizer):
         raise FileError(directory, f"a {type(model).__name__} has no official LlamaGen format.")
     export_official(path, model)
+    _tell(path)
 
 
 def export_images(directory: Path, path: Path) -> None:
@@ -41,11 +40,13 @@ def export_images(directory: Path, path: Path) -> None:
     Raises:
         FileError: there is no such set, or it is damaged.
     """
+    _refuse_place(path)
     images, _ = open_samples(
         directory, "Name the folder of one set, e.g. data/samples/experiment/base/t1.0-g1.0-0, or make it anew."
     )
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, arr_0=images)
+    _tell(path)
 
 
 def _refuse_place(path: Path) -> None:
@@ -56,23 +57,5 @@ def _refuse_place(path: Path) -> None:
         raise FileError(path, "this is a folder.", "Name the file to write.")
 
 
-@one_message
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m pipelines.commands.export", description=__doc__.partition("\n")[0])
-    commands = parser.add_subparsers(dest="what", required=True)
-    for what, example, written in (
-        ("weights", "data/aligned/va-pi/0", "va-pi.pt"),
-        ("images", "data/samples/experiment/va-pi/t1.0-g1.0-0", "va-pi.npz"),
-    ):
-        command = commands.add_parser(what)
-        command.add_argument("directory", type=Path, help=f"e.g. {example}")
-        command.add_argument("file", type=Path, help=f"what to write, e.g. {written}")
-    options = parser.parse_args(arguments)
-    _refuse_place(options.file)
-    {"weights": export_weights, "images": export_images}[options.what](options.directory, options.file)
-    print(f"{options.file}: {options.file.stat().st_size / 1e6:.1f} MB")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _tell(path: Path) -> None:
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")

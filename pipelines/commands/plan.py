@@ -1,6 +1,8 @@
-"""`python -m pipelines.commands.plan`: writes the plans of params.yaml, in reports. Commit them before you run."""
+"""Writes the plans of params.yaml, in reports. Commit them before you run.
 
-import argparse
+Committed plans name `python -m pipelines.commands.plan`, which is `vapi plan`.
+"""
+
 import sys
 
 from pipelines.frame.launch import one_message
@@ -9,10 +11,8 @@ from pipelines.variants.loading import load_params
 from vapi_core.files import atomic_path
 
 
-@one_message
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m pipelines.commands.plan", description=__doc__)
-    parser.parse_args(arguments)
+def plan() -> None:
+    """Writes them."""
     for file, text in plan_texts(load_params()).items():
         with atomic_path(file) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -20,4 +20,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(one_message(plan)())

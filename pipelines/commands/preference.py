@@ -1,75 +1,61 @@
-"""The user's command: CLIP score or HPSv2 of any folder of images, without training anything and without MLflow.
+"""CLIP score or HPSv2 of any folder of images, without training anything and without MLflow: `vapi score`.
 
-    python -m pipelines.commands.preference FOLDER [--prompts drawbench.csv] [--score hpsv2] [--weights PATH]
-
-The folder is laid out as GenEval's: 00000/metadata.jsonl holds a prompt, 00000/samples/ its images. With --prompts the
-prompts of a DrawBench-style file are put there first. The scores are printed and go to FOLDER/SCORE.json. Exit code 1 if
-anything could not be scored.
+The folder is laid out as GenEval's: 00000/metadata.jsonl holds a prompt, 00000/samples/ its images. The scores are printed
+and go to FOLDER/SCORE.json.
 """
 
-import argparse
 import math
-import sys
 from pathlib import Path
 
-from pipelines.commands.geneval import choose_device, counted, exit_code, positive
-from pipelines.frame.launch import one_message
-from vapi_core.errors import FileError
+from pipelines.commands.device import choose_device
+from pipelines.commands.evaluation import counted, exit_code
+from vapi_core.errors import FileError, ParameterError, quoted
 from vapi_core.files import write_json
 from vapi_core.scoring.geneval.folder import read_folder, write_prompts
-from vapi_core.scoring.preference import (
-    HPS_FILES,
-    PreferenceScore,
-    load_preference_model,
-    read_prompt_list,
-    score_folder,
-)
+from vapi_core.scoring.preference import HPS_FILES, load_preference_model, read_prompt_list, score_folder
+
+SCORES = ("clip", "hpsv2")
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines.commands.preference", description=__doc__.partition("\n")[0]
-    )
-    parser.add_argument("folder", type=Path, help="images in GenEval's layout")
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="DrawBench-style .csv, .tsv, .json or .txt")
-    parser.add_argument("--score", choices=("clip", "hpsv2"), default="clip")
-    parser.add_argument("--weights", metavar="PATH", help="a file or an open_clip folder (default: the hub cache)")
-    parser.add_argument("--hps-version", choices=tuple(HPS_FILES), default="2.0")
-    parser.add_argument("--batch-size", type=positive, default=32)
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    return parser.parse_args(arguments)
+def score(
+    folder: Path,
+    *,
+    by: str = "clip",
+    prompts: Path | None = None,
+    weights: str | None = None,
+    hps_version: str = "2.0",
+    batch_size: int = 32,
+    device: str = "auto",
+) -> int:
+    """Scores the folder, writes and prints its score; returns the exit code.
 
+    Args:
+        by: clip or hpsv2.
+        prompts: a DrawBench-style file, whose prompts are put in the folder first.
+        weights: a file or an open_clip folder; None: the hub's cache.
+        hps_version: which weights of HPSv2 (2.0 or 2.1).
 
-def run(arguments: argparse.Namespace) -> PreferenceScore:
-    """Scores the folder and writes its score."""
-    folder: Path = arguments.folder
-    if arguments.prompts is not None:
+    Raises:
+        FileError: folder, prompts or weights are missing or damaged.
+        ParameterError: there is no such score, version or device.
+    """
+    for name, value, known in (("--by", by, SCORES), ("--hps-version", hps_version, tuple(HPS_FILES))):
+        if value not in known:
+            raise ParameterError(name, f"there is no {quoted(value)}; there are {', '.join(known)}.")
+    if prompts is not None:
         if not folder.is_dir():
             raise FileError(folder, "there is no such folder.")
-        write_prompts(folder, read_prompt_list(arguments.prompts))
+        write_prompts(folder, read_prompt_list(prompts))
     read_folder(folder, classes=None)  # before the model, which takes its time
-    clip = load_preference_model(
-        arguments.score, arguments.weights, choose_device(arguments.device), arguments.hps_version
-    )
-    with counted(arguments.score) as log:
-        score = score_folder(folder, clip, arguments.batch_size, log=log)
-    write_json(folder / f"{arguments.score}.json", score.json_ready())
-    error = "" if math.isnan(score.standard_error) else f"standard error {score.standard_error:.4f}, "
+    clip = load_preference_model(by, weights, choose_device(device), hps_version)
+    with counted(by) as log:
+        found = score_folder(folder, clip, batch_size, log=log)
+    write_json(folder / f"{by}.json", found.json_ready())
+    error = "" if math.isnan(found.standard_error) else f"standard error {found.standard_error:.4f}, "
     print(
-        f"{arguments.score} by {score.model}: {score.mean:.4f}, {error}"
-        f"95 % interval {score.low:.4f} - {score.high:.4f} ({score.images} images of {score.prompts} prompts)"
+        f"{by} by {found.model}: {found.mean:.4f}, {error}"
+        f"95 % interval {found.low:.4f} - {found.high:.4f} ({found.images} images of {found.prompts} prompts)"
     )
-    for category, mean in score.categories.items():
+    for category, mean in found.categories.items():
         print(f"  {category}: {mean:.4f}")
-    return score
-
-
-@one_message
-def main(arguments: list[str]) -> int:
-    """Runs the command; 1 on an error of the user's or where images could not be scored."""
-    score = run(parse(arguments))
-    return exit_code(score.images, score.missing, score.unreadable)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    return exit_code(found.images, found.missing, found.unreadable)

@@ -1,26 +1,21 @@
-"""The user's command: where the reward of a finished run changes when one token does (docs/credit.md).
-
-    python -m pipelines.commands.reach [--variant va-pi] [--images 64] [--groups 32]
+"""Where the reward of a finished run changes when one token does (docs/credit.md): `vapi reach`.
 
 Tokenizer, base generator and training images are those of the run; the reward is the variant's. All draws of an
 image's tokens come from the base's teacher-forced logits, without noise in the prefix. With --groups it also compares
 the policy gradients of all forms of credit: that of `image` has no bias, and the others leave something out.
 """
 
-import argparse
 import math
-import sys
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.commands.geneval import choose_device, positive
+from pipelines.commands.device import choose_device
 from pipelines.config.params import Params
 from pipelines.config.paths import GENERATOR
 from pipelines.frame.inputs import open_generator, open_split, open_tokenizer
-from pipelines.frame.launch import one_message
 from pipelines.frame.stage import Stage, StagePlan, UntrackedRun
 from pipelines.variants.loading import load_params
 from pipelines.variants.training import LentNetworks
@@ -33,25 +28,6 @@ from vapi_core.alignment.va_pi import VaPiConfig
 from vapi_core.errors import ParameterError
 from vapi_core.randomness import stream
 from vapi_core.sampling.sampler import invert_cdf
-
-
-def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m pipelines.commands.reach", description=__doc__.partition("\n")[0])
-    parser.add_argument("--variant", default="va-pi", help="whose reward; its method is va-pi")
-    parser.add_argument("--images", type=positive, default=64, help="of the training; each token of each is exchanged")
-    parser.add_argument(
-        "--groups", type=pairs, default=0, help="of rollouts of an image, by which gradients are compared"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the draws")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    return parser.parse_args(arguments)
-
-
-def pairs(text: str) -> int:
-    """An even number of groups: half of them are one estimate, half another."""
-    if (number := positive(text)) % 2:
-        raise argparse.ArgumentTypeError(f"{text} is odd")
-    return number
 
 
 @dataclass(frozen=True)
@@ -114,47 +90,49 @@ def compare_gradients(
 
 
 @torch.no_grad()
-def measure(arguments: argparse.Namespace, params: Params) -> tuple[Reach, dict[str, Direction]]:
+def measure(
+    params: Params, variant: str, count: int, groups: int, seed: int, device_name: str
+) -> tuple[Reach, dict[str, Direction]]:
     """Measures reach, and gradients where groups are asked for, on the first training images.
 
+    Args:
+        variant: whose reward; its method is va-pi.
+        count: images of the training; each token of each is exchanged.
+        groups: of rollouts of an image, by which gradients are compared: half of them are one estimate, half another.
+        seed: of the draws.
+
     Raises:
-        ParameterError: the variant has no reward of reconstruction, or one whose terms have no error maps.
+        ParameterError: the number of groups is odd; or the variant has no reward of reconstruction, or one whose terms have no error maps.
     """
-    alignment = find_variant(params, arguments.variant).alignment
+    if groups % 2:
+        raise ParameterError("--groups", f"{groups} is odd.")
+    alignment = find_variant(params, variant).alignment
     if alignment is None or not isinstance(alignment.config, VaPiConfig) or not alignment.config.reward.terms:
-        raise ParameterError(
-            "--variant", f"{arguments.variant} has no reward of reconstruction; name one of method va-pi."
-        )
-    device = torch.device(choose_device(arguments.device))
+        raise ParameterError("--variant", f"{variant} has no reward of reconstruction; name one of method va-pi.")
+    device = torch.device(choose_device(device_name))
     generator, tokenizer = open_generator(GENERATOR, device), open_tokenizer(device)
     data = open_split("train", device, params.generator.family)
     networks = LentNetworks(Stage(StagePlan("reach", None, {}), params, device, UntrackedRun(), ""), alignment)
-    setting = Setting(generator, tokenizer, data, networks, alignment.optimization, arguments.seed, torch.float32)
+    setting = Setting(generator, tokenizer, data, networks, alignment.optimization, seed, torch.float32)
     reward = ReconstructionReward(tokenizer, alignment.config.reward, open_perceptual(alignment.config, setting))
-    items = np.arange(min(arguments.images, len(data)))
+    items = np.arange(min(count, len(data)))
     tokens, condition = data.batch(items)
     probabilities = generator.eval()(condition, tokens[:, :-1]).softmax(-1)  # [B, T, V]
-    rows = [stream(arguments.seed, "reach", int(i)).random((tokens.shape[1], 2), dtype=np.float32) for i in items]
+    rows = [stream(seed, "reach", int(i)).random((tokens.shape[1], 2), dtype=np.float32) for i in items]
     rollouts, others = invert_cdf(probabilities, torch.from_numpy(np.stack(rows)).to(device)).unbind(-1)
     images = data.reference_images(items)
     directions = {}
-    if arguments.groups:
+    if groups:
         size = alignment.config.group_size
-        directions = compare_gradients(reward, probabilities, images, size, arguments.groups, arguments.seed)
+        directions = compare_gradients(reward, probabilities, images, size, groups, seed)
     return measure_reach(reward, rollouts, others, images), directions
 
 
-@one_message
-def main(arguments: list[str]) -> int:
-    """Prints shares and correlations, then gradients; 1 on an error of the user's."""
-    reach, directions = measure(parse(arguments), load_params())
-    told = asdict(reach)
+def reach(variant: str = "va-pi", images: int = 64, groups: int = 0, seed: int = 0, device: str = "auto") -> None:
+    """Prints shares and correlations, then gradients where groups are asked for."""
+    found, directions = measure(load_params(), variant, images, groups, seed, device)
+    told = asdict(found)
     for credit, direction in directions.items():
         told |= {f"{credit}_{name}": value for name, value in asdict(direction).items()}
     for name, value in told.items():
         print(f"{name:18} {value:.4f}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

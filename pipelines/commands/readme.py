@@ -1,15 +1,12 @@
-"""`python -m pipelines.commands.readme`: fills the table of results in README.md from reports/metrics.json.
+"""`vapi report --readme` fills the table of results in README.md from reports/metrics.json.
 
-Run it after `dvc repro report`, before the report is committed. A test compares the two.
+Run it before the report is committed. A test compares the two.
 """
 
-import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 from pipelines.config.paths import REPORTS
-from pipelines.frame.launch import one_message
 from pipelines.variants.variant import BASE, CONTINUED, SUBJECT
 from vapi_core.errors import FileError
 from vapi_core.files import atomic_path, read_json
@@ -90,14 +87,12 @@ def with_second(settings: Settings, second: Settings) -> Settings:
     }
 
 
-@one_message
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m pipelines.commands.readme", description=__doc__.partition("\n")[0])
-    parser.parse_args(arguments)
+def fill() -> None:
+    """Fills it.
+
+    Raises:
+        FileError: the scores or the place for them are missing.
+    """
     text = filled(README.read_text(encoding="utf-8"), read_settings())
     with atomic_path(README) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

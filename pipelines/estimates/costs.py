@@ -15,7 +15,7 @@ from torch import nn
 
 from pipelines.config.params import Params, grid_side
 from pipelines.estimates import models
-from pipelines.estimates.sizes import features, images_of_set, parameters, reference_images
+from pipelines.estimates.sizes import features, images_of_set, in_order, parameters, reference_images
 from pipelines.estimates.work import Work, counted, measure, of_layers, operation
 from pipelines.variants.variant import Alignment, Variant, all_variants
 from vapi_core.data.images import images_of_a_pass, resize_bicubic
@@ -24,7 +24,7 @@ from vapi_core.randomness import stream
 from vapi_core.sampling.sampler import SamplingConfig, batch_in_memory, filtered_probabilities, guide, invert_cdf
 from vapi_core.scoring.features import PixelScaling
 from vapi_core.training.classification import augment
-from vapi_core.training.loop import MicroBatch, OptimizationConfig
+from vapi_core.training.loop import MicroBatch, OptimizationConfig, parts_of
 from vapi_core.training.pretraining import GeneratorObjective, TokenizerObjective
 
 NOTHING = Work()
@@ -56,24 +56,23 @@ def costs(params: Params, memory: float) -> list[Cost]:
     Args:
         memory: bytes of the device, which say how many images are drawn at once where no parameter does.
     """
-    variants = all_variants(params)
     roles = [role for role in ("reward", "scorer", "uci") if getattr(params.classifiers, role) is not None]
-    aligned = [variant for variant in variants if variant.alignment is not None]
     return [
         Cost("subset", photographs=0 if params.subset.source in ("mnist", "scenes") else _images(params)),
-        *(
-            Cost(f"classifier@{role}", images=_classifier(params, role), seconds=UCI_SECONDS * (role == "uci"))
-            for role in roles
-        ),
+        *(Cost(f"classifier@{r}", images=_classifier(params, r), seconds=UCI_SECONDS * (r == "uci")) for r in roles),
         Cost("tokenizer", images=_tokenizer(params)),
         Cost("tokenize", _captions(params), _encoding(params, _images(params)), shared=True),
         Cost("generator", images=_generator(params)),
         _references(params),
-        *(_alignment(params, v) for v in aligned),
-        *(_sampling(params, v, memory) for v in variants),
-        *(_scoring(params, v) for v in variants),
+        *in_order(cost for variant in all_variants(params) for cost in costs_of(params, variant, memory)),
         *(Cost(name, seconds=TABLE_SECONDS) for name in ("report", *(f"table@{table}" for table in params.tables))),
     ]
+
+
+def costs_of(params: Params, variant: Variant, memory: float) -> list[Cost]:
+    """The stages of one variant, whether or not it is among those of the params."""
+    first = [] if variant.alignment is None else [_alignment(params, variant)]
+    return [*first, _sampling(params, variant, memory), _scoring(params, variant)]
 
 
 def _images(params: Params) -> int:
@@ -204,17 +203,19 @@ def _alike(alignment: Alignment) -> Alignment:
     return replace(alignment, optimization=optimization, config=replace(config, **at_rest), keep_every=0, threads=None)
 
 
-@dataclass(frozen=True)
 class _Shared:
-    """Params as an argument of a cache: one object is one key."""
+    """Params as an argument of a cache. Two are one where models, images and scores are the same."""
 
-    params: Params = field(hash=False)
+    def __init__(self, params: Params):
+        p = self.params = params
+        self._key = repr((p.subset, p.captions, p.tokenizer, p.generator, p.sample, p.score, p.launch.dtype))
+        self._key += repr(p.launch.activation_checkpointing)
 
     def __hash__(self) -> int:
-        return id(self.params)
+        return hash(self._key)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Shared) and other.params is self.params
+        return isinstance(other, _Shared) and other._key == self._key
 
 
 @lru_cache(maxsize=256)
@@ -228,7 +229,7 @@ def alignment_work(shared: _Shared, alignment: Alignment, size: int) -> Work:
         def build() -> Work:
             policy, objective = models.open_objective(params, alignment, layers)
             rows = models.without_steps(policy)
-            work = measure(lambda: objective(micro_batch(some)))
+            work = measure(lambda: [part.loss()[0].backward() for part in parts_of(objective, micro_batch(some))])
             return work + decode_steps(params, layers, rows[0], None) * len(rows) if rows else work
 
         return counted(build)

@@ -1,12 +1,13 @@
 """What a profile needs on a machine: the time and the disk of every stage, and of all of them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipelines.config.params import Params
-from pipelines.estimates.costs import Cost, costs
+from pipelines.estimates.costs import Cost, costs, costs_of
 from pipelines.estimates.rates import Rates
-from pipelines.estimates.sizes import Disk, disks
-from pipelines.variants.variant import EXPERIMENT, Variant, all_variants, find_variant
+from pipelines.estimates.sizes import Disk, disks, disks_of
+from pipelines.variants.variant import EXPERIMENT, Variant, all_variants
 
 MAIN_MEMORY = 16e9  # bytes that a CPU is taken to have, where images are drawn as many at once as fit
 START = 1.0  # seconds until a stage works: devices, models, the run; measured, see docs/estimate.md
@@ -58,16 +59,13 @@ def seconds(cost: Cost, disk: Disk, params: Params, rates: Rates) -> float:
     return START + cost.seconds + device / (launch.processes if cost.shared else 1) + others + PER_CALL * compiled
 
 
-def variant_seconds(params: Params, name: str, rates: Rates) -> float:
-    """Time of one variant: aligned with every seed, drawn and scored."""
-    variant = find_variant(params, name)
-    stages = {variant.stage(kind) for kind in ("align", "sample", "score")}
-    only = params.model_copy(update=one_variant(params, variant))
-    return sum(row.seconds for row in estimate(only, rates) if row.stage in stages)
-
-
-def one_variant(params: Params, variant: Variant) -> dict[str, object]:
-    """What makes params of which this variant is the only one."""
-    if variant.alignment is None:
-        return {"variants": {}, "controls": {variant.name: params.controls[variant.name]}, "tables": ()}
-    return {"variants": {variant.name: params.variants[variant.name]}, "controls": {}, "tables": ()}
+def sweep_seconds(params: Params, cells: Iterable[Variant], rates: Rates) -> list[float]:
+    """Time of each cell: aligned with every seed, drawn and scored; what cells share is not in it."""
+    memory = rates.memory or MAIN_MEMORY
+    return [
+        sum(
+            seconds(cost, disk, params, rates)
+            for cost, disk in zip(costs_of(params, cell, memory), disks_of(params, cell), strict=True)
+        )
+        for cell in cells
+    ]

@@ -83,3 +83,11 @@ def comparison(rows: Sequence[Row], folder: Path) -> str:
     kinds["all"] = [sum(sums[i] for sums in kinds.values()) for i in (0, 1)]
     whole = [[f"all of {kind}", f"{a:.0f}", f"{b:.0f}", f"{a / b:.2f}"] for kind, (a, b) in kinds.items()]
     return markdown_table(("stage", "estimated, s", "measured, s", "ratio"), lines + whole)
+
+
+def sweep_line(seconds: Sequence[float], parallelism: int, rates: Rates) -> str:
+    """How long the cells of a sweep take, so many at a time."""
+    whole = sum(seconds) / min(parallelism, len(seconds))
+    each = duration(sum(seconds) / len(seconds))
+    at_once = f", {parallelism} at a time without slowing each other" if parallelism > 1 else ""
+    return f"about {duration(whole)} beside what the cells share: {len(seconds)} x {each}{at_once} ({rates.name}: {rates.origin})"

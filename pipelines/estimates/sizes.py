@@ -1,13 +1,18 @@
 """How much disk everything takes: outputs of stages, DVC's cache, what a stage needs while it runs, and assets."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from pipelines.config.params import Params, grid_side
-from pipelines.config.paths import ALIGNED, CLASSIFIERS, GENERATOR, REFERENCES, SUBSET, TOKENIZER, TOKENS
+from pipelines.config.paths import ALIGNED, CLASSIFIERS, GENERATOR, REFERENCES, STAGES, SUBSET, TOKENIZER, TOKENS
 from pipelines.estimates import models
-from pipelines.estimates.work import Work, counted, operation
 from pipelines.variants.variant import Variant, all_variants
 from vapi_core.training.loop import OptimizationConfig
 
@@ -31,20 +36,10 @@ class Parameters:
     decoder: float
 
 
-@lru_cache(maxsize=16)
-def _parameters(shape: str, params: "_Hidden") -> Parameters:
-    found: list[float] = []
-
-    def build() -> Work:
-        policy, tokenizer = models.open_policy(params.value), models.open_tokenizer(params.value)
-        decoder = (tokenizer.decoder, tokenizer.post_quant_conv)
-        found.append(sum(p.numel() for p in policy.parameters()) + sum(b.numel() for b in policy.buffers()))
-        found.append(sum(p.numel() for p in tokenizer.parameters()) + sum(b.numel() for b in tokenizer.buffers()))
-        found.append(sum(p.numel() for part in decoder for p in part.parameters()))
-        return operation(0, 0)
-
-    counted(build)
-    return Parameters(*found)
+def parameters(params: Params) -> Parameters:
+    """How many parameters the models of a profile have, with their buffers, which are saved too."""
+    p = params
+    return _parameters(repr((p.generator, p.tokenizer, p.captions, p.subset.image_size, p.subset.source)), _Hidden(p))
 
 
 @dataclass(frozen=True)
@@ -54,10 +49,29 @@ class _Hidden:
     value: Params = field(hash=False, compare=False)
 
 
-def parameters(params: Params) -> Parameters:
-    """How many parameters the models of a profile have."""
-    shape = repr((params.generator, params.tokenizer, params.captions, params.subset.image_size, params.subset.source))
-    return _parameters(shape, _Hidden(params))
+class _Empty(TorchFunctionMode):
+    """Gives weights a shape and no content, and draws none. `torch.device("meta")` would do, but what is computed there loads
+    seconds of libraries, and every stage asks."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty:
+            return func(*args, **kwargs | {"device": "meta"})
+        if func.__name__ in ("normal_", "uniform_", "kaiming_uniform_", "normalize"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+@lru_cache(maxsize=16)
+def _parameters(shape: str, params: _Hidden) -> Parameters:
+    with _Empty():
+        policy, tokenizer = models.open_policy(params.value), models.open_tokenizer(params.value)
+    decoder = nn.ModuleList([tokenizer.decoder, tokenizer.post_quant_conv])
+    return Parameters(*map(_count, (policy, tokenizer, decoder)))
+
+
+def _count(model: nn.Module) -> int:
+    return sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
 
 
 def images_of_set(params: Params) -> int:
@@ -65,8 +79,9 @@ def images_of_set(params: Params) -> int:
     prompts = params.subset.prompts
     if params.task == "c2i":
         return params.sample.count
-    of_scenes = isinstance(prompts, int)
-    return params.sample.count * ((SCENE_TASKS - 1) * prompts + min(prompts, 10) if of_scenes else GENEVAL_PROMPTS)
+    if isinstance(prompts, int):  # scenes, of which one task has ten prompts in all
+        return params.sample.count * ((SCENE_TASKS - 1) * prompts + min(prompts, 10))
+    return params.sample.count * GENEVAL_PROMPTS
 
 
 @dataclass(frozen=True)
@@ -82,7 +97,7 @@ class Disk:
 
 def disks(params: Params) -> list[Disk]:
     """All stages that write more than a page, in the order of the graph."""
-    sizes, variants = parameters(params), all_variants(params)
+    sizes = parameters(params)
     roles = [role for role in ("reward", "scorer", "uci") if getattr(params.classifiers, role) is not None]
     return [
         Disk("subset", _subset(params), place=SUBSET),
@@ -95,13 +110,31 @@ def disks(params: Params) -> list[Disk]:
             "generator", FLOAT * sizes.generator, _states(params.generator.training, sizes.generator), place=GENERATOR
         ),
         _references(params),
-        *(_aligned(params, variant) for variant in variants if variant.alignment is not None),
-        *(Disk(v.stage("sample"), len(v.sets) * set_bytes(params), place=v.samples) for v in variants),
-        *(
-            Disk(v.stage("score"), 0.0, kept=len(v.sets) * feature_bytes(params, images_of_set(params)))
-            for v in variants
-        ),
+        *in_order(disk for variant in all_variants(params) for disk in disks_of(params, variant)),
     ]
+
+
+def disks_of(params: Params, variant: Variant) -> list[Disk]:
+    """The stages of one variant, whether or not it is among those of the params."""
+    sets = len(variant.sets)
+    return [
+        *([] if variant.alignment is None else [_aligned(params, variant)]),
+        Disk(variant.stage("sample"), sets * set_bytes(params), place=variant.samples),
+        Disk(variant.stage("score"), 0.0, kept=sets * feature_bytes(params, images_of_set(params))),
+    ]
+
+
+class _Named(Protocol):
+    @property
+    def stage(self) -> str: ...
+
+
+Stages = TypeVar("Stages", bound=_Named)
+
+
+def in_order(stages: Iterable[Stages]) -> list[Stages]:
+    """Stages of variants by their kind, as the graph has them: all alignments, then all drawing, then all scores."""
+    return sorted(stages, key=lambda stage: STAGES.index(stage.stage.partition("@")[0].removesuffix("-control")))
 
 
 def _subset(params: Params) -> float:

@@ -1,7 +1,7 @@
 """Flow `ablation-sweep`: every cell of a form as one Prefect task and one DVC experiment.
 
 A cell whose experiment exists is skipped, so that running a sweep again resumes it; within a cell, training goes on from
-its last checkpoint. From plain Python: `python -m pipelines.flows.ablation_sweep --noise-ratios 0 0.5 --dry-run`.
+its last checkpoint. From plain Python: `vapi sweep --noise-ratios 0 0.5 --dry-run`.
 """
 
 import argparse
@@ -27,12 +27,16 @@ from prefect.states import Completed, State
 from pydantic import ValidationError
 
 from pipelines.config.paths import WORK
+from pipelines.estimates.estimate import sweep_seconds
+from pipelines.estimates.pages import sweep_line
+from pipelines.estimates.rates import here
 from pipelines.flows.running import gpu_tags, run_all, run_command, visible_gpus
 from pipelines.frame.launch import one_message
 from pipelines.reporting.grid import publish
 from pipelines.repository.git import experiments
 from pipelines.tracking import dashboards
 from pipelines.variants.cells import read_scores
+from pipelines.variants.loading import check_params
 from pipelines.variants.sweep import (
     Baseline,
     Experiment,
@@ -184,7 +188,16 @@ def plan_text(form: SweepForm, baseline: Baseline) -> str:
     for cell in (upstream, *cells):
         note = " (finished before)" if cell.name in existing else ""
         lines += ["", f"{cell.name}{note}", f"  {shlex.join(command(cell))}"]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", time_text(form, baseline, cells)])
+
+
+def time_text(form: SweepForm, baseline: Baseline, cells: list[Experiment]) -> str:
+    """How long the cells take on this machine, by `pipelines.estimates`."""
+    if (rates := here()) is None:
+        return "how long it takes is not known for this GPU; `vapi estimate --gpu` knows some."
+    params = check_params(baseline.profile).model_copy(update={"threads": form.threads})
+    variants = [cell.cell for cell in cells if cell.cell is not None]
+    return sweep_line(sweep_seconds(params, variants, rates), form.parallelism, rates)
 
 
 def parse_form(arguments: list[str]) -> tuple[SweepForm, bool]:

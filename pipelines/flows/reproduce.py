@@ -1,6 +1,6 @@
 """Flow `reproduce`: everything that a stage of dvc.yaml needs, and the stage itself, as one Prefect task per stage.
 
-From plain Python: `python -m pipelines.flows.reproduce --target report`.
+From plain Python: `vapi run --prefect`.
 """
 
 import argparse

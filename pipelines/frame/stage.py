@@ -22,6 +22,7 @@ from typing import Any
 
 from pipelines.config.params import Params
 from pipelines.config.paths import CURVES, REPORTS, RUN_FILE, STAGE_METRICS, SUBSET, WORK, remedy
+from pipelines.estimates.space import require_space
 from pipelines.frame.launch import live_with_launcher, one_message, relaunch
 from pipelines.frame.memory_advice import memory_advice, memory_explained
 from pipelines.frame.processes import only_one
@@ -262,6 +263,7 @@ def run_stage(
     stage_plan = plan(params, arguments)
     link_assets(params)
     require_assets(params, stage_plan.name)
+    require_space(params, stage_plan.name)
     key = stage_key(stage_plan.name, stage_plan.params, upstream_keys(stage_plan))
     if distributed.launched():
         live_with_launcher()

@@ -1,6 +1,6 @@
 """The grid of a sweep, one row per cell and seed: from DVC's experiments and from MLflow's runs alike, and to MLflow.
 
-`python -m pipelines.commands.results` prints it as CSV, from DVC or, with `--from mlflow`, from MLflow; `from_dvc` and
+`vapi results` prints it as CSV, from DVC or, with `--from mlflow`, from MLflow; `from_dvc` and
 `from_mlflow` are the same as pandas DataFrames. Scores have six digits, as in the metrics files.
 """
 

@@ -1,6 +1,6 @@
 """Whether DVC can read its files and its run cache; if not, which is wrong and what mends it.
 
-`python -m pipelines.repository.lockfile` says so after DVC has failed; nothing where another thing is the cause.
+`vapi run` says so after DVC has failed; nothing where another thing is the cause.
 """
 
 import sys

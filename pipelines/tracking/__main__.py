@@ -1,4 +1,4 @@
-"""`python -m pipelines.tracking upload`: sends metrics that were kept while the tracking server was away."""
+"""Sends to MLflow: `upload` (`vapi upload`) what was kept while the server was away, `follow` what a stage reports."""
 
 import argparse
 import sys

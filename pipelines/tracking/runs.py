@@ -3,7 +3,7 @@
 A run's key is a hash of its stage, its parameters and the keys of its upstream; a stage that runs replaces the live run
 of the same key, and a stage that DVC takes from its cache leaves the run that made it in place. Metrics go to a journal
 (see `journal.py`) and from there, in batches, to MLflow, beside the stage's own work (see `uploader.py`). Where the
-server is away the stage goes on; `python -m pipelines.tracking upload` sends the journals later. MLflow itself is the
+server is away the stage goes on; `vapi upload` sends the journals later. MLflow itself is the
 business of `mlflow_runs.py`.
 
 Scores, which other stages give to a run, are kept beside its journal, and are those of its outputs: a run made anew has
@@ -42,7 +42,7 @@ from vapi_core.errors import FileError
 FLUSH_SECONDS = 5.0
 PREVIEW, SAMPLED, ANSWER = "base and now", "samples", "answer"  # pictures of alignments, of image sets, of sweeps
 KILLED = "the stage was killed"
-UPLOAD_COMMAND = "python -m pipelines.tracking upload"
+UPLOAD_COMMAND = "vapi upload"
 LATER, SCORES_LATER = f"To send it later: {UPLOAD_COMMAND}", f"To send the scores later: {UPLOAD_COMMAND}"
 
 

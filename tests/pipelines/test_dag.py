@@ -1,6 +1,7 @@
 """One real run of the whole DAG, in a tiny form, as a user would run it."""
 
 import copy
+import hashlib
 import json
 import shutil
 import signal
@@ -123,6 +124,14 @@ def test_a_second_repro_runs_nothing(checkout):
     before = checkout.lock()
     assert running(checkout.run("dvc", "repro", "report")) == set()
     assert checkout.lock() == before
+
+
+def test_an_output_is_a_read_only_link_into_the_cache_and_no_second_copy(checkout):
+    cached = {path.stat().st_ino for path in (checkout.path / ".dvc/cache/files").rglob("*")}
+    files = [path for path in (checkout.path / "data").rglob("*") if path.is_file() and path.stat().st_size]
+    assert len(files) > 50
+    for path in files:
+        assert path.stat().st_ino in cached and path.stat().st_mode & 0o222 == 0, path
 
 
 def test_a_forced_rerun_of_the_alignment_gives_the_same_bytes_and_its_run_keeps_its_scores(checkout):
@@ -357,3 +366,11 @@ def test_a_cell_of_a_sweep_is_an_experiment_that_takes_its_upstream_from_the_cac
     assert running(result) == {f"{kind}@{cell.cell.name}" for kind in ("align", "sample", "score")}
     scores = cells.read_scores(cell.name, checkout.path)
     assert scores["score/fid/scorer"][0] > 0
+
+
+def test_of_all_these_runs_none_has_written_into_what_is_cached(checkout):
+    """Last: an output that is a link would take the cache's copy along, and root may write to read-only files."""
+    files = [path for path in (checkout.path / ".dvc/cache/files/md5").rglob("*") if path.is_file()]
+    for path in files:
+        name = f"{path.parent.name}{path.name}".removesuffix(".dir")
+        assert hashlib.md5(path.read_bytes()).hexdigest() == name, path

@@ -16,6 +16,7 @@ FRAME = [
     Path(path)
     for path in (
         "pipelines/config",
+        "pipelines/estimates",
         "pipelines/frame",
         "pipelines/reporting/figures.py",
         "pipelines/tracking",

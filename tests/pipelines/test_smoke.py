@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines.commands.export import main as export
+from pipelines.cli.__main__ import main as vapi
 from pipelines.config.profiles import compose, read_profile
 from pipelines.variants.loading import check_params
 from tests.checkout import Checkout
@@ -24,7 +24,7 @@ def checkout(tmp_path_factory):
     (checkout.path / "params.yaml").write_text(compose(PROFILE), encoding="utf-8")
     checkout.set_params(lambda params: params | {"threads": 1})  # other tests use the other core
     missing = checkout.run("python", "-m", "pipelines.stages", "subset")
-    assert missing.returncode == 1 and "make check-assets" in missing.stderr and "c2i_tiny_48.pt" in missing.stderr
+    assert missing.returncode == 1 and "vapi assets check" in missing.stderr and "c2i_tiny_48.pt" in missing.stderr
     write_smoke_assets(check_params(read_profile(PROFILE)), checkout.path)
     result = checkout.run("dvc", "repro", "report")
     assert result.returncode == 0, result.stdout + result.stderr
@@ -85,7 +85,7 @@ def test_the_report_warns_that_none_of_it_is_comparable(checkout):
 
 def test_the_aligned_weights_go_back_to_an_official_file(checkout, tmp_path):
     folder = checkout.path / "data/aligned/va-pi/0"
-    assert export(["weights", str(folder), str(tmp_path / "aligned.pt")]) == 0
+    assert vapi(["export", "weights", str(folder), str(tmp_path / "aligned.pt")]) == 0
     aligned, base = load_model(folder, "generator"), load_model(checkout.path / "data/generator", "generator")
     again = import_official(tmp_path / "aligned.pt", base).state_dict()
     assert all((again[name] == value).all() for name, value in aligned.state_dict().items())

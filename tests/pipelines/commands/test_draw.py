@@ -10,7 +10,8 @@ import torch
 import yaml
 from PIL import Image
 
-from pipelines.commands.draw import main, open_text
+from pipelines.cli.__main__ import main
+from pipelines.commands.draw import open_text
 from pipelines.config.profiles import read_profile
 from pipelines.frame.inputs import caption_conditions, open_prompts
 from pipelines.frame.stage import Stage, UntrackedRun
@@ -82,16 +83,16 @@ def pixels(folder):
 
 
 def test_the_prompts_of_the_run_give_the_images_of_the_run(place, capsys):
-    assert main(["drawn", "--prompts", "prompts.jsonl", "--batch-size", "3"]) == 0
+    assert main(["sample", "drawn", "--prompts", "prompts.jsonl", "--batch-size", "3"]) == 0
     assert "4 images in drawn" in capsys.readouterr().out
     expected = np.load(f"{SET}/images.npy")
     assert (np.abs(pixels("drawn").astype(int) - expected).max((1, 2, 3)) <= 1).all()  # rounding of another batch shape
-    assert main(["exported", "--set", SET]) == 0
+    assert main(["export", "folder", SET, "exported"]) == 0
     assert np.array_equal(pixels("exported"), expected)
 
 
 def test_an_interrupted_run_goes_on_where_it_was(place, capsys):
-    command = ["drawn", "--prompts", "prompts.jsonl"]
+    command = ["sample", "drawn", "--prompts", "prompts.jsonl"]
     assert main(command) == 0
     whole = pixels("drawn")
     sample_path("drawn", 1, 0).unlink()
@@ -102,7 +103,18 @@ def test_an_interrupted_run_goes_on_where_it_was(place, capsys):
 
 def test_any_prompts_and_settings_will_do(place):
     (place / "drawbench.csv").write_text("Prompts,Category\nA red dog,Colors\nTwo cats,Counting\nA cat,Simple\n")
-    command = ["drawn", "--prompts", "drawbench.csv", "--count", "1", "--guidance", "1", "--temperature", "0.5"]
+    command = [
+        "sample",
+        "drawn",
+        "--prompts",
+        "drawbench.csv",
+        "--count",
+        "1",
+        "--guidance",
+        "1",
+        "--temperature",
+        "0.5",
+    ]
     assert main(command) == 0
     samples = read_folder("drawn", classes=None)
     assert [s.prompt.text for s in samples.samples] == ["A red dog", "Two cats", "A cat"] and not samples.missing
@@ -118,8 +130,8 @@ def test_any_prompts_and_settings_will_do(place):
     ],
 )
 def test_images_drawn_otherwise_are_not_mixed(place, capsys, more, told):
-    assert main(["drawn", "--prompts", "prompts.jsonl"]) == 0
-    assert main(["drawn", "--prompts", "prompts.jsonl", *more]) == 1
+    assert main(["sample", "drawn", "--prompts", "prompts.jsonl"]) == 0
+    assert main(["sample", "drawn", "--prompts", "prompts.jsonl", *more]) == 1
     assert told in capsys.readouterr().err
 
 
@@ -127,9 +139,9 @@ def test_a_prompt_with_an_unknown_class_or_too_many_words_is_named_before_anythi
     (place / "wrong.jsonl").write_text(
         '{"tag": "counting", "include": [{"class": "unicorn", "count": 1}], "prompt": "a"}'
     )
-    assert main(["drawn", "--prompts", "wrong.jsonl"]) == 1
+    assert main(["sample", "drawn", "--prompts", "wrong.jsonl"]) == 1
     assert "line 1: unknown class 'unicorn'" in capsys.readouterr().err
     (place / "long.txt").write_text("a dog\n" + "a very long prompt " * 200)
-    assert main(["drawn", "--prompts", "long.txt"]) == 1
+    assert main(["sample", "drawn", "--prompts", "long.txt"]) == 1
     assert "1 of 2 captions have more than 512 tokens" in capsys.readouterr().err
     assert not list(place.glob("drawn/*/samples"))

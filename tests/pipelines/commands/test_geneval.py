@@ -1,14 +1,12 @@
 """The command from a folder of images to scores, with tiny models in the real formats."""
 
 import json
-import runpy
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.commands.geneval import main
+from pipelines.cli.__main__ import main
 from tests.tiny_vision import save_tiny_clip, save_tiny_mask2former
 from vapi_core.scoring.geneval.folder import Prompt, read_results, write_prompts, write_sample
 
@@ -39,7 +37,7 @@ def folder(tmp_path):
 
 def command(folder, models, *more: str) -> list[str]:
     given = {"--device": "cpu"} | models
-    return [str(folder), *(part for pair in given.items() for part in pair), *more]
+    return ["geneval", str(folder), *(part for pair in given.items() for part in pair), *more]
 
 
 def test_a_folder_becomes_results_and_scores_that_name_the_detector(folder, models, capsys):
@@ -66,18 +64,15 @@ def test_the_results_of_the_official_script_get_their_scores_without_any_model(t
     ]
     path = tmp_path / "results.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert main([str(path), "--device", "cpu"]) == 0
+    assert main(["geneval", str(path), "--device", "cpu"]) == 0
     assert "Detector: not named in the results" in capsys.readouterr().out
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["overall"]["mean"] == pytest.approx((0.25 + 0.75) / 2)
     assert scores["tasks"]["colors"]["mean"] == pytest.approx(0.75) and scores["images"] == 12
 
 
-def test_the_options_of_the_official_script_stand_in_the_results(folder, models, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["geneval", *command(folder, models, "--options", "threshold=0.2", "crop=0")])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_module("pipelines.commands.geneval", run_name="__main__")
-    assert end.value.code == 0
+def test_the_options_of_the_official_script_stand_in_the_results(folder, models):
+    assert main(command(folder, models, "--option", "threshold=0.2", "--option", "crop=0")) == 0
     assert str(read_results(folder / "results.jsonl")[0].detector).endswith("; threshold=0.2; crop=False")
 
 
@@ -106,10 +101,10 @@ def test_an_implausible_detector_is_refused_before_it_scores_anything(folder, mo
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--options", "treshold=0.2"), "there is no option 'treshold'; there are threshold, "),
-        (("--options", "threshold=low"), "threshold=low is not a number"),
-        (("--options", "threshold=2"), "threshold: 2.0 is not between 0 and 1"),
-        (("--options", "bgcolor=nothing"), "bgcolor: 'nothing' is neither a color nor 'original'"),
+        (("--option", "treshold=0.2"), "there is no option 'treshold'; there are threshold, "),
+        (("--option", "threshold=low"), "threshold=low is not a number"),
+        (("--option", "threshold=2"), "threshold: 2.0 is not between 0 and 1"),
+        (("--option", "bgcolor=nothing"), "bgcolor: 'nothing' is neither a color nor 'original'"),
         (("--device", "abacus"), "torch knows no device 'abacus'"),
         (("--detector", "nowhere"), "there is no Mask2Former that can be loaded"),
         (("--check-images", "nowhere"), "no image in it to check the detector on"),
@@ -122,5 +117,5 @@ def test_what_is_wrong_with_the_command_is_said_in_one_line(folder, models, caps
 
 
 def test_a_folder_that_is_not_there_is_named_before_any_model_is_read(capsys):
-    assert main(["nowhere", "--device", "cpu", "--detector", "no model either"]) == 1
+    assert main(["geneval", "nowhere", "--device", "cpu", "--detector", "no model either"]) == 1
     assert capsys.readouterr().err.startswith("error: nowhere: there is no such folder")

@@ -1,14 +1,12 @@
 """The command from a folder of images and a DrawBench-style file to a score, with a tiny CLIP in the real format."""
 
 import json
-import runpy
 import shutil
-import sys
 
 import numpy as np
 import pytest
 
-from pipelines.commands.preference import main
+from pipelines.cli.__main__ import main
 from tests.tiny_vision import save_tiny_clip
 from vapi_core.scoring.geneval.folder import write_sample
 
@@ -30,15 +28,13 @@ def folder(tmp_path):
 
 def command(folder, weights, *more: str) -> list[str]:
     prompts = str(folder.parent / "drawbench.csv")
-    return [str(folder), "--prompts", prompts, "--weights", weights, "--device", "cpu", *more]
+    return ["score", str(folder), "--prompts", prompts, "--weights", weights, "--device", "cpu", *more]
 
 
-def test_a_folder_becomes_a_score_that_names_its_model(folder, weights, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["preference", *command(folder, weights, "--score", "hpsv2")])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_module("pipelines.commands.preference", run_name="__main__")
+def test_a_folder_becomes_a_score_that_names_its_model(folder, weights, capsys):
+    assert main(command(folder, weights, "--by", "hpsv2")) == 0
     out, err = capsys.readouterr()
-    assert end.value.code == 0 and "hpsv2: 4/4" in err
+    assert "hpsv2: 4/4" in err
     assert out.startswith("hpsv2 by tiny-clip (") and "Colors: " in out and "(4 images of 2 prompts)" in out
     score = json.loads((folder / "hpsv2.json").read_text())
     assert score["images"] == 4 and set(score["categories"]) == {"Colors", "Counting"}
@@ -63,6 +59,7 @@ def test_a_missing_image_is_named_and_the_exit_code_is_1(folder, weights, capsys
     ("more", "message"),
     [
         (("--prompts", "nowhere.csv"), "nowhere.csv: the file is missing"),
+        (("--by", "taste"), "--by: there is no 'taste'; there are clip, hpsv2."),
         (("--weights", "nowhere.pt"), "nowhere.pt: the weights of ViT-L-14-quickgelu are missing"),
     ],
 )
@@ -73,5 +70,5 @@ def test_what_is_wrong_with_the_command_is_said_in_one_line(folder, weights, cap
 
 
 def test_a_folder_that_is_not_there_is_named(folder, weights, capsys):
-    assert main(["nowhere", *command(folder, weights)[1:]]) == 1
+    assert main(["score", "nowhere", *command(folder, weights)[2:]]) == 1
     assert capsys.readouterr().err.startswith("error: nowhere: there is no such folder")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from pipelines.cli.__main__ import main
 from pipelines.commands import reach
 from pipelines.variants.loading import check_params
 from tests.alignment.test_credit import MSE, painter
@@ -20,7 +21,7 @@ def finished(tmp_path, monkeypatch):
 
 
 def test_it_prints_shares_that_add_up_to_one(finished, capsys):
-    assert reach.main(["--images", "3"]) == 0
+    assert main(["reach", "--images", "3"]) == 0
     printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
     assert list(printed) == ["own", "around", "elsewhere", "own_correlation", "near_correlation"]
     assert sum(float(printed[name]) for name in ("own", "around", "elsewhere")) == pytest.approx(1.0, abs=2e-3)
@@ -28,17 +29,17 @@ def test_it_prints_shares_that_add_up_to_one(finished, capsys):
 
 @pytest.mark.parametrize("name", ["cross-entropy", "base"])
 def test_a_variant_without_a_reward_is_told_so(finished, capsys, name):
-    assert reach.main(["--variant", name]) == 1
+    assert main(["reach", "--variant", name]) == 1
     assert f"--variant: {name} has no reward of reconstruction" in capsys.readouterr().err
 
 
 def test_groups_compare_the_gradients_too(finished, capsys):
-    assert reach.main(["--images", "2", "--groups", "64"]) == 0
+    assert main(["reach", "--images", "2", "--groups", "64"]) == 0
     printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
     assert list(printed)[5:] == [f"{c}_{n}" for c in ("token", "token-3x3") for n in ("cosine", "length", "variance")]
     assert float(printed["token_variance"]) < float(printed["token-3x3_variance"])
-    with pytest.raises(SystemExit):
-        reach.main(["--groups", "3"])
+    assert main(["reach", "--groups", "3"]) == 1
+    assert "--groups: 3 is odd." in capsys.readouterr().err
 
 
 def test_where_a_token_shows_in_its_cell_only_all_forms_have_one_mean_gradient_and_unlike_noise():

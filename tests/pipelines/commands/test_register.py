@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.commands.register import main
+from pipelines.cli.__main__ import main
 from pipelines.frame.stage import outputs_hash
 from pipelines.tracking import mlflow_runs
 from pipelines.tracking import runs as tracking
@@ -28,7 +28,7 @@ def trained(tmp_path, monkeypatch):
 
 def test_weights_are_a_version_with_its_run_and_come_back_whole(trained, tmp_path, capsys):
     for _ in range(2):  # the same weights are one version
-        assert main([FOLDER]) == 0
+        assert main(["register", FOLDER]) == 0
         assert capsys.readouterr().out == "Model digits-va-pi, version 1\n"
     client = mlflow_runs.connect()
     (version,) = client.search_model_versions("name = 'digits-va-pi'")
@@ -36,13 +36,13 @@ def test_weights_are_a_version_with_its_run_and_come_back_whole(trained, tmp_pat
     place = client.download_artifacts(version.run_id, "weights", str(tmp_path))
     assert load_model(place, "generator").config == tiny_generator().config
     save_model(trained, "generator", tiny_generator(seed=2), base_sha256="abc")
-    assert main([FOLDER, "--name", "digits-va-pi"]) == 0
+    assert main(["register", FOLDER, "--name", "digits-va-pi"]) == 0
     assert capsys.readouterr().out == "Model digits-va-pi, version 2\n"
 
 
 def test_a_folder_without_weights_and_a_run_that_is_gone_are_told(trained, capsys):
-    assert main(["data/aligned/va-pi/9"]) == 1
+    assert main(["register", "data/aligned/va-pi/9"]) == 1
     assert "dvc repro align@va-pi" in capsys.readouterr().err
     write_json(trained / "run.json", {"key": "k2", "stage": "align@va-pi", "experiment": "digits"})
-    assert main([FOLDER]) == 1
+    assert main(["register", FOLDER]) == 1
     assert "the run that made it is not in the experiment digits" in capsys.readouterr().err

@@ -138,7 +138,7 @@ def test_dvc_and_mlflow_tell_the_same_grid(sweep):
 
 
 def test_a_reader_that_has_enough_ends_the_command_quietly(sweep):
-    command = [sys.executable, "-m", "pipelines.commands.results"]
+    command = [sys.executable, "-m", "pipelines.cli", "results"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()
         assert process.stderr.read() == ""

@@ -115,12 +115,20 @@ def test_marks_of_a_conflict_are_told_with_file_and_line(toy, name):
         path.write_text(kept)
 
 
-def test_make_tells_it_after_dvc_has_failed(toy):
+def test_vapi_run_tells_it_after_dvc_has_failed(toy):
     toy.lock.write_bytes(b"schem")
-    for target in ("repro", "rivals"):
-        lines = subprocess.run(
-            ["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout.splitlines()
-        (line,) = (line for line in lines if line.startswith("dvc repro"))
-        told = toy.run("sh", "-c", line, check=False)
-        assert told.returncode == 1 and "git checkout dvc.lock" in told.stderr
+    told = toy.run("python", "-m", "pipelines.cli", "run", check=False)
+    assert told.returncode == 1 and "git checkout dvc.lock" in told.stderr
+
+
+def test_vapi_run_runs_what_is_not_up_to_date_and_names_the_page(toy):
+    assert toy.run("python", "-m", "pipelines.cli", "run", "score").stdout.count("Running stage") == 0
+    told = toy.run("python", "-m", "pipelines.cli", "run").stdout
+    assert "Running stage 'report'" in told and told.endswith("The report: reports/report.md\n")
+    assert "Running stage" not in toy.run("python", "-m", "pipelines.cli", "report").stdout
+
+
+def test_make_runs_the_same(toy):
+    for target, command in (("repro", "vapi run"), ("rivals", "vapi run table@rivals")):
+        told = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert command in told.stdout.splitlines()

@@ -192,7 +192,7 @@ def test_a_database_that_cannot_be_used_is_told_by_the_stage_and_does_not_stop_i
     with tracking.stage_run(experiment="digits", name="a", key="k1", params={}, tags={}) as run:
         run.log({"loss": 1.0}, step=1)
     told = capsys.readouterr().err
-    assert "the database" in told and "python -m pipelines.tracking upload" in told
+    assert "the database" in told and "vapi upload" in told
     assert tracking.Journal(tracking.JOURNALS, "k1").state()["status"] == "FINISHED"
 
 

@@ -1,5 +1,6 @@
 """A stage that is run as a command never imports MLflow itself: a process beside it sends, whatever becomes of the stage."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,8 +25,9 @@ STAGE = """
 
 
 @pytest.fixture
-def workplace(tmp_path, monkeypatch):
-    """An empty working directory with its own database."""
+def workplace(tmp_path, monkeypatch, empty_store):
+    """A working directory with its own database, and nothing else."""
+    shutil.copy(empty_store, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
@@ -208,7 +210,7 @@ def test_scores_that_cannot_be_sent_are_told_and_the_stages_own_run_is_not_to_bl
     (broken / "metrics.jsonl").write_text("")
     stage = start(STAGE + "        tracking.add_scores({'k2': {'score/fid': 7.65}}, {})\n")
     _, errors = stage.communicate()
-    assert "To send the scores later: python -m pipelines.tracking upload" in errors.decode()
+    assert "To send the scores later: vapi upload" in errors.decode()
     assert [run.info.status for run in live()] == ["FINISHED"]
     assert tracking.Journal(tracking.JOURNALS, "k1").state()["uploaded"]
 
@@ -217,7 +219,7 @@ def test_without_a_server_the_stage_is_told_and_succeeds(workplace, monkeypatch)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", DEAD_SERVER)
     stage = start(STAGE)
     _, errors = stage.communicate()
-    assert stage.returncode == 0 and "python -m pipelines.tracking upload" in errors.decode()
+    assert stage.returncode == 0 and "vapi upload" in errors.decode()
     assert not tracking.Journal(tracking.JOURNALS, "k1").state()["uploaded"]
 
 
@@ -236,6 +238,7 @@ def test_a_process_that_dies_is_told_as_a_server_that_is_away(workplace):
 
 
 def test_a_command_that_tracks_nothing_makes_no_database(workplace):
+    (workplace / "mlflow.db").unlink()
     command = start("from pipelines.tracking import uploader\nuploader.start_early()")
     command.communicate()
     assert command.returncode == 0 and list(workplace.iterdir()) == []
@@ -248,6 +251,6 @@ def test_a_stage_has_its_process_when_it_is_run_and_none_when_it_is_imported(wor
     command = [sys.executable, "-m", "pipelines.stages", "subset"]
     told = subprocess.run(command, capture_output=True, text=True, check=False)  # there is no params.yaml here
     assert told.returncode == 1 and " pipelines.tracking.following\n" in told.stderr
-    command = [sys.executable, "-m", "pipelines.commands.export", "--help"]  # no stage
+    command = [sys.executable, "-m", "pipelines.cli", "--help"]  # no stage
     told = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "usage" in told.stdout and " pipelines.tracking.following\n" not in told.stderr
+    assert "Usage" in told.stdout and " pipelines.tracking.following\n" not in told.stderr

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.commands.assets import main
+from pipelines.cli.__main__ import main
 from pipelines.config.profiles import compose, read_profile
 from pipelines.variants import assets
 from pipelines.variants.assets import assets_of, link_assets, needed_by, require_assets
@@ -69,7 +69,7 @@ def test_every_official_file_is_told_with_where_to_get_it(params):
 def test_the_command_lists_what_is_missing_and_ends_with_1_until_nothing_is(empty, capsys):
     put(empty, "assets/vq_ds16_c2i.pt")
     (empty / "params.yaml").write_text(compose("llamagen-xxl-c2i", ROOT))
-    assert main([]) == 1
+    assert main(["assets", "check"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert "there    assets/vq_ds16_c2i.pt (tokenizer.checkpoint; stage tokenizer)" in lines
     assert "missing  assets/c2i_XXL_384.pt (generator.checkpoint; stage generator)" in lines
@@ -77,7 +77,7 @@ def test_the_command_lists_what_is_missing_and_ends_with_1_until_nothing_is(empt
 
     put(empty, *(place for place in FILES.values() if "lpips" not in place and "imagenet/" not in place))
     put(empty, "assets/lpips/vgg16-397923af.pth", "assets/lpips/weights-vgg16-lpips.pth", "assets/imagenet/train/a")
-    assert main([]) == 0
+    assert main(["assets", "check"]) == 0
     assert "nothing is missing" in capsys.readouterr().out
 
 
@@ -112,7 +112,7 @@ def test_a_stage_asks_for_what_it_and_the_stages_behind_it_read(params, empty):
     assert parameters["sample-control@base"] == ["score.inception_checkpoint", "score.reference_batch"]
     for table in ("report", "table@noise"):
         assert needed_by(table, found, EXPERIMENT) == []
-    with pytest.raises(VapiError, match=r"c2i_XXL_384\.pt .*\n.*FoundationVision/LlamaGen(.|\n)*make check-assets"):
+    with pytest.raises(VapiError, match=r"c2i_XXL_384\.pt .*\n.*FoundationVision/LlamaGen(.|\n)*vapi assets check"):
         require_assets(params, "subset")
     require_assets(params, "report")
 
@@ -150,7 +150,7 @@ def test_a_data_set_of_the_hub_is_fetched_by_its_stage_and_not_missing(params, e
 
 
 def test_an_unknown_profile_is_named_with_the_known_ones(capsys):
-    assert main(["imagenet"]) == 1
+    assert main(["assets", "check", "imagenet"]) == 1
     assert "there is no profile 'imagenet'; there are" in capsys.readouterr().err
 
 
