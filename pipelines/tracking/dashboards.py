@@ -199,7 +199,7 @@ def plan_dashboards(extractors: Sequence[str], geneval: bool, last: int = 0) -> 
         ascending=False,
         columns=[*settings, *scores],
         sections=[
-            Section("The best cell, and the base as a line", [image(ANSWER)], columns=1, height=620),
+            Section("The best cell, and the base as a line (click it)", [image(ANSWER)], columns=1),
             Section(
                 f"FID by {main}: {LOWER}",
                 [
