@@ -1,4 +1,4 @@
-"""`vapi profile|assets|plan|run|report|sweep|results|reach`: the experiment of params.yaml, from its files to its report."""
+"""The subcommands of the experiment of params.yaml, from the files that it needs to its report."""
 
 from pathlib import Path
 from typing import Annotated
@@ -111,6 +111,17 @@ def report(
     from pipelines.commands import run
 
     return run.report(table, readme)
+
+
+@command("vapi page", "vapi page report.html --device cpu", panel=EXPERIMENT)
+def page(
+    file: Annotated[Path, typer.Argument(help="what to write")] = Path("reports/report.html"),
+    device: Device = "auto",
+) -> None:
+    """Writes the report as one HTML file for a browser, with its samples to look through."""
+    from pipelines.commands import page
+
+    page.page(file, device)
 
 
 @command(

@@ -71,7 +71,7 @@ def server(tmp_path_factory):
             }
             for seed in (4, 5):
                 fid = 1 + noise + weight + seed / 10
-                log_run(f"cell-{i}", "sweep", seed, {"method": "va-pi", **setting}, fid, picture if i == 0 else None)
+                log_run(f"cell-{i}", "sweep", seed, {"method": "va-pi", **setting}, fid, picture)
         tags = {"stage": "sweep", "ablation": "sweep"}
         with tracking.stage_run(experiment="digits", name="sweep-1", key="sweep", params={}, tags=tags) as sweep:
             sweep.image(tracking.ANSWER, picture, 9)
