@@ -317,8 +317,8 @@ def test_a_sweep_goes_on_beside_a_failing_cell_and_running_it_again_does_only_wh
     assert table[variant_of(0.75)]["fid/scorer"] == "9.25"
 
     shown = ui.artifacts(run)
-    (image,) = shown["image"]
-    assert base64.b64decode(image.partition("base64,")[2]).startswith(b"\x89PNG")
+    assert len(shown["image"]) == 2  # the grid, and the answer
+    assert all(base64.b64decode(i.partition("base64,")[2]).startswith(b"\x89PNG") for i in shown["image"])
     links = "\n".join(shown["markdown"])  # as which Prefect keeps links
     printed = {name: url for name, url in ui.printed.items() if "dashboard" in name.lower()}
     assert printed and all(url in links for url in printed.values())
