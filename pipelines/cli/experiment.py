@@ -1,4 +1,4 @@
-"""`vapi profile|assets|plan|run|report|sweep|results|reach`: the experiment of params.yaml, from its files to its report."""
+"""The subcommands of the experiment of params.yaml, from the files that it needs to its report."""
 
 from pathlib import Path
 from typing import Annotated
@@ -39,6 +39,17 @@ def check(
     return assets.check(profile, anyway)
 
 
+@command("vapi assets fetch janus-pro-1b", "vapi assets fetch llamagen-xl-c2i --yes", to=assets)
+def fetch(
+    profile: Profile = None,
+    yes: Annotated[bool, typer.Option("--yes", help="agree to the licences without being asked")] = False,
+) -> int:
+    """Downloads what is missing and may be downloaded. Shows each licence and asks first; goes on where it was."""
+    from pipelines.commands import fetch
+
+    return fetch.fetch(profile, lambda: yes or typer.confirm("Download these, under these licences?"))
+
+
 @command(
     "vapi estimate llamagen-xl-c2i --gpu h100",
     "vapi estimate --measure",
@@ -59,6 +70,17 @@ def estimate(
     from pipelines.commands import estimate
 
     estimate.estimate(profile, gpu, measure, beside)
+
+
+@command("vapi peaks llamagen-xl-c2i janus-pro-1b --memory 24", panel=EXPERIMENT)
+def peaks(
+    profiles: Annotated[list[str], typer.Argument(help="files of profiles/, without .yaml")],
+    memory: Annotated[float, typer.Option(min=0, help="of the GPU, in GB")] = 80,
+) -> None:
+    """Computes the peak of memory of every alignment and image set; allocates nothing."""
+    from pipelines.commands import peaks
+
+    peaks.peaks(profiles, memory)
 
 
 @command("vapi plan", panel=EXPERIMENT)
@@ -100,6 +122,17 @@ def report(
     from pipelines.commands import run
 
     return run.report(table, readme)
+
+
+@command("vapi page", "vapi page report.html --device cpu", panel=EXPERIMENT)
+def page(
+    file: Annotated[Path, typer.Argument(help="what to write")] = Path("reports/report.html"),
+    device: Device = "auto",
+) -> None:
+    """Writes the report as one HTML file for a browser, with its samples to look through."""
+    from pipelines.commands import page
+
+    page.page(file, device)
 
 
 @command(

@@ -1,4 +1,4 @@
-"""`vapi sample|score|geneval|export|register`: images and models, of the run or of anywhere."""
+"""`vapi sample|score|geneval|export|push|register`: images and models, of the run or of anywhere."""
 
 from pathlib import Path
 from typing import Annotated
@@ -205,3 +205,21 @@ def register(
     from pipelines.commands import register
 
     register.register(directory, name)
+
+
+@command(
+    "vapi push data/aligned/va-pi/4 released --license apache-2.0",
+    "vapi push data/aligned/va-pi/4 me/mnist-va-pi --hub --private --license apache-2.0",
+    panel=IMAGES,
+)
+def push(
+    directory: Annotated[Path, typer.Argument(help="aligned weights of one seed")],
+    target: Annotated[str, typer.Argument(help="a folder to make, or with --hub the id of a repository")],
+    hub: Annotated[bool, typer.Option("--hub", help="to the Hugging Face Hub, as `hf auth login` has it")] = False,
+    private: Annotated[bool, typer.Option("--private", help="a repository that is made is private")] = False,
+    license: Annotated[str | None, typer.Option(help="as the Hub calls it (default: the base's, if known)")] = None,
+) -> None:
+    """Publishes aligned weights with a model card: what they were made from, scores with intervals, licence."""
+    from pipelines.commands import push
+
+    print(push.push(directory, target, hub=hub, private=private, license=license))

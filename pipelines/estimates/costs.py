@@ -24,7 +24,7 @@ from vapi_core.randomness import stream
 from vapi_core.sampling.sampler import SamplingConfig, batch_in_memory, filtered_probabilities, guide, invert_cdf
 from vapi_core.scoring.features import PixelScaling
 from vapi_core.training.classification import augment
-from vapi_core.training.loop import MicroBatch, OptimizationConfig
+from vapi_core.training.loop import MicroBatch, OptimizationConfig, parts_of
 from vapi_core.training.pretraining import GeneratorObjective, TokenizerObjective
 
 NOTHING = Work()
@@ -187,12 +187,12 @@ def _alignment(params: Params, variant: Variant) -> Cost:
     own, sizes = alignment.optimization, parameters(params)
     trained = sizes.decoder if alignment.method.trains == "tokenizer" else sizes.generator
     work = training(
-        lambda size: alignment_work(_Shared(params), _alike(alignment), size), own, trained, params.launch.processes
+        lambda size: alignment_work(_Shared(params), alike(alignment), size), own, trained, params.launch.processes
     )
     return Cost(variant.stage("align"), work * len(variant.seeds), shared=True, threads=alignment.threads)
 
 
-def _alike(alignment: Alignment) -> Alignment:
+def alike(alignment: Alignment) -> Alignment:
     """An alignment of the same work, with all at rest that changes none: what is counted for one serves for others."""
     config = alignment.config
     at_rest = {"noise_ratio": 0.0, "clip_epsilon": 0.2, "advantage_clamp": 5.0}
@@ -229,7 +229,7 @@ def alignment_work(shared: _Shared, alignment: Alignment, size: int) -> Work:
         def build() -> Work:
             policy, objective = models.open_objective(params, alignment, layers)
             rows = models.without_steps(policy)
-            work = measure(lambda: objective(micro_batch(some)))
+            work = measure(lambda: [part.loss()[0].backward() for part in parts_of(objective, micro_batch(some))])
             return work + decode_steps(params, layers, rows[0], None) * len(rows) if rows else work
 
         return counted(build)

@@ -4,6 +4,7 @@ To be called under `FakeTensorMode`. What stages learn only from their inputs is
 has, how long captions are. Networks whose weights come from elsewhere are stood in for by ones of the same work.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -179,21 +180,18 @@ class TowerLayer(nn.Module):
 class Judges(nn.Module):
     """The image towers of reward models."""
 
-    def __init__(self, names: list[str]):
+    def __init__(self, names: Sequence[str]):
         super().__init__()
-        self.towers = nn.ModuleList()
+        self.patches, self.layers = nn.ModuleList(), nn.ModuleList()
         for layers, heads, width in map(CLIP_TOWERS.__getitem__, names):
-            patches = nn.Conv2d(3, width, CLIP_PATCH, CLIP_PATCH)
-            self.towers.append(nn.Sequential(patches, *(TowerLayer(heads, width) for _ in range(layers))))
+            self.patches.append(nn.Conv2d(3, width, CLIP_PATCH, CLIP_PATCH))
+            self.layers.append(nn.Sequential(*(TowerLayer(heads, width) for _ in range(layers))))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         resized = F.interpolate(images, (CLIP_SIDE, CLIP_SIDE), mode="bicubic")
         features = []
-        for patches, *layers in self.towers:  # type: ignore[misc]
-            x = patches(resized).flatten(2).transpose(1, 2)
-            for layer in layers:
-                x = layer(x)
-            features.append(x.mean((1, 2)))
+        for patches, layers in zip(self.patches, self.layers, strict=True):
+            features.append(layers(patches(resized).flatten(2).transpose(1, 2)).mean((1, 2)))
         scores = torch.stack(features, 1)  # [B, towers]
         return scores, scores
 
@@ -226,7 +224,7 @@ def open_objective(params: Params, alignment: Alignment, layers: int | None = No
     network: nn.Module = ARCHITECTURES["reward"](DIGITS)
     if "lpips" in needs:
         network, config = Vgg(), replace(config, reward_network="reward-classifier", reward_first_stage=0)
-    if judges := [name for name in CLIP_TOWERS if name in needs]:
+    if judges := [name for name in CLIP_TOWERS if name in set(needs)]:
         weights = replace(config.rewards, class_likelihood=1.0, clip_score=0.0, hpsv2=0.0)
         network, config = Judges(judges), replace(config, rewards=weights)
     policy, tokenizer = open_policy(params, layers), open_tokenizer(params).requires_grad_(False)

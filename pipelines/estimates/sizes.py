@@ -79,8 +79,9 @@ def images_of_set(params: Params) -> int:
     prompts = params.subset.prompts
     if params.task == "c2i":
         return params.sample.count
-    of_scenes = isinstance(prompts, int)
-    return params.sample.count * ((SCENE_TASKS - 1) * prompts + min(prompts, 10) if of_scenes else GENEVAL_PROMPTS)
+    if isinstance(prompts, int):  # scenes, of which one task has ten prompts in all
+        return params.sample.count * ((SCENE_TASKS - 1) * prompts + min(prompts, 10))
+    return params.sample.count * GENEVAL_PROMPTS
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,7 @@ class SweepRun:
             files += draw(grid, self.folder, self.base())
             if self.told < len(self.names):
                 self.draw_answer(grid, finished[0].main, len(self.names))
+            files.append(self.folder / "answer.png")
         claim_runs(finished, profile)
         self.run.log({"finished_cells": len(finished), "cells": len(self.names)})
         self.run.table("grid", grid.replace({np.nan: None}).to_dict("records"))

@@ -42,7 +42,8 @@ def over_plane(grid: pd.DataFrame, rows: str, columns: str, score: str) -> pd.Da
 def cell_name(row: Any) -> str:
     """What a cell is, for people: ξ 0.5 · β 0.1 · ce · mse+perceptual."""
     weight = [] if row["regularizer"] == "none" else [f"β {row['regularizer_weight']:g}"]
-    return " · ".join([f"ξ {row['noise_ratio']:g}", *weight, row["regularizer"], row["reward"]])
+    credit = [f"credit {row['credit']}"] if row.get("credit", "image") != "image" else []
+    return " · ".join([f"ξ {row['noise_ratio']:g}", *weight, row["regularizer"], row["reward"], *credit])
 
 
 def lower_is_better(score: str) -> bool:

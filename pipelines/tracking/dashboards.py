@@ -47,9 +47,10 @@ class Dashboard:
 
     key: str  # in the URL, and its name in the menu Views
     runs: str  # filter of MLflow's search
-    order: str  # column by which the runs are sorted, the smallest first
+    order: str  # column by which the runs are sorted
     columns: Sequence[str]  # of the table of runs
     sections: Sequence[Section] = ()
+    ascending: bool = True
     group_by: str | None = None  # tag: one bar or line for all runs of the same value, their mean
 
     def view(self, others: Iterable[str] = ()) -> dict[str, Any]:
@@ -85,7 +86,7 @@ class Dashboard:
         return {
             "searchFilter": self.runs,
             "orderByKey": self.order,  # by date, runs below others would be folded away and not drawn
-            "orderByAsc": True,
+            "orderByAsc": self.ascending,
             "selectedColumns": list(self.columns),
             "runsHiddenMode": "SHOWALL",  # else the first ten only
             "isAccordionReordered": True,  # keep our order
@@ -194,10 +195,11 @@ def plan_dashboards(extractors: Sequence[str], geneval: bool, last: int = 0) -> 
     ablation = Dashboard(
         key="ablation",
         runs=f"tags.{ABLATION} LIKE '%'",  # cells, the base and the sweeps themselves
-        order=metric(fid),
+        order=f"tags.`{ABLATION}`",  # sweeps, cells, base: MLflow shows pictures of the first ten runs that have some
+        ascending=False,
         columns=[*settings, *scores],
         sections=[
-            Section("The best cell, and the base as a line", [image(ANSWER)], columns=1, height=620),
+            Section("The best cell, and the base as a line (click it)", [image(ANSWER)], columns=1),
             Section(
                 f"FID by {main}: {LOWER}",
                 [

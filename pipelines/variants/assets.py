@@ -1,7 +1,7 @@
 """Files that a profile takes from elsewhere: which, where to get them, and which are missing, before any work.
 
-`vapi assets check [PROFILE]` lists those of params.yaml or of a
-profile; every stage looks for its own, and for those of the stages behind it, before it starts. Nothing is downloaded here.
+`vapi assets check [PROFILE]` lists those of params.yaml or of a profile, and `vapi assets fetch` downloads some. Every stage
+looks for its own, and for those of the stages behind it, before it starts.
 """
 
 import os
@@ -216,5 +216,5 @@ def summary(profile: str, missing: list[Asset]) -> str:
         return f"profile {profile}: nothing is missing."
     return (
         f"profile {profile}: {len(missing)} of its files are missing. Put them there, or name other places in params.yaml; "
-        "make check-assets lists them all."
+        "`vapi assets fetch` gets what may be downloaded; `vapi assets check` lists them all."
     )

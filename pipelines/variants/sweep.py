@@ -132,13 +132,13 @@ def sweep_name(cells: Iterable[Experiment]) -> str:
     return f"sweep-{_digest(sorted(cell.name for cell in cells))}"
 
 
-def command(experiment: Experiment) -> list[str]:
-    """The command that runs an experiment."""
+def command(experiment: Experiment, shared: bool = False) -> list[str]:
+    """The command that runs an experiment; `shared`: other machines have a part in its sweep."""
     line = ["python", "-m", "pipelines.variants.experiment", "--name", experiment.name]
     line += ["--baseline", experiment.baseline, "--base", experiment.base]
     for name, value in experiment.overrides.items():
         line += ["--set-param", name if name.startswith("~") else f"{name}={_hydra(value)}"]
-    return [*line, experiment.stage]
+    return [*line, *(["--shared"] if shared else []), experiment.stage]
 
 
 def _in_order(reward: str) -> list[str]:

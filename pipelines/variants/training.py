@@ -146,15 +146,19 @@ def train_seed(stage: Stage, variant: Variant, alignment: Alignment, seed: int, 
         if distributed.is_main():
             save_model(directory, kind, trained, weights, base_sha256=model_hash(BASES[kind], kind))
 
-    pictures, size = stage.checkpoint / f"{seed}-{stage.fingerprint[:16]}", alignment.optimization.micro_batch_size
-    drawn = (
-        alignment.images_every,
-        generator,
-        tokenizer,
-        variant.samplings[0],
-        size or alignment.optimization.batch_size,
+    optimization = alignment.optimization
+    pictures = stage.checkpoint / f"pictures-{stage.fingerprint[:16]}"
+    previews = Previews(
+        stage,
+        run,
+        folder=pictures / str(seed),
+        base=pictures / "base.npy",
+        every=alignment.images_every,
+        generator=generator,
+        tokenizer=tokenizer,
+        config=variant.samplings[0],
+        batch_size=optimization.micro_batch_size or optimization.batch_size,
     )
-    previews = Previews(stage, run, pictures, *drawn)
 
     def keep(steps: int) -> None:
         previews.after(steps)
@@ -163,7 +167,6 @@ def train_seed(stage: Stage, variant: Variant, alignment: Alignment, seed: int, 
 
     if stage.params.launch.compile:
         generator.compile()
-    optimization = alignment.optimization
     previews.begin()
     name = f"{variant.name}@{seed}"
     with training_log(name, optimization.steps, optimization.batch_size, run, folder / CURVE) as log:

@@ -98,6 +98,8 @@ class Variant:
             parts += [f"ξ {config.noise_ratio:g}", *weight, config.regularizer]
             if sorted(config.reward.terms) != ["mse", "perceptual"]:  # the paper's
                 parts.append("+".join(config.reward.terms) or "prior")
+            if config.credit != "image":  # the paper's, too
+                parts.append(f"credit {config.credit}")
         return " · ".join([*parts, f"seed {seed}"])
 
     @property

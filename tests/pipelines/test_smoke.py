@@ -24,7 +24,7 @@ def checkout(tmp_path_factory):
     (checkout.path / "params.yaml").write_text(compose(PROFILE), encoding="utf-8")
     checkout.set_params(lambda params: params | {"threads": 1})  # other tests use the other core
     missing = checkout.run("python", "-m", "pipelines.stages", "subset")
-    assert missing.returncode == 1 and "make check-assets" in missing.stderr and "c2i_tiny_48.pt" in missing.stderr
+    assert missing.returncode == 1 and "vapi assets check" in missing.stderr and "c2i_tiny_48.pt" in missing.stderr
     write_smoke_assets(check_params(read_profile(PROFILE)), checkout.path)
     result = checkout.run("dvc", "repro", "report")
     assert result.returncode == 0, result.stdout + result.stderr

@@ -73,8 +73,8 @@ def typed(page: Path) -> list[str]:
     """The lines of a page that a person types: in blocks of code, and between backticks where they have a subcommand."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     blocks = re.findall(r"^(?:time )?(vapi .*)$", "".join(re.findall(r"^```.*?^```$", text, re.M | re.S)), re.M)
-    groups = {f"vapi {name}" for name, command in ROOT.commands.items() if hasattr(command, "commands")}
-    return blocks + [line for line in re.findall(r"`(vapi [^`]+)`", text) if line not in groups]
+    spoken_of = {f"vapi {' '.join(words[:n])}" for words in leaves() for n in (1, 2)}
+    return blocks + [line for line in re.findall(r"`(vapi [^`]+)`", text) if line not in spoken_of]
 
 
 @pytest.mark.parametrize(

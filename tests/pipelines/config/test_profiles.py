@@ -184,13 +184,33 @@ def test_the_protocol_is_that_of_table_2(name):
         ("mnist", ["ste", "tokenizer-post-training", "ar-grpo", "cross-entropy-clean"]),
         ("scenes", ["ste", "tokenizer-post-training"]),
         ("llamagen-xl-c2i", ["ar-grpo"]),
-        ("llamagen-xxl-c2i", ["ste", "tokenizer-post-training"]),
+        ("llamagen-xxl-c2i", ["ste", "tokenizer-post-training", "tokenizer-post-training-10k"]),
         ("llamagen-xl-t2i", ["ar-grpo"]),
         ("janus-pro-1b", []),
     ],
 )
 def test_the_rivals_are_those_of_the_papers_tables(name, rivals):
     assert [v.name for v in all_variants(profile(name)) if v.table == "rivals" and v.alignment] == rivals
+
+
+@pytest.mark.parametrize("name", ["llamagen-xl-c2i", "llamagen-xxl-c2i", "llamagen-xl-t2i"])
+def test_at_full_size_a_rival_inherits_neither_steps_nor_rate_and_says_whose_they_are(name):
+    own = Path(f"profiles/{name}.yaml").read_text(encoding="utf-8").partition("\nsample:")[0].splitlines()
+    for variant in all_variants(profile(name)):
+        if variant.table == "rivals" and variant.alignment:
+            assert {"learning_rate", "steps"} <= profile(name).variants[variant.name].align.keys()
+    stated = [
+        line for line in own if line.strip().startswith(("learning_rate: ", "steps: ")) and line.startswith("      ")
+    ]
+    assert stated and all("# " in line and ("[" in line or "as above" in line) for line in stated), stated
+
+
+def test_both_rows_of_the_post_trained_tokenizer_are_there():
+    """Paper, table 2: 100 steps and 10,000."""
+    rows = [
+        find_variant(profile("llamagen-xxl-c2i"), f"tokenizer-post-training{end}").alignment for end in ("", "-10k")
+    ]
+    assert [row.optimization.steps for row in rows] == [100, 10_000]
 
 
 @pytest.mark.parametrize("name", profile_names())

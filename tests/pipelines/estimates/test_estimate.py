@@ -4,15 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.commands.estimate import main
+from pipelines.commands import estimate as command
 from pipelines.config.params import Params, checked
 from pipelines.config.profiles import read_profile
 from pipelines.estimates.costs import costs_of
-from pipelines.estimates.estimate import estimate, seconds, sweep_seconds
+from pipelines.estimates.estimate import estimate, memory_peaks, seconds, sweep_seconds
 from pipelines.estimates.pages import disk_bytes, duration, page, sweep_line
 from pipelines.estimates.rates import EPYC, GPUS, measure_cpu
 from pipelines.estimates.sizes import Disk
 from pipelines.variants.variant import find_variant
+from vapi_core.errors import ParameterError
 
 ROOT = Path(__file__).parents[3]
 # seconds, of reports/stages at commit b90f14a, of stages that had the machine to themselves
@@ -53,6 +54,12 @@ def test_a_page_tells_time_and_disk_and_that_nothing_was_measured_on_a_gpu(param
     assert "| align@ste |" in text and "not measured" in text and "second copy" in text
 
 
+def test_peaks_of_memory_are_of_the_stages_that_align_and_draw(params, rows):
+    peaks = memory_peaks(params, None)
+    assert peaks.keys() == {"align@ste", "sample@ste"} and min(peaks.values()) > 1e7
+    assert f" {peaks['align@ste'] / 1e9:.3g} GB |" in page(params, rows, EPYC, False, peaks)
+
+
 def test_links_into_the_cache_save_one_copy_of_every_output(rows):
     output = sum(row.disk.output for row in rows)
     assert disk_bytes(rows, copies=True) - disk_bytes(rows, copies=False) == pytest.approx(output)
@@ -79,6 +86,10 @@ def test_durations_are_short(length, text):
     assert duration(length) == text
 
 
-def test_the_command_refuses_a_profile_that_is_not_there(capsys):
-    assert main(["--profile", "no-such"]) == 1
-    assert "there is no profile 'no-such'" in capsys.readouterr().err
+def test_the_command_refuses_what_it_does_not_know():
+    with pytest.raises(ParameterError, match="there is no profile 'no-such'"):
+        command.estimate("no-such")
+    with pytest.raises(ParameterError, match=r"--gpu: there is no 'abacus'; there are cpu, h100, "):
+        command.estimate(gpu="abacus")
+    with pytest.raises(ParameterError, match="--measure"):
+        command.estimate(gpu="h100", measure=True)

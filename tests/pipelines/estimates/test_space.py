@@ -63,7 +63,7 @@ def test_it_is_one_message_and_no_traceback(full, capsys):
 
 
 def test_check_assets_refuses_too_unless_told_otherwise(full, capsys):
-    assert assets.main(["mnist"]) == 1
-    assert "needs" in capsys.readouterr().err
-    assert assets.main(["mnist", "--anyway"]) == 0
+    with pytest.raises(SpaceError, match="profile mnist needs"):
+        assets.check("mnist")
+    assert assets.check("mnist", anyway=True) == 0
     assert "warning: profile mnist needs" in capsys.readouterr().err

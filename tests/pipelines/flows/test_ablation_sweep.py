@@ -152,4 +152,4 @@ def test_a_cell_with_spoilt_metrics_is_red_and_listed_and_the_others_go_on(told)
     *_, table = (json.loads(data) for kind, data in told["artifacts"] if kind == "table")
     rows = {row["noise_ratio"]: row for row in table}
     assert [rows[n]["state"] for n in (0.0, 0.5, 0.75)] == ["completed", "failed", "completed"]
-    assert "no scores there that can be read" in rows[0.5]["problem"] and rows[0.75]["fid toy"] == "9.25"
+    assert "no scores there that can be read" in rows[0.5]["problem"] and rows[0.75]["fid/scorer"] == "9.25"

@@ -1,5 +1,6 @@
 """A reply of MLflow's server that is lost on its way makes no second live run. The server is MLflow's own, in this process."""
 
+import shutil
 import socket
 import threading
 
@@ -42,7 +43,8 @@ class LossyServer:
 
 
 @pytest.fixture
-def server(tmp_path, monkeypatch):
+def server(tmp_path, monkeypatch, empty_store):
+    shutil.copy(empty_store, tmp_path / "server.db")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("_MLFLOW_SERVER_FILE_STORE", f"sqlite:///{tmp_path}/server.db")
     monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", str(tmp_path / "artifacts"))

@@ -19,8 +19,9 @@ DEAD_SERVER = "http://127.0.0.1:9"  # the discard port: nothing listens
 
 
 @pytest.fixture
-def workplace(tmp_path, monkeypatch):
-    """An empty working directory with its own database."""
+def workplace(tmp_path, monkeypatch, empty_store):
+    """A working directory with its own database, and nothing else."""
+    shutil.copy(empty_store, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     return tmp_path
@@ -142,6 +143,7 @@ def test_scores_make_a_run_where_none_is_left(workplace):
 
 
 def test_processes_that_start_together_on_a_fresh_database_all_succeed(workplace):
+    (workplace / "mlflow.db").unlink()
     program = """
         import sys
         from pipelines.tracking import mlflow_runs

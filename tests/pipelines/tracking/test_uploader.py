@@ -1,5 +1,6 @@
 """A stage that is run as a command never imports MLflow itself: a process beside it sends, whatever becomes of the stage."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,8 +25,9 @@ STAGE = """
 
 
 @pytest.fixture
-def workplace(tmp_path, monkeypatch):
-    """An empty working directory with its own database."""
+def workplace(tmp_path, monkeypatch, empty_store):
+    """A working directory with its own database, and nothing else."""
+    shutil.copy(empty_store, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
@@ -236,6 +238,7 @@ def test_a_process_that_dies_is_told_as_a_server_that_is_away(workplace):
 
 
 def test_a_command_that_tracks_nothing_makes_no_database(workplace):
+    (workplace / "mlflow.db").unlink()
     command = start("from pipelines.tracking import uploader\nuploader.start_early()")
     command.communicate()
     assert command.returncode == 0 and list(workplace.iterdir()) == []

@@ -112,7 +112,7 @@ def test_a_stage_asks_for_what_it_and_the_stages_behind_it_read(params, empty):
     assert parameters["sample-control@base"] == ["score.inception_checkpoint", "score.reference_batch"]
     for table in ("report", "table@noise"):
         assert needed_by(table, found, EXPERIMENT) == []
-    with pytest.raises(VapiError, match=r"c2i_XXL_384\.pt .*\n.*FoundationVision/LlamaGen(.|\n)*make check-assets"):
+    with pytest.raises(VapiError, match=r"c2i_XXL_384\.pt .*\n.*FoundationVision/LlamaGen(.|\n)*vapi assets check"):
         require_assets(params, "subset")
     require_assets(params, "report")
 
