@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pipelines.config.loading import check_params
 from pipelines.config.params import Params, grid_side
 from pipelines.config.profiles import read_profile
-from pipelines.variants.loading import check_params
-from pipelines.variants.variant import find_variant
+from pipelines.config.variant import find_variant
 from vapi_core.errors import ParameterError, VapiError
 from vapi_core.models.llamagen.generator import Generator
 from vapi_core.models.llamagen.tokenizer import Tokenizer

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.commands.assets import params_of
+from pipelines.config.assets import ADM, GENEVAL, HEADS, INCEPTION, VGG, Asset, assets_of, summary, table
 from pipelines.frame.progress import progress
-from pipelines.variants.assets import ADM, GENEVAL, HEADS, INCEPTION, VGG, Asset, assets_of, summary, table
 from vapi_core.errors import FileError, VapiError
 from vapi_core.files import sha256_file
 from vapi_core.models.perceptual import HEADS_FILES, VGG_FILE

@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 
 from pipelines.commands.device import choose_device
+from pipelines.config.loading import load_params
 from pipelines.config.params import Params
 from pipelines.config.paths import GENERATOR, REPORTS
+from pipelines.config.variant import SUBJECT, find_variant
 from pipelines.frame.inputs import open_generator, open_split, open_tokenizer
 from pipelines.frame.stage import Stage, StagePlan, UntrackedRun
 from pipelines.reporting.html_page import write_page
 from pipelines.reporting.tables import TABLES
-from pipelines.variants.loading import load_params
 from pipelines.variants.training import LentNetworks
-from pipelines.variants.variant import SUBJECT, find_variant
 from vapi_core.alignment.method import Setting
 from vapi_core.alignment.reward import ReconstructionReward, open_perceptual
 

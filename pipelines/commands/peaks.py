@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 
+from pipelines.config.loading import check_params
 from pipelines.config.params import Params
 from pipelines.config.profiles import read_profile
+from pipelines.config.variant import EXPERIMENT, RIVALS, variants_of
 from pipelines.estimates.peaks import CUDA_RESERVE, Peak, align_peak, sample_peak
 from pipelines.reporting.markdown import markdown_table
-from pipelines.variants.loading import check_params
-from pipelines.variants.variant import EXPERIMENT, RIVALS, variants_of
 
 HOLDERS = ("weights", "weights in bfloat16", "gradients", "moments", "frozen networks", "KV cache", "activations")
 

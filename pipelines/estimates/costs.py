@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipelines.config.params import Params, grid_side
+from pipelines.config.variant import Alignment, Variant, all_variants
 from pipelines.estimates import models
 from pipelines.estimates.sizes import features, images_of_set, in_order, parameters, reference_images
 from pipelines.estimates.work import Work, counted, measure, of_layers, operation
-from pipelines.variants.variant import Alignment, Variant, all_variants
 from vapi_core.data.images import images_of_a_pass, resize_bicubic
 from vapi_core.models.classifier import ARCHITECTURES
 from vapi_core.randomness import stream

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipelines.config.params import Params, grid_side
-from pipelines.variants.variant import Alignment
+from pipelines.config.variant import Alignment
 from vapi_core.alignment.method import Setting
 from vapi_core.data.batches import AlignmentData
 from vapi_core.models.classifier import ARCHITECTURES

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pipelines.config.params import Params
+from pipelines.config.variant import EXPERIMENT
 from pipelines.estimates.estimate import Row
 from pipelines.estimates.rates import Rates
 from pipelines.reporting.markdown import markdown_table
-from pipelines.variants.variant import EXPERIMENT
 from vapi_core.files import read_json
 
 UNITS = (("d", 86400), ("h", 3600), ("min", 60))

@@ -21,9 +21,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from pipelines.config.params import Params
+from pipelines.config.variant import Alignment, find_variant
 from pipelines.estimates import models
 from pipelines.estimates.live_bytes import LiveBytes
-from pipelines.variants.variant import Alignment, find_variant
 from vapi_core.alignment.ar_grpo import ArGrpo
 from vapi_core.alignment.method import Setting
 from vapi_core.data.images import images_of_a_pass

@@ -12,8 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 from pipelines.config.params import Params, grid_side
 from pipelines.config.paths import ALIGNED, CLASSIFIERS, GENERATOR, REFERENCES, STAGES, SUBSET, TOKENIZER, TOKENS
+from pipelines.config.variant import Variant, all_variants
 from pipelines.estimates import models
-from pipelines.variants.variant import Variant, all_variants
 from vapi_core.training.loop import OptimizationConfig
 
 FLOAT = 4  # bytes of a weight: they are kept in float32

@@ -25,6 +25,7 @@ from prefect.artifacts import (
 from prefect.states import Completed, State
 from pydantic import ValidationError
 
+from pipelines.config.loading import check_params
 from pipelines.config.paths import WORK
 from pipelines.estimates.estimate import sweep_seconds
 from pipelines.estimates.pages import sweep_line
@@ -38,7 +39,6 @@ from pipelines.repository.git import experiments
 from pipelines.repository.sharing import check_shareable, fetch_experiments
 from pipelines.tracking import dashboards
 from pipelines.variants.cells import read_scores
-from pipelines.variants.loading import check_params
 from pipelines.variants.sweep import (
     Baseline,
     Experiment,

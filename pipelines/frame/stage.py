@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipelines.config.assets import link_assets, require_assets
+from pipelines.config.loading import load_params
 from pipelines.config.params import Params
 from pipelines.config.paths import CURVES, REPORTS, RUN_FILE, STAGE_METRICS, SUBSET, WORK, remedy
 from pipelines.estimates.space import require_space
@@ -29,8 +31,6 @@ from pipelines.frame.processes import only_one
 from pipelines.frame.progress import Advance, progress
 from pipelines.tracking.runs import StageRun, stage_key, stage_run
 from pipelines.tracking.uploader import dismiss_early
-from pipelines.variants.assets import link_assets, require_assets
-from pipelines.variants.loading import load_params
 from vapi_core import distributed
 from vapi_core.arrays import MANIFEST
 from vapi_core.errors import FileError, ParameterError

@@ -7,18 +7,10 @@ import pandas as pd
 
 from pipelines.config.params import Params
 from pipelines.config.paths import STAGE_METRICS
-from pipelines.reporting.statistics import (
-    blind_extractors,
-    compare,
-    match_temperatures,
-    overall_scores,
-    summarize,
-    summarize_tasks,
-    whole_alignments,
-)
+from pipelines.config.variant import BASE, SUBJECT, Variant, variants_of
+from pipelines.reporting.statistics import blind_extractors, compare, match_temperatures, summarize, summarize_tasks
 from pipelines.reporting.tables import Table
-from pipelines.variants.score_files import GENEVAL_TABLE, SCORES_TABLE, read_table
-from pipelines.variants.variant import BASE, SUBJECT, Variant, variants_of
+from pipelines.variants.score_files import GENEVAL_TABLE, SCORES_TABLE, overall_scores, read_table, whole_alignments
 from vapi_core.files import read_json
 
 GENEVAL = "geneval"  # the extractor of GenEval's overall score

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from pipelines.config.paths import WORK
+from pipelines.config.variant import ABLATION, BASE
 from pipelines.reporting.grid_figures import best_cell, draw, draw_answer
 from pipelines.repository.git import experiments
 from pipelines.tracking import mlflow_runs
@@ -23,7 +24,6 @@ from pipelines.tracking import runs as tracking
 from pipelines.tracking.mlflow_runs import SCORE
 from pipelines.variants.cells import DIGITS, FinishedCell, cells_of_head, read_cell, read_key, read_variant
 from pipelines.variants.sweep import AXES, is_cell, setting
-from pipelines.variants.variant import ABLATION, BASE
 from vapi_core.errors import FileError
 from vapi_core.files import atomic_path
 

@@ -8,7 +8,8 @@ import pandas as pd
 
 from pipelines.reporting.charts import draw_heatmap, draw_lines, panels
 from pipelines.reporting.figures import save_figure
-from pipelines.reporting.statistics import LOWER_IS_BETTER, SCORE_TITLES
+from pipelines.reporting.statistics import LOWER_IS_BETTER
+from pipelines.variants.score_files import SCORE_TITLES
 from pipelines.variants.sweep import AXES
 from vapi_core.scoring.statistics import mean_and_standard_error, t_interval
 

@@ -18,9 +18,9 @@ from pipelines.reporting.evidence import main_guidance, unique_rows
 from pipelines.reporting.markdown import counted, item, prose
 from pipelines.reporting.rule import RULE, own_rule
 from pipelines.reporting.settings import alignment_rows
-from pipelines.reporting.statistics import SCORE_TITLES
 from pipelines.reporting.tables import TABLES, Table
 from pipelines.repository.git import git
+from pipelines.variants.score_files import SCORE_TITLES
 from vapi_core.errors import FileError, ParameterError
 
 PLAN = REPORTS / "plan.md"

@@ -9,8 +9,9 @@ import pandas as pd
 
 from pipelines.reporting.evidence import Evidence
 from pipelines.reporting.markdown import markdown_table, prose
-from pipelines.reporting.statistics import BETTER, NOT_TESTED, SCORE_TITLES, WORSE, compare, whole_alignments
+from pipelines.reporting.statistics import BETTER, NOT_TESTED, WORSE, compare
 from pipelines.reporting.tables import AGAIN, REPLICATION, TABLES
+from pipelines.variants.score_files import SCORE_TITLES, whole_alignments
 
 SPREADS = ("fid", "accuracy", "precision", "recall")
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pipelines.config.variant import Variant
 from pipelines.reporting.evidence import Evidence
 from pipelines.reporting.markdown import markdown_table
-from pipelines.variants.variant import Variant
 
 LEFT_OUT = ("method", "checkpoint_every", "log_kl_every")  # named otherwise, or of no influence
 

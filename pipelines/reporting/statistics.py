@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from pipelines.config.params import decimal
+from pipelines.variants.score_files import SCORE_TITLES
 from vapi_core.scoring.geneval.comparison import task_scores
 from vapi_core.scoring.statistics import (
     holm,
@@ -23,15 +24,6 @@ from vapi_core.scoring.statistics import (
     t_interval,
 )
 
-SCORE_TITLES = {
-    "fid": "FID",
-    "is_mean": "IS",
-    "kid_mean": "KID",
-    "precision": "precision",
-    "recall": "recall",
-    "accuracy": "accuracy",
-    "overall": "GenEval",
-}
 LOWER_IS_BETTER = ("fid", "kid_mean")
 SETTING = ["row", "temperature", "guidance_scale"]
 LEVEL = 0.05
@@ -45,11 +37,6 @@ class Claim:
     text: str
     better: str
     worse: str
-
-
-def whole_alignments(scores: pd.DataFrame) -> pd.DataFrame:
-    """The scores without those of alignments on their way."""
-    return scores[scores["steps"].isna()]
 
 
 def summarize(scores: pd.DataFrame) -> pd.DataFrame:
@@ -213,18 +200,6 @@ def nested(summary: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
         values = {name: float(f"{row[name]:.6g}") for name in names if pd.notna(row.get(name))}
         metrics.setdefault(row["extractor"], {})[setting] = {**values, "seeds": row["seeds"]}
     return metrics
-
-
-def overall_scores(judged: pd.DataFrame) -> pd.DataFrame:
-    """GenEval's overall score of every set, the mean of its tasks: one row per set, column `overall`.
-
-    `judged` has one row per set and prompt: variant, temperature, guidance_scale, seed, task, correct, images.
-    """
-    keys = ["variant", "temperature", "guidance_scale", "seed"]
-    by_task = judged.groupby([*keys, "task"])[["correct", "images"]].sum()
-    return (
-        (by_task["correct"] / by_task["images"]).groupby(keys).mean().rename("overall").reset_index().assign(steps=None)
-    )
 
 
 def summarize_tasks(judged: pd.DataFrame) -> pd.DataFrame:

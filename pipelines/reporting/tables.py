@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipelines.config.params import decimal
+from pipelines.config.variant import BASE, CONTINUED, EXPERIMENT, RIVALS, SUBJECT, Alignment, Variant
 from pipelines.reporting.statistics import Claim
-from pipelines.variants.variant import BASE, CONTINUED, EXPERIMENT, RIVALS, SUBJECT, Alignment, Variant
 from vapi_core.alignment.va_pi import VaPiConfig
 
 Picture = Literal["samples", "reconstructions", "curves", "precision-recall", "axis", "densities"]

@@ -14,6 +14,8 @@ import numpy as np
 
 from pipelines.config.params import Params
 from pipelines.config.paths import OWN_WORK, RUN_FILE, SUBSET, TOKENS, remedy
+from pipelines.config.variant import ImageSet, Variant
+from pipelines.frame.grids import save_grid
 from pipelines.frame.inputs import (
     IMAGES,
     LABELS,
@@ -25,8 +27,6 @@ from pipelines.frame.inputs import (
 )
 from pipelines.frame.progress import Advance, progress
 from pipelines.frame.stage import Stage, descriptions
-from pipelines.reporting.figures import save_grid
-from pipelines.variants.variant import ImageSet, Variant
 from vapi_core import distributed
 from vapi_core.arrays import write_manifest
 from vapi_core.data.batches import batch_conditions

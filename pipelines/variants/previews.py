@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pipelines.frame.grids import MIN_SIDE, tile
 from pipelines.frame.stage import Stage, StageRun, UntrackedRun
-from pipelines.reporting.figures import MIN_SIDE, tile
 from pipelines.tracking.runs import PREVIEW
 from pipelines.variants.drawing import choose_labels, open_conditions
 from vapi_core import distributed

@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.config.loading import PARAMS_FILE, check_params
 from pipelines.config.paths import SHARED
 from pipelines.config.profiles import read_profile
+from pipelines.config.variant import BASE, SUBJECT, SWEEP, Alignment, Variant, find_variant
 from pipelines.repository.clones import state_of
 from pipelines.repository.git import git
 from pipelines.repository.lockfile import LOCK, check_dvc_files, output_hashes
-from pipelines.variants.loading import PARAMS_FILE, check_params
 from pipelines.variants.sweep_form import PRIOR_ONLY, TERMS, SweepForm
-from pipelines.variants.variant import BASE, SUBJECT, SWEEP, Alignment, Variant, find_variant
 from vapi_core.errors import FileError, ParameterError
 from vapi_core.files import read_yaml
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from pipelines.config.paths import CLASSIFIERS, CURVES, GENERATOR, RUN_FILE, TOKENIZER, remedy
+from pipelines.config.variant import STEPS, Alignment, Variant
 from pipelines.frame.inputs import item_prompts, open_generator, open_split, open_subset, open_tokenizer
 from pipelines.frame.stage import Metrics, Stage, outputs_hash, training_log, upstream_keys
 from pipelines.tracking.runs import stage_key
 from pipelines.variants.previews import Previews
-from pipelines.variants.variant import STEPS, Alignment, Variant
 from vapi_core import distributed
 from vapi_core.alignment.method import Setting
 from vapi_core.errors import FileError, ParameterError

@@ -9,10 +9,10 @@ import torch
 import yaml
 
 from pipelines.cli.__main__ import main
+from pipelines.config.loading import check_params
 from pipelines.config.params import grid_side
 from pipelines.config.profiles import compose, differences, profile_names, read_profile
-from pipelines.variants.loading import check_params
-from pipelines.variants.variant import all_variants, find_variant
+from pipelines.config.variant import all_variants, find_variant
 from tests.reference import REFERENCE, needs_reference
 from vapi_core.errors import FileError, ParameterError
 from vapi_core.models.llamagen.generator import Generator

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.config.loading import check_params
 from pipelines.config.params import Params
 from pipelines.config.profiles import read_profile
+from pipelines.config.variant import find_variant
 from pipelines.estimates.costs import COUNTED_LOGITS, _Shared, alignment_work, alike, training
 from pipelines.estimates.work import operation
-from pipelines.variants.loading import check_params
-from pipelines.variants.variant import find_variant
 from vapi_core.files import read_json
 from vapi_core.training.loop import OptimizationConfig
 

@@ -5,13 +5,13 @@ import torch
 import yaml
 from torch.profiler import ProfilerActivity, profile
 
+from pipelines.config.loading import check_params
 from pipelines.config.profiles import read_profile
+from pipelines.config.variant import find_variant, overlay
 from pipelines.estimates import peaks
 from pipelines.estimates.live_bytes import LiveBytes
 from pipelines.estimates.peaks import CUDA_RESERVE, align_peak, fullest, sample_peak
 from pipelines.frame.memory_advice import memory_levers
-from pipelines.variants.loading import check_params
-from pipelines.variants.variant import find_variant, overlay
 from vapi_core.memory import CPU_PART_BYTES
 
 GB = 10**9

@@ -22,9 +22,9 @@ import json, sys
 from pathlib import Path
 import pandas as pd
 from pipelines.tracking.runs import Header, add_scores, now, stage_run
-from pipelines.variants.loading import load_params
+from pipelines.config.loading import load_params
 from pipelines.variants.training import described
-from pipelines.variants.variant import find_variant
+from pipelines.config.variant import find_variant
 params = load_params()
 variant = find_variant(params, sys.argv[1])
 alignment = variant.alignment

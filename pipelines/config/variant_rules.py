@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from pipelines.config.params import Params
 from pipelines.config.rules import TWICE, Problem, batch_problems, repeats
-from pipelines.variants.variant import BASE, Variant, all_variants, find_variant, key_of
+from pipelines.config.variant import BASE, Variant, all_variants, find_variant, key_of
 from vapi_core.alignment.method import Need
 from vapi_core.sampling.sampler import SamplingConfig
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipelines.config.params import Params
 from pipelines.config.paths import REPOSITORY, STAGES
-from pipelines.variants.variant import EXPERIMENT, Variant, all_variants, key_of, variants_of
+from pipelines.config.variant import EXPERIMENT, Variant, all_variants, key_of, variants_of
 from vapi_core.data.hub import is_hub_id
 from vapi_core.errors import VapiError
 from vapi_core.models.perceptual import HEADS_FILES, VGG_FILE
