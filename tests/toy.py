@@ -1,4 +1,4 @@
-"""A repository with the pipeline's shape and none of its work: the flows' tests look at how stages run, not at what they do.
+"""A repository with the pipeline's shape and none of its work: the flows' tests look at how stages run.
 
 The stages of its dvc.yaml run this file. A stage waits while VAPI_WORK has a file `hold-STAGE`, or `hold-RATIO` for its
 noise ratio; with `fail-RATIO` it fails, with `spoil-RATIO` its scores cannot be read. What began and ended is told in

@@ -1,9 +1,9 @@
 """Images for any prompts from the run's generators, or those of a finished set, as a folder in GenEval's layout.
 
-Then `vapi geneval FOLDER`, `vapi score FOLDER`, or the official scripts. Prompts are GenEval's (.jsonl) or any others (.csv,
-.tsv, .json, one a line), and need not be those of the run; its generators, text encoder and sampling parameters are used.
-Image k of prompt i is drawn from the stream that the stage `sample` would draw it from. An interrupted run goes on where it
-was.
+Then `vapi geneval FOLDER`, `vapi score FOLDER`, or the official scripts. Prompts are GenEval's (.jsonl) or any others
+(.csv, .tsv, .json, one a line), and need not be those of the run; its generators, text encoder and sampling parameters
+are used. Image k of prompt i is drawn from the stream that the stage `sample` would draw it from. An interrupted run
+goes on where it was.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,7 +1,8 @@
-"""Downloads what a profile lacks and what may be downloaded: `vapi assets fetch`. Licences are shown, and asked for, first.
+"""Downloads what a profile lacks and what may be downloaded: `vapi assets fetch`. Licences are shown, and asked for,
+first.
 
-The hub's files go where `huggingface_hub` puts them, or to the place that the params name. Files with an address go on where
-an interrupted download was. Each is compared with the sha256 that its source gives; some give none.
+The hub's files go where `huggingface_hub` puts them, or to the place that the params name. Files with an address go on
+where an interrupted download was. Each is compared with the sha256 that its source gives; some give none.
 """
 
 import os

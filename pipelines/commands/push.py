@@ -1,6 +1,7 @@
 """Publishes aligned weights: safetensors, the tokenizer they draw through, and a model card, in a folder or on the Hub.
 
-The card says what the weights were made from, by which settings, under which licence, and how the variant scored over seeds.
+The card says what the weights were made from, by which settings, under which licence, and how the variant scored over
+seeds.
 """
 
 import dataclasses

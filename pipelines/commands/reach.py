@@ -102,7 +102,8 @@ def measure(
         seed: of the draws.
 
     Raises:
-        ParameterError: the number of groups is odd; or the variant has no reward of reconstruction, or one whose terms have no error maps.
+        ParameterError: the number of groups is odd; or the variant has no reward of reconstruction, or one whose terms
+        have no error maps.
     """
     if groups % 2:
         raise ParameterError("--groups", f"{groups} is odd.")

@@ -1,4 +1,4 @@
-"""What variants need of the other parameters, and of each other. As in `config.rules`, all problems are told at once."""
+"""What variants need of the other parameters and of each other. As in `config.rules`, all problems are told."""
 
 from collections.abc import Iterator
 

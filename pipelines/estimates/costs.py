@@ -91,8 +91,8 @@ def training(work_of: Callable[[int], Work], config: OptimizationConfig, trained
 
 
 def optimizer_step(trained: float) -> Work:
-    """AdamW over so many float32 parameters: it reads weight, gradient and two moments and writes three of them; the norm
-    of the gradient, its clipping and the largest weight read and write 16 bytes more."""
+    """AdamW over so many float32 parameters: it reads weight, gradient and two moments and writes three of them; the
+    norm of the gradient, its clipping and the largest weight read and write 16 bytes more."""
     return operation(15 * trained, 28 * trained) + operation(3 * trained, 16 * trained)
 
 

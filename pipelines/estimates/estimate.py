@@ -61,7 +61,8 @@ def seconds(cost: Cost, disk: Disk, params: Params, rates: Rates) -> float:
 
 
 def memory_peaks(params: Params, memory: float | None) -> dict[str, float]:
-    """Bytes of tensors at the fullest moment, of the stages that align and draw. Variants of the same work have one peak.
+    """Bytes of tensors at the fullest moment, of the stages that align and draw. Variants of the same work have one
+    peak.
 
     Args:
         memory: bytes of the GPU; None: a CPU, on which how many images are drawn at once must stand in the params.

@@ -1,8 +1,8 @@
 """The fullest moment of a computation: which bytes are held at once, and what holds them.
 
-Works on real tensors and on fake ones, which have shapes and no content: then nothing is allocated. A storage counts from
-the operation that makes it until nothing refers to it, which is what an allocator holds without its own rounding. What
-libraries allocate inside an operation does not show.
+Works on real tensors and on fake ones, which have shapes and no content: then nothing is allocated. A storage counts
+from the operation that makes it until nothing refers to it, which is what an allocator holds without its own rounding.
+What libraries allocate inside an operation does not show.
 """
 
 from collections.abc import Iterable, Iterator

@@ -77,8 +77,8 @@ def _shape(params: Params) -> tuple[int, int, int, int | None, int]:
 
 
 def without_steps(policy: Policy) -> list[int]:
-    """Has a policy take no decode step, only note of how many rows each was to be: a sequence of them is long, and every one
-    is like the one before. They are counted apart (`costs.decode_steps`)."""
+    """Has a policy take no decode step, only note of how many rows each was to be: a sequence of them is long, and
+    every one is like the one before. They are counted apart (`costs.decode_steps`)."""
     rows: list[int] = []
 
     def decode_step(tokens: Tensor, position: int, cache: Any) -> Tensor:

@@ -1,10 +1,12 @@
-"""How much memory a stage needs at its fullest moment, computed and not allocated: the stage's own code on fake tensors.
+"""How much memory a stage needs at its fullest moment, computed and not allocated: the stage's own code on fake
+tensors.
 
 An alignment is a step that is not the first: weights, moments and the frozen networks are there, and gradients where a
-step has several backward passes. Of a micro-batch's parts the first two run, since all are alike; of the tokens that AR-GRPO or a
-sampler draws, the last, when the KV cache is longest. Of the policy's layers a few run: every phase of a stage grows by
-the same with each, which a test compares with all of them. Assumed is what `models` assumes. Not counted are the CUDA context, what
-libraries allocate inside an operation, what an allocator cannot use between its blocks, and what `launch.compile` saves.
+step has several backward passes. Of a micro-batch's parts the first two run, since all are alike; of the tokens that
+AR-GRPO or a sampler draws, the last, when the KV cache is longest. Of the policy's layers a few run: every phase of a
+stage grows by the same with each, which a test compares with all of them. Assumed is what `models` assumes. Not counted
+are the CUDA context, what libraries allocate inside an operation, what an allocator cannot use between its blocks, and
+what `launch.compile` saves.
 """
 
 from collections.abc import Callable, Iterator
@@ -152,7 +154,7 @@ def _fake(gpu: bool) -> Iterator[None]:
 
 
 def _replace(module: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
-    """`nn.Module._apply` with new parameters in the old ones' place: torch swaps their content, which fake ones refuse."""
+    """`nn.Module._apply` with new parameters in the place of old ones, whose content fake tensors cannot swap."""
     for child in module.children():
         child._apply(fn)
     for tensors in (module._parameters, module._buffers):

@@ -50,8 +50,8 @@ class _Hidden:
 
 
 class _Empty(TorchFunctionMode):
-    """Gives weights a shape and no content, and draws none. `torch.device("meta")` would do, but what is computed there loads
-    seconds of libraries, and every stage asks."""
+    """Gives weights a shape and no content, and draws none. `torch.device("meta")` would do, but what is computed there
+    loads seconds of libraries, and every stage asks."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

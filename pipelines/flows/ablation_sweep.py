@@ -1,7 +1,7 @@
 """Flow `ablation-sweep`: every cell of a form as one Prefect task and one DVC experiment.
 
-A cell whose experiment exists is skipped, so that running a sweep again resumes it; within a cell, training goes on from
-its last checkpoint. From plain Python: `vapi sweep --noise-ratios 0 0.5 --dry-run`.
+A cell whose experiment exists is skipped, so that running a sweep again resumes it; within a cell, training goes on
+from its last checkpoint. From plain Python: `vapi sweep --noise-ratios 0 0.5 --dry-run`.
 """
 
 import argparse
@@ -60,7 +60,7 @@ SKIPPED = "Skipped"  # name of the state of a cell that was finished before
 
 @task(retries=1, retry_delay_seconds=2)
 def run_experiment(experiment: Experiment, gpus: list[str], shared: bool) -> State:
-    """One experiment, unless it exists: here, or if `shared` by a worker. A cell whose scores cannot be read has failed."""
+    """One experiment, unless it exists: here, or if `shared` by a worker. A cell without readable scores has failed."""
     exists = experiment.name in (fetch_experiments([experiment.name]) if shared else experiments())
     if not exists and shared and experiment.cell is not None:
         hand_out(experiment)
@@ -76,7 +76,8 @@ def run_experiment(experiment: Experiment, gpus: list[str], shared: bool) -> Sta
 
 @flow(name="ablation-sweep")
 def ablation_sweep(form: SweepForm = PAPERS_NOISE, dry_run: bool = False) -> State:
-    """Runs VA-π with every combination of noise ratios, regularizers, their weights, rewards and credits, with every seed.
+    """Runs VA-π with every combination of noise ratios, regularizers, their weights, rewards and credits, with every
+    seed.
 
     Args:
         form: the grid.
@@ -123,7 +124,7 @@ def ablation_sweep(form: SweepForm = PAPERS_NOISE, dry_run: bool = False) -> Sta
 
 
 class Progress:
-    """The sweep's artifacts: its grid as a table and how much of it is done, renewed as cells end; then figures and links."""
+    """The sweep's artifacts: its grid as a table and how much is done, renewed as cells end; then figures and links."""
 
     def __init__(self, cells: list[Experiment]):
         self._key = sweep_name(cells)

@@ -1,7 +1,7 @@
 """Flow `cell`: one experiment of a sweep, on whichever machine has a worker for it, and how a sweep hands it out.
 
-A worker runs in a clone of the repository, whose commit does not matter: the experiment runs in a clone of its own at the
-sweep's commit (`variants/experiment.py`), which it has from git's origin, and what it builds on from DVC's remote.
+A worker runs in a clone of the repository, whose commit does not matter: the experiment runs in a clone of its own at
+the sweep's commit (`variants/experiment.py`), which it has from git's origin, and what it builds on from DVC's remote.
 """
 
 import threading

@@ -119,7 +119,7 @@ def visible_gpus(device: str) -> list[str]:
 
 @contextmanager
 def one_gpu(gpus: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Lends a GPU that nobody in this folder works on, as environment variables; where all are lent, they are shared."""
+    """Lends a GPU that nobody in this folder works on, as environment variables; if all are lent, they are shared."""
     if not gpus:
         yield {}
         return

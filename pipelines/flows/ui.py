@@ -2,8 +2,8 @@
 
 What PREFECT_API_URL or MLFLOW_TRACKING_URI (http) names is used, not started. The databases are Prefect's and MLflow's
 own defaults, or PREFECT_SERVER_DATABASE_CONNECTION_URL and MLFLOW_TRACKING_URI as a database URL, e.g. of PostgreSQL.
-The servers answer pages of their own address only; with PREFECT_SERVER_API_AUTH_STRING, user:password, Prefect asks for it too.
-Passwords reach the servers by their environment: command lines are for all users of a machine to read.
+The servers answer pages of their own address only; with PREFECT_SERVER_API_AUTH_STRING, user:password, Prefect asks for
+it too. Passwords reach the servers by their environment: command lines are for all users of a machine to read.
 """
 
 import os
@@ -124,7 +124,7 @@ def start_mlflow(env: dict[str, str], stack: ExitStack, host: str = LOOPBACK) ->
 
 
 def allowed_hosts(host: str, port: int, others: str | None) -> str:
-    """This machine's own names for a port, and the user's; by default MLflow answers to names such as 10.example too."""
+    """This machine's own names for a port, and the user's; by default MLflow answers to names like 10.example too."""
     return ",".join([f"{host}:{port}", f"localhost:{port}", *([others] if others else [])])
 
 

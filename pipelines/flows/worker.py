@@ -1,7 +1,8 @@
 """A worker for the cells of sweeps: `vapi worker` in a clone of the repository, on any machine.
 
 It takes as many cells at a time as it sees GPUs, each of which has one; without GPUs one. The environment names the
-servers: PREFECT_API_URL, and MLFLOW_TRACKING_URI as a server too. Whatever ends it ends its cells, which then go to others.
+servers: PREFECT_API_URL, and MLFLOW_TRACKING_URI as a server too. Whatever ends it ends its cells, which then go to
+others.
 """
 
 import os

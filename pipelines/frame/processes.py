@@ -1,9 +1,9 @@
 """Long processes that leave nothing running, whoever is killed.
 
-`run` starts a command under a guard, a small process of its own. The guard ends the command and all its descendants when
-the command ends, when it is told to, and when its caller is gone, even by kill -9: it sees its standard input close. Only
-one command of a name runs at a time, here or in another process; one that outlived a killed guard is ended first, found
-by its name in the environment of the process.
+`run` starts a command under a guard, a small process of its own. The guard ends the command and all its descendants
+when the command ends, when it is told to, and when its caller is gone, even by kill -9: it sees its standard input
+close. Only one command of a name runs at a time, here or in another process; one that outlived a killed guard is ended
+first, found by its name in the environment of the process.
 """
 
 import fcntl
@@ -169,7 +169,8 @@ def only_one(name: str, waits: Callable[[str], object] = lambda holder: None) ->
 def end_with_dvc() -> None:
     """Makes this process end when the DVC that runs it as a stage is gone, even by kill -9; without DVC, nothing.
 
-    As Ctrl-C would, then by kill: an orphan would race the next attempt. DVC runs a stage by a shell, which may be in between.
+    As Ctrl-C would, then by kill: an orphan would race the next attempt. DVC runs a stage by a shell, which may be in
+    between.
     """
     if "DVC_STAGE" in os.environ:
         told = "DVC, which ran this stage, is gone: the stage ends too. Run the same command again to go on."

@@ -55,7 +55,7 @@ def reconstruction_fid(stages: dict[str, dict[str, float]]) -> dict[str, float]:
 
 
 def gather(table: Table, params: Params) -> Evidence:
-    """Reads the scores of a table's rows, and tests its claims. Raises FileError where a score is missing or damaged."""
+    """Reads the scores of a table's rows, and tests its claims. Raises FileError where one is missing or damaged."""
     variants = unique_rows(table, params)
     sets = read_sets(table, variants, params)
     whole = whole_alignments(sets)
@@ -86,7 +86,7 @@ def unique_rows(table: Table, params: Params) -> list[Variant]:
 
 
 def read_sets(table: Table, variants: Sequence[Variant], params: Params) -> pd.DataFrame:
-    """Scores of all sets against the main reference, each with the name of its row; GenEval's overall score among them."""
+    """Scores of all sets against the main reference, each with its row's name; GenEval's overall score among them."""
     parts = []
     for variant in variants:
         scores = read_table(variant.scores / SCORES_TABLE)

@@ -64,8 +64,9 @@ def plot_curves(path: Path, curves: Mapping[str, Sequence[Curve]], names: Sequen
 def plot_precision_recall(path: Path, scores, ways=None) -> None:
     """Precision against recall, a panel per extractor: a dot per set, a colour per model, hollow with guidance.
 
-    A line leads through the base's temperatures: what only sharpens moves along it, what improves leaves it. `scores` is
-    the table of stage `score`. `ways` has its columns and `steps`: dotted lines show how each of its models came where it is.
+    A line leads through the base's temperatures: what only sharpens moves along it, what improves leaves it. `scores`
+    is the table of stage `score`. `ways` has its columns and `steps`: dotted lines show how each of its models came
+    where it is.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure

@@ -61,7 +61,7 @@ def _rows(cell: FinishedCell) -> list[dict[str, Any]]:
 
 
 def from_mlflow(experiment: str, names: Iterable[str] | None = None) -> pd.DataFrame:
-    """The finished cells among the runs of an MLflow experiment (a profile); all that DVC's experiments made, or these."""
+    """The finished cells among the runs of an MLflow experiment (a profile): all of DVC's experiments, or these."""
     rows = []
     wanted = None if names is None else set(names)
     for run in mlflow_runs.find_runs(experiment, "tags.stage = 'align' and attributes.status = 'FINISHED'"):
@@ -174,7 +174,7 @@ def sweep_run(
 def publish(
     sweep: str, profile: str, form: dict[str, Any], names: Iterable[str], upstream: str | None = None
 ) -> pd.DataFrame:
-    """Makes a sweep that has ended a run of MLflow, parent of its cells, with form, grid and figures: see `sweep_run`."""
+    """Makes an ended sweep a run of MLflow, parent of its cells, with form, grid and figures: see `sweep_run`."""
     with sweep_run(sweep, profile, form, names, upstream) as tracked:
         return tracked.conclude(profile)
 

@@ -196,7 +196,7 @@ def at_size(images: Tensor, size: int) -> Tensor:
 
 
 def project(embedded: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], float]:
-    """Two principal components, of the real images, of all sets [N, D]; and the share of the real variance they hold."""
+    """Two principal components of the real images, of all sets [N, D], and the share of the real variance they hold."""
     real = embedded["real"]
     center = real.mean(0)
     _, singular, axes = np.linalg.svd(real - center, full_matrices=False)

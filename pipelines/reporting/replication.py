@@ -1,7 +1,8 @@
 """The page `replication`: whether the report's verdicts stand when the same seeds are trained with other rounding.
 
 Another micro-batch, another number of threads or another machine rounds differently. After some steps one token of a
-rollout differs, and then everything behind it: that is another random draw. A row NAME-again is the variant NAME so drawn.
+rollout differs, and then everything behind it: that is another random draw. A row NAME-again is the variant NAME so
+drawn.
 """
 
 import numpy as np

@@ -2,8 +2,8 @@
 
 The rule, for every table. Rows are compared by Student's paired t-test over seeds, which alignment and sampling follow.
 The claims of one score and one guidance scale are a family, under all extractors together; its p-values are adjusted by
-Holm. Where a table's main question has an order, its claims are tested in that order and stop at the first that finds no
-difference: those behind it are not tested. Intervals are Student's at 95 %, not adjusted.
+Holm. Where a table's main question has an order, its claims are tested in that order and stop at the first that finds
+no difference: those behind it are not tested. Intervals are Student's at 95 %, not adjusted.
 """
 
 from collections.abc import Iterator, Sequence
@@ -121,7 +121,7 @@ def _differences(scores: pd.DataFrame, claims: Sequence[Claim], name: str) -> It
 
 
 def in_order(family: Sequence[dict[str, Any]]) -> list[float]:
-    """Adjusted p-values of comparisons whose claims are tested one after the other; NaN where one is not tested any more.
+    """Adjusted p-values of comparisons whose claims are tested in order; NaN where one is not tested any more.
 
     A claim's comparisons, one for each extractor, are adjusted among each other. The claims behind one of which any
     comparison finds no difference are not tested. A p-value is the largest so far.
@@ -180,8 +180,8 @@ def blind_extractors(
 ) -> dict[str, tuple[float, float]]:
     """Extractors under which images that were only encoded and decoded do not score better than the base's samples.
 
-    What they measure is the tokenizer, not the generator. The base is taken at its own temperature and a guidance scale.
-    Returns extractor -> (FID of reconstructions, of the base).
+    What they measure is the tokenizer, not the generator. The base is taken at its own temperature and a guidance
+    scale. Returns extractor -> (FID of reconstructions, of the base).
     """
     blind = {}
     for _, row in summary[(summary["row"] == base) & (summary["guidance_scale"] == guidance)].iterrows():

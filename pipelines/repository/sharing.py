@@ -1,4 +1,5 @@
-"""What machines share of their clones: git's remote `origin` has commits and experiments, DVC's default remote the data.
+"""What machines share of their clones: git's remote `origin` has commits and experiments, DVC's default remote the
+data.
 
 An experiment is finished wherever it is: `origin` knows all that were shared. DVC keeps experiments as git references
 refs/exps/BASELINE/NAME; `dvc exp list origin` lists them too.

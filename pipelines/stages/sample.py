@@ -1,4 +1,4 @@
-"""Stages `sample@VARIANT` and `sample-control@CONTROL`: the image sets of one variant, every seed with every setting."""
+"""Stages `sample@VARIANT` and `sample-control@CONTROL`: the image sets of a variant, every seed and setting."""
 
 import argparse
 

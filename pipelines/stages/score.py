@@ -1,4 +1,4 @@
-"""Stages `score@VARIANT` and `score-control@CONTROL`: the scores of one variant's image sets, in its files and its runs."""
+"""Stages `score@VARIANT` and `score-control@CONTROL`: the scores of a variant's image sets, in files and runs."""
 
 import argparse
 

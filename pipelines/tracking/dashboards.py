@@ -1,10 +1,11 @@
 """Preset dashboards of MLflow: which charts stand side by side when the experiment of a profile is opened.
 
 `vapi dashboards` registers them for the profile of params.yaml and prints their URLs. They stand
-in the menu *Views* of the experiment's page too, from where they come back after a reload, which drops the charts (MLflow
-reads no view from an address that already has its filter).
-A dashboard is a view of an experiment's runs that MLflow keeps as an experiment tag, in a format that it does not document:
-what is here was read off MLflow 3.17's own user interface. tests/pipelines/tracking/test_dashboards.py checks it in a browser.
+in the menu *Views* of the experiment's page too, from where they come back after a reload, which drops the charts
+(MLflow reads no view from an address that already has its filter).
+A dashboard is a view of an experiment's runs that MLflow keeps as an experiment tag, in a format that it does not
+document: what is here was read off MLflow 3.17's own user interface. tests/pipelines/tracking/test_dashboards.py checks
+it in a browser.
 """
 
 import argparse

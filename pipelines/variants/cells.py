@@ -1,4 +1,4 @@
-"""What the cells of sweeps came to: DVC's experiments in git, the scores in their commits, and the runs of their seeds."""
+"""What cells of sweeps came to: DVC's experiments in git, the scores in their commits, the runs of their seeds."""
 
 import io
 import json

@@ -1,10 +1,10 @@
 """One DVC experiment in a clone of its own, beside any number of others: what runs a cell.
 
-`python -m pipelines.variants.experiment --name NAME --baseline COMMIT --base COMMIT --set-param ... STAGE` does what a person
-would do in another clone: it takes the files of `base`, changes params.yaml, and calls `dvc checkout`, `dvc repro`,
-`dvc exp save --name NAME` and `dvc exp push`, which gives the experiment to this repository. With `--shared` it is `dvc pull`
-for `dvc checkout`, and data and experiment go to the remotes of DVC and git, where other machines find them.
-DVC's own command line runs in this process, so that it is loaded once.
+`python -m pipelines.variants.experiment --name NAME --baseline COMMIT --base COMMIT --set-param ... STAGE` does what a
+person would do in another clone: it takes the files of `base`, changes params.yaml, and calls `dvc checkout`, `dvc
+repro`, `dvc exp save --name NAME` and `dvc exp push`, which gives the experiment to this repository. With `--shared` it
+is `dvc pull` for `dvc checkout`, and data and experiment go to the remotes of DVC and git, where other machines find
+them. DVC's own command line runs in this process, so that it is loaded once.
 
 Only one process of a name may run at a time, as `processes` sees to in a sweep.
 """
@@ -44,7 +44,8 @@ def run_experiment(name: str, baseline: str, base: str, overrides: list[str], st
     Args:
         baseline, base: commits, of which `base` has all the files.
         overrides: changes of params.yaml, in the grammar of `dvc exp run --set-param`.
-        shared_by: address of the repository of several machines, which has the experiment too, once DVC's remote has its data.
+        shared_by: address of the repository of several machines, which has the experiment too, once DVC's remote has
+        its data.
     """
     start_from(Path(), baseline, base, SHARED)
     made = locked_stages(Path())

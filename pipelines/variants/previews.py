@@ -1,7 +1,7 @@
 """What an alignment draws as it goes: the same images by the base and by the weights as they are, side by side.
 
-Which images these are and the numbers that they are drawn from have streams of their own, the same for every variant and
-seed, so that pictures of several runs can be compared, and a training is the same with and without them.
+Which images these are and the numbers that they are drawn from have streams of their own, the same for every variant
+and seed, so that pictures of several runs can be compared, and a training is the same with and without them.
 """
 
 from dataclasses import dataclass

@@ -36,8 +36,8 @@ def report_scores(stage: Stage, variant: Variant, table: pd.DataFrame, judged: p
 
 
 def is_compared(name: str) -> bool:
-    """Whether a metric stands in the stage's file, whose columns `dvc metrics show` prints: the main scores, at the main
-    setting. The table of scores and the runs have all."""
+    """Whether a metric stands in the stage's file, whose columns `dvc metrics show` prints: the main scores, at the
+    main setting. The table of scores and the runs have all."""
     _, score, *rest = name.split("/")
     return score in COMPARED and len(rest) == 1
 

@@ -1,12 +1,13 @@
 """Ablation sweeps: which cells a form asks for, and the DVC experiment that runs each.
 
-A cell is a variant that is not in params.yaml yet: VA-π with some settings, in the table `sweep`. Its experiment adds the
-variant to the params and runs its stages, `score@VARIANT` the last. All cells share one experiment of everything before
-the alignment and of the base, whose stages they then take from DVC's cache. A cell's experiment is named by the variant and
-a hash of its parameters, of the code, and of the content of what it builds on, as that first experiment made it: an
-experiment of that name is that cell, finished. Two machines that made unlike bases never share a name.
+A cell is a variant that is not in params.yaml yet: VA-π with some settings, in the table `sweep`. Its experiment adds
+the variant to the params and runs its stages, `score@VARIANT` the last. All cells share one experiment of everything
+before the alignment and of the base, whose stages they then take from DVC's cache. A cell's experiment is named by the
+variant and a hash of its parameters, of the code, and of the content of what it builds on, as that first experiment
+made it: an experiment of that name is that cell, finished. Two machines that made unlike bases never share a name.
 
-The planning functions are pure; `read_baseline` and `read_bases` look at the repository, `cells` at what experiments came to.
+The planning functions are pure; `read_baseline` and `read_bases` look at the repository, `cells` at what experiments
+came to.
 """
 
 import copy
@@ -67,7 +68,7 @@ def plan_upstream(form: SweepForm, baseline: Baseline) -> Experiment:
 
 
 def plan_cells(form: SweepForm, baseline: Baseline, bases: dict[str, str]) -> list[Experiment]:
-    """The cells of a form, in the order of its lists; without those that have nothing to learn from, which are the base.
+    """The cells of a form, in the order of its lists; without those that have nothing to learn from: the base.
 
     Args:
         bases: what the cells build on, as `read_bases` has it of the finished upstream.

@@ -69,7 +69,8 @@ def open_policy(stage: Stage, alignment: Alignment) -> Policy:
 def align_variant(stage: Stage, variant: Variant) -> None:
     """Trains every seed and writes the stage's output, one folder a seed, and their curves.
 
-    DVC empties the output before a stage runs, so seeds are kept in the work folder until all of them are in the output.
+    DVC empties the output before a stage runs, so seeds are kept in the work folder until all of them are in the
+    output.
     """
     kept = stage.checkpoint / "seeds"
     for seed in variant.seeds:
@@ -124,7 +125,7 @@ def described(alignment: Alignment) -> dict[str, Any]:
 
 
 def require_kept(folder: Path, alignment: Alignment, checkpoint: Path) -> None:
-    """Raises FileError where weights that an attempt before this one had kept are gone: training does not come by again."""
+    """Raises FileError where weights that an earlier attempt had kept are gone: training does not come by again."""
     for steps in alignment.kept_steps:
         if not (kept := folder / STEPS / str(steps)).is_dir():
             raise FileError(kept, "the weights after these steps are gone.", f"Remove {checkpoint}.")

@@ -1,4 +1,4 @@
-"""dvc.yaml names, for every stage, the code that its results come from; else a change of it would leave stale results."""
+"""dvc.yaml names, for every stage, the code that its results come from; else a change would leave stale results."""
 
 import ast
 from functools import cache
@@ -130,7 +130,7 @@ def reached(stage: Path) -> set[Path]:
 
 
 def code_of(name: str) -> set[Path]:
-    """Files that the stage `python -m pipelines.stages NAME` uses; the methods of an alignment are found by their names."""
+    """Files that the stage `python -m pipelines.stages NAME` uses; methods of alignment are found by their names."""
     used = reached(Path("pipelines/stages", f"{name}.py"))
     return used | reached(Path("vapi_core/alignment/methods.py")) if name == "align" else used
 

@@ -1,10 +1,11 @@
 """AR-GRPO, a rival of tables 2 and 3: free-running rollouts, rewarded by external models, held near the base by a KL.
 
-Yuan et al. 2025, arXiv:2508.06924. Of every image only its condition, a class or a caption, is used: G sequences are drawn token by token with
-guidance, decoded, rewarded, and compared within their group. Everything after that is VA-π's own objective code.
-The policy is the guided distribution itself: its log-probabilities come from guided logits, the unconditional half with
-its gradient, so that the update is on-policy and the ratio exactly 1 in value. The KL to the base is between guided
-distributions too. Rewards are those of `external_reward.py`; the paper's MANIQA and VLM judges are not among them.
+Yuan et al. 2025, arXiv:2508.06924. Of every image only its condition, a class or a caption, is used: G sequences are
+drawn token by token with guidance, decoded, rewarded, and compared within their group. Everything after that is VA-π's
+own objective code. The policy is the guided distribution itself: its log-probabilities come from guided logits, the
+unconditional half with its gradient, so that the update is on-policy and the ratio exactly 1 in value. The KL to the
+base is between guided distributions too. Rewards are those of `external_reward.py`; the paper's MANIQA and VLM judges
+are not among them.
 """
 
 from dataclasses import dataclass, field

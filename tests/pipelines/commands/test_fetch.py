@@ -1,4 +1,4 @@
-"""What is missing is downloaded, where its licence was agreed to; sources are a server of this test's, or are played."""
+"""What is missing is downloaded if its licence was agreed to; sources are a server of this test's, or are played."""
 
 import hashlib
 import threading

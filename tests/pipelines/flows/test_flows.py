@@ -1,7 +1,8 @@
-"""The flows as their users run them: under one real Prefect server, MLflow server and worker, started by `make ui`'s program.
+"""The flows as their users run them: under one real Prefect server, MLflow server and worker, started by `make ui`'s
+program.
 
-The repository they work in is the toy of tests/toy.py. Servers and worker take minutes of CPU: VAPI_TEST_SERVERS=1 turns
-these tests on.
+The repository they work in is the toy of tests/toy.py. Servers and worker take minutes of CPU: VAPI_TEST_SERVERS=1
+turns these tests on.
 """
 
 import base64
@@ -219,7 +220,7 @@ def until_url(lines) -> list[str]:
 
 @pytest.fixture(scope="module")
 def postgres():
-    """A PostgreSQL server of our own with two empty databases: its URL without scheme and database, None without one."""
+    """Our own PostgreSQL server with two empty databases: its URL without scheme and database, None without one."""
     if shutil.which("initdb") is None or shutil.which("postgres") is None:
         yield None
         return

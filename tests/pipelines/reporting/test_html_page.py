@@ -1,4 +1,4 @@
-"""The report as one file: in a browser without a network it shows scores, samples by class and seed, reconstructions."""
+"""The report as one file: a browser without a network shows scores, samples by class and seed, reconstructions."""
 
 import json
 import re

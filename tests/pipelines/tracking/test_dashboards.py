@@ -1,4 +1,4 @@
-"""The dashboards in a real browser, on a real MLflow server: every chart is drawn. Skipped where there is no chromium."""
+"""The dashboards in a real browser, on a real MLflow server: every chart is drawn. Skipped without chromium."""
 
 import base64
 import json
