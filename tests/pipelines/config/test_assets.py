@@ -73,11 +73,11 @@ def test_the_command_lists_what_is_missing_and_ends_with_1_until_nothing_is(empt
     lines = capsys.readouterr().out.splitlines()
     assert "there    assets/vq_ds16_c2i.pt (tokenizer.checkpoint; stage tokenizer)" in lines
     assert "missing  assets/c2i_XXL_384.pt (generator.checkpoint; stage generator)" in lines
-    assert "llamagen-xxl-c2i: 6 of its files are missing" in lines[-1]
+    assert "llamagen-xxl-c2i: 6 of its files are missing" in lines[-2]
 
     put(empty, *(place for place in FILES.values() if "lpips" not in place and "imagenet/" not in place))
     put(empty, "assets/lpips/vgg16-397923af.pth", "assets/lpips/weights-vgg16-lpips.pth", "assets/imagenet/train/a")
-    assert main(["assets", "check"]) == 0
+    assert main(["assets", "check", "--anyway"]) == 0  # whatever this machine's disk holds
     assert "nothing is missing" in capsys.readouterr().out
 
 

@@ -61,7 +61,7 @@ def test_pictures_wait_in_the_journal_while_the_server_is_away_and_are_sent_once
     address = f"sqlite:///{workplace}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", DEAD_SERVER)
     report(workplace)
-    assert "python -m pipelines.tracking upload" in capsys.readouterr().err
+    assert "vapi upload" in capsys.readouterr().err
     (workplace / "10.png").unlink()  # the stage's own file may go
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     journal = tracking.Journal(tracking.JOURNALS, "k1")
