@@ -66,14 +66,15 @@ def test_every_official_file_is_told_with_where_to_get_it(params):
     assert "your own file" not in sources.values()
 
 
-def test_the_command_lists_what_is_missing_and_ends_with_1_until_nothing_is(empty, capsys):
+def test_the_command_lists_what_is_missing_and_ends_with_1_until_nothing_is(empty, monkeypatch, capsys):
+    monkeypatch.setattr("pipelines.commands.assets.free_bytes", lambda: 10**13)  # whatever this machine's disk has
     put(empty, "assets/vq_ds16_c2i.pt")
     (empty / "params.yaml").write_text(compose("llamagen-xxl-c2i", ROOT))
     assert main(["assets", "check"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert "there    assets/vq_ds16_c2i.pt (tokenizer.checkpoint; stage tokenizer)" in lines
     assert "missing  assets/c2i_XXL_384.pt (generator.checkpoint; stage generator)" in lines
-    assert "llamagen-xxl-c2i: 6 of its files are missing" in lines[-1]
+    assert "llamagen-xxl-c2i: 6 of its files are missing" in lines[-2]
 
     put(empty, *(place for place in FILES.values() if "lpips" not in place and "imagenet/" not in place))
     put(empty, "assets/lpips/vgg16-397923af.pth", "assets/lpips/weights-vgg16-lpips.pth", "assets/imagenet/train/a")
