@@ -31,7 +31,12 @@ def official(tmp_path, monkeypatch):
 
 
 def pixels(folder) -> np.ndarray:
-    return np.stack([np.asarray(Image.open(path)) for path in sorted(folder.rglob("*.png"))])
+    return np.stack([np.asarray(Image.open(path)) for path in sorted(folder.rglob("*.png"))]).astype(int)
+
+
+def apart(a: np.ndarray, b: np.ndarray) -> int:
+    """The largest difference; 1 is rounding, by where weights lie in memory or how large a batch is."""
+    return int(np.abs(a - b).max())
 
 
 def test_official_files_give_the_images_that_the_models_draw(official, tmp_path, capsys):
@@ -43,14 +48,14 @@ def test_official_files_give_the_images_that_the_models_draw(official, tmp_path,
     with torch.inference_mode():
         tokens = generate(tiny_generator(), classes, uniforms, SamplingConfig())
         expected = to_uint8(tiny_tokenizer().decode(tokens))[[2, 3, 0, 1]]
-    assert np.abs(pixels(tmp_path / "drawn").astype(int) - expected).max() <= 1
+    assert apart(pixels(tmp_path / "drawn"), expected) <= 1
 
 
 def test_a_folder_of_ours_holds_both_models_and_gives_the_same_images(official, tmp_path):
     wanted = ["--classes", "1,2,4", "--guidance", "2", "--top-k", "5", "--batch-size", "2"]
     assert main(["sample", "a", *official, *wanted]) == 0
     assert main(["sample", "b", "--generator", "ours", *wanted]) == 0
-    assert np.array_equal(pixels(tmp_path / "a"), pixels(tmp_path / "b"))
+    assert apart(pixels(tmp_path / "a"), pixels(tmp_path / "b")) <= 1
 
 
 def test_an_interrupted_run_goes_on_and_other_images_are_not_mixed_in(official, tmp_path, capsys):
@@ -58,7 +63,7 @@ def test_an_interrupted_run_goes_on_and_other_images_are_not_mixed_in(official, 
     assert main(command) == 0
     whole = pixels(tmp_path / "drawn")
     (tmp_path / "drawn/1/0001.png").unlink()
-    assert main(command) == 0 and np.array_equal(pixels(tmp_path / "drawn"), whole)
+    assert main(command) == 0 and apart(pixels(tmp_path / "drawn"), whole) <= 1
     assert main([*command, "--seed", "1"]) == 1
     assert "drawn: its images are others: sampling_seed 0, not 1" in capsys.readouterr().err
 
