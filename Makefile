@@ -29,8 +29,8 @@ repro: .venv/installed # install, and run the experiment of params.yaml
 rivals: .venv/installed # the table of VA-π's rivals, which builds on the experiment
 	vapi run table@rivals
 
-ui: .venv/installed # sweeps in the browser, until Ctrl-C: docs/sweeps.md
-	@vapi ui
+ui: .venv/installed # sweeps in the browser, until Ctrl-C; for other machines too: make ui HOST=10.0.0.5
+	@vapi ui $(if $(filter command,$(origin HOST)),--host $(HOST))
 
 mlflow: .venv/installed # the tracked runs in the browser, until Ctrl-C
 	-vapi upload

@@ -1,7 +1,8 @@
-"""`python -m benchmarks align|sample|tokenize|score|pipeline --profile NAME`, `python -m benchmarks gpu`: see docs/speed.md.
+"""`python -m benchmarks align|sample|tokenize|score|pipeline --profile NAME`, `python -m benchmarks gpu`: see
+docs/speed.md.
 
-Results go to reports/benchmarks/NAME.json and, where matplotlib is installed, NAME.png. `--quick` makes everything small,
-measures no time and only checks that both sides give the same: exit code 1 if they do not.
+Results go to reports/benchmarks/NAME.json and, where matplotlib is installed, NAME.png. `--quick` makes everything
+small, measures no time and only checks that both sides give the same: exit code 1 if they do not.
 """
 
 import importlib

@@ -48,7 +48,7 @@ class Sides:
             self.optimizer = torch.optim.SGD(self.generator.parameters(), lr=0.0)
 
     def _make_moments(self) -> None:
-        """Makes AdamW's moments now: made in the first step, they would count to the peak of the side that runs first."""
+        """Makes AdamW's moments now: in the first step they would count to the peak of the side that runs first."""
         for parameter in self.generator.parameters():
             parameter.grad = torch.zeros_like(parameter)
         self.optimizer.step()
@@ -131,7 +131,7 @@ def benchmark(options: argparse.Namespace) -> Results:
 
 
 def growth(s: Setting, options: argparse.Namespace) -> list[Results]:
-    """Peak memory of one step of each side as images and rollouts double from the setting's own, and around its resolution."""
+    """Peak memory of a step of each side as images and rollouts double, and around the setting's resolution."""
     rows = []
     for quantity, factors in (("images", (1, 2, 4)), ("group_size", (1, 2, 4)), ("image_size", (0.5, 1, 2))):
         for factor in factors:

@@ -1,10 +1,10 @@
 """The authors' schedule, which ours is measured against, written as plainly as the paper and its code are described.
 
-Each alignment step encodes its images, decodes in float32, computes the reference's perceptual features G times, runs the
-policy without gradient for rollouts and old log-probabilities, then the frozen base and the policy once more with every
-context repeated G times. The sampler allocates its caches for each batch, copies them at every token and attends over
-all of their length. The tokens are those of a file per image, encoded one by one. Departures, so that results can be
-compared: dropout is off, and random numbers are the image's own stream.
+Each alignment step encodes its images, decodes in float32, computes the reference's perceptual features G times, runs
+the policy without gradient for rollouts and old log-probabilities, then the frozen base and the policy once more with
+every context repeated G times. The sampler allocates its caches for each batch, copies them at every token and attends
+over all of their length. The tokens are those of a file per image, encoded one by one. Departures, so that results can
+be compared: dropout is off, and random numbers are the image's own stream.
 """
 
 from pathlib import Path
@@ -40,8 +40,8 @@ def align_step(
 ) -> dict[str, Tensor]:
     """One update's gradients, added to those of `generator`; returns its loss and rewards [B, G].
 
-    `contexts_at_a_time` accumulates the gradient over parts of the B * G repeated contexts, where memory is short. `dtype`
-    is of the policy's and the base's forwards, by autocast.
+    `contexts_at_a_time` accumulates the gradient over parts of the B * G repeated contexts, where memory is short.
+    `dtype` is of the policy's and the base's forwards, by autocast.
     """
 
     def logits_of(policy: Generator, *inputs: Tensor) -> Tensor:

@@ -53,9 +53,9 @@ def run(work: Work, device: torch.device) -> Run:
 def peak(work: Work, device: torch.device) -> int | None:
     """Peak bytes of a run of its own, None where unknown or where a GPU's memory does not hold it.
 
-    Left to itself glibc keeps holes of what was freed, more of them the longer a process runs: the peak of the same step
-    was 70 or 120 MB. Here it gives back at once, in a thread that has an arena without old holes. That slows small models
-    down, and what glibc did by itself does not come back: time first, then measure memory.
+    Left to itself glibc keeps holes of what was freed, more of them the longer a process runs: the peak of the same
+    step was 70 or 120 MB. Here it gives back at once, in a thread that has an arena without old holes. That slows small
+    models down, and what glibc did by itself does not come back: time first, then measure memory.
     """
     _give_back_from(GIVE_BACK)
     try:
@@ -128,7 +128,7 @@ def pairs(ours: Work, authors: Work, device: torch.device, count: int) -> Result
 
 
 def least_disturbed_ratio(results: Results) -> float:
-    """Of `pairs`: that of CPU seconds on a CPU, since what others take of the cores is no part of it; else of seconds."""
+    """Of `pairs`: of CPU seconds on a CPU, since what others take of the cores is no part of it; else of seconds."""
     return results.get("cpu_ratio", results["ratio"])
 
 

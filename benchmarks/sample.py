@@ -79,8 +79,8 @@ def equal_tokens(
 ) -> torch.Tensor:
     """Where tokens [B, T] of both sides are equal, 1.0 or 0.0.
 
-    On a CPU weights are taken to float64: in float32 the sides round differently, a token out of thousands of nearly even
-    ones then moves to its neighbour, and all behind it are others.
+    On a CPU weights are taken to float64: in float32 the sides round differently, a token out of thousands of nearly
+    even ones then moves to its neighbour, and all behind it are others.
     """
     if generator.device.type == "cpu":
         generator = copy.deepcopy(generator).double()

@@ -1,7 +1,7 @@
 """Scores of many image sets against one reference: what the cache by content saves. Needs torch-fidelity.
 
-The plain schedule computes features and statistics of the reference anew for each set, as evaluators that are run once a
-set do; ours hashes and reads them. Features of the sets themselves are new on both sides.
+The plain schedule computes features and statistics of the reference anew for each set, as evaluators that are run once
+a set do; ours hashes and reads them. Features of the sets themselves are new on both sides.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Work of one alignment step per image, counted on tensors without memory: what the shapes say that a step must cost."""
+"""Work of one alignment step per image, counted on tensors without memory: what a step must cost by its shapes."""
 
 from collections.abc import Callable
 

@@ -196,8 +196,8 @@ class Trial:
 
 
 def count_moments(log: Path) -> dict[tuple[str, str], int]:
-    """(clock, stage) -> how many moments an uninterrupted run had; DVC's up to its writing of dvc.lock, after which it has to
-    do with other stages."""
+    """(clock, stage) -> how many moments an uninterrupted run had; DVC's up to its writing of dvc.lock, after which it
+    has to do with other stages."""
     moments = {}
     for file in log.iterdir():
         clock, stage = file.name.split()
@@ -207,7 +207,8 @@ def count_moments(log: Path) -> dict[tuple[str, str], int]:
 
 
 def plan(count: int, moments: dict[tuple[str, str], int], seed: int) -> list[Trial]:
-    """Trials over all victims, signals and stages; the first one is from scratch, one is in the middle of writing dvc.lock.
+    """Trials over all victims, signals and stages; the first one is from scratch, one is in the middle of writing
+    dvc.lock.
 
     Args:
         moments: of an uninterrupted run, as `count_moments` has them.
@@ -261,7 +262,7 @@ def accept(listener: socket.socket, dvc: subprocess.Popen, said: Path) -> socket
 
 
 def go_on(experiment: Experiment) -> str:
-    """What a user does: the same command again, after what it says is to be done first, and the upload of what was kept."""
+    """What a user does: the same command again, after what it says is to be done first, and the upload of the rest."""
     said = ""
     for _ in range(3):
         result = experiment.run("dvc", "repro", "report")

@@ -1,11 +1,11 @@
 """Every file that a class-to-image profile needs, random, in the official formats.
 
-`python -m tests.smoke_assets` writes those of the profile llamagen-smoke, tiny. With `--profile NAME` they have the real
-size of that profile, so that the whole DAG can be rehearsed without any download: docs/full-size.md.
+`python -m tests.smoke_assets` writes those of the profile llamagen-smoke, tiny. With `--profile NAME` they have the
+real size of that profile, so that the whole DAG can be rehearsed without any download: docs/full-size.md.
 
-LlamaGen's `.pt` files (a DDP checkpoint with arguments and optimizer, and a bare one as FSDP leaves it), torchvision's VGG16
-with LPIPS's heads and torch-fidelity's Inception at their full size, an ADM reference batch, and a folder of photographs
-(well, gradients) with a subfolder per class.
+LlamaGen's `.pt` files (a DDP checkpoint with arguments and optimizer, and a bare one as FSDP leaves it), torchvision's
+VGG16 with LPIPS's heads and torch-fidelity's Inception at their full size, an ADM reference batch, and a folder of
+photographs (well, gradients) with a subfolder per class.
 """
 
 import argparse
@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pipelines.config.loading import check_params
 from pipelines.config.params import Params, grid_side
 from pipelines.config.profiles import read_profile
-from pipelines.variants.loading import check_params
-from pipelines.variants.variant import find_variant
+from pipelines.config.variant import find_variant
 from vapi_core.errors import ParameterError, VapiError
 from vapi_core.models.llamagen.generator import Generator
 from vapi_core.models.llamagen.tokenizer import Tokenizer
@@ -63,7 +63,7 @@ def write_generator(path: Path, params: Params, classes: int) -> None:
 
 
 def write_lpips(folder: Path) -> None:
-    """torchvision's VGG16 (its features; the classifier is not read) and the heads of LPIPS, random and non-negative."""
+    """torchvision's VGG16 (features; the classifier is not read) and the heads of LPIPS, random and non-negative."""
     folder.mkdir(parents=True, exist_ok=True)
     seed_torch(0, "smoke lpips")
     state = LPIPS().state_dict()

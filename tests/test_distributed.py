@@ -79,7 +79,7 @@ def align(
     checkpoint: Path | None = None,
     va_pi: Callable[..., VaPi] = VaPi,
 ) -> tuple[list[dict[str, float]], dict[str, np.ndarray]]:
-    """Metrics of every step, and how far the weights moved, of an alignment that all processes of the group take part in."""
+    """Metrics of every step, and how far the weights moved, of an alignment by all processes of the group."""
     tokenizer, tokens = tiny_tokenizer(), random_tokens(COUNT, 16)
     with torch.no_grad():
         images = to_uint8(tokenizer.decode(tokens))
@@ -184,7 +184,7 @@ def economies(rollouts: list[np.ndarray]) -> list:
 
 
 def test_recomputed_activations_are_exact_and_bfloat16_is_near():
-    """In bfloat16 on the rollouts of float32: of its own, a rounded logit turns one token in fifty in the first step."""
+    """In bfloat16 on float32's rollouts: of its own, a rounded logit turns one token in fifty in the first step."""
     recorders: list[Recording] = []
 
     def recording(*arguments):
@@ -225,7 +225,7 @@ def test_an_alignment_goes_on_with_another_number_of_processes(tmp_path):
 
 
 def stopped_by_one(sharded: bool) -> tuple[str, int]:
-    """What a training says, and after how many steps, of which one process has a loss that is not finite in its third."""
+    """What a training says, and after how many steps, if one process has a loss that is not finite in its third."""
     rows: list[dict[str, float]] = []
     generator = tiny_generator(grid=4)
     if sharded:

@@ -1,4 +1,4 @@
-"""Whoever is killed, and whenever: the same command again ends in what an uninterrupted run has, bit for bit, and cleanly."""
+"""Whoever is killed, and whenever: the same command again ends in what an uninterrupted run has, bit for bit."""
 
 import shutil
 from collections import Counter

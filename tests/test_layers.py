@@ -1,4 +1,4 @@
-"""`vapi_core` is made of layers: no two modules or folders lead back to each other, and nothing of the pipeline is below."""
+"""`vapi_core` is made of layers: no modules or folders lead back to each other, and no pipeline is below."""
 
 import ast
 from graphlib import CycleError, TopologicalSorter

@@ -1,4 +1,4 @@
-"""The official numbers, and that the comparison with them can fail. `python -m tests.parity DIR` prints the same checks."""
+"""The official numbers, and that the comparison can fail. `python -m tests.parity DIR` prints the same checks."""
 
 import re
 import shutil

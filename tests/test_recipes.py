@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 import torch
 
+from pipelines.config.loading import check_params
 from pipelines.config.paths import ALIGNED, CURVES, SUBSET
+from pipelines.config.variant import find_variant
 from pipelines.stages import align, score, subset
-from pipelines.variants.loading import check_params
-from pipelines.variants.variant import find_variant
 from tests.pipelines.variants.workplace import ROOT, fill, run, stage_of, tiny_content
 from vapi_core.alignment.method import Method
 from vapi_core.alignment.methods import METHODS
@@ -204,7 +204,7 @@ TOY = dataclasses.replace(LLAMAGEN, policy=Toy, encoders=("minilm",))
 '''
 SAVE_AND_LOAD = """
 import torch
-from pipelines.variants.loading import check_params
+from pipelines.config.loading import check_params
 from tests.pipelines.variants.workplace import tiny_content
 from vapi_core.models.checkpoints import load_model, save_model
 from vapi_core.models.families import FAMILIES

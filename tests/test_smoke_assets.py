@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines.config.assets import assets_of, needed_by
+from pipelines.config.loading import check_params
 from pipelines.config.profiles import read_profile
-from pipelines.variants.assets import assets_of, needed_by
-from pipelines.variants.loading import check_params
 from tests import smoke_assets
 from vapi_core.models.llamagen.checkpoints import import_official
 from vapi_core.models.llamagen.generator import Generator

@@ -80,7 +80,8 @@ JANUS_CAPTIONS = ["a photo of two red cats", "a dog", "a photo of a blue dog lef
 
 
 def write_tiny_janus(directory: Path, seed: int = 0) -> Path:
-    """A whole Janus checkpoint, 32 wide, as `save_pretrained` writes Janus-Pro-1B: understanding, generation, tokenizer.
+    """A whole Janus checkpoint, 32 wide, as `save_pretrained` writes Janus-Pro-1B: understanding, generation,
+    tokenizer.
 
     Images of 16 pixels are 4 x 4 tokens out of 24.
     """

@@ -1,4 +1,4 @@
-"""A repository with the pipeline's shape and none of its work: the flows' tests look at how stages run, not at what they do.
+"""A repository with the pipeline's shape and none of its work: the flows' tests look at how stages run.
 
 The stages of its dvc.yaml run this file. A stage waits while VAPI_WORK has a file `hold-STAGE`, or `hold-RATIO` for its
 noise ratio; with `fail-RATIO` it fails, with `spoil-RATIO` its scores cannot be read. What began and ended is told in
@@ -100,7 +100,8 @@ def scores(variant: str, params: dict, fid: float) -> str:
     """A table of scores, the same for every seed."""
     lines = ["variant,steps,seed,temperature,guidance_scale,extractor,reference,fid"]
     temperature, reference = params["sample"]["temperature"], params["score"]["reference_splits"][0]
-    lines += [f"{variant},,{seed},{temperature},1.0,toy,{reference},{fid:.6g}" for seed in params["align"]["seeds"]]
+    judged = f"{temperature},1.0,{params['score']['extractors'][-1]},{reference},{fid:.6g}"
+    lines += [f"{variant},,{seed},{judged}" for seed in params["align"]["seeds"]]
     return "\n".join(lines) + "\n"
 
 

@@ -1,1 +1,1 @@
-"""VA-π: the models, the alignment methods, sampling and scoring. Needs torch; knows nothing of DVC, MLflow or Prefect."""
+"""VA-π: models, alignment methods, sampling and scoring. Needs torch; knows nothing of DVC, MLflow or Prefect."""

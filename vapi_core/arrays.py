@@ -1,7 +1,8 @@
-"""Large arrays on disk: .npy files that are written row by row and read memory-mapped, beside a manifest that describes them.
+"""Large arrays on disk: .npy files that are written row by row and read memory-mapped, beside a manifest that describes
+them.
 
-A manifest holds the sha256 of each file beside it and a checksum of itself, and every reader compares them, so that a byte
-that flipped on a disk is told with the name of its file.
+A manifest holds the sha256 of each file beside it and a checksum of itself, and every reader compares them, so that a
+byte that flipped on a disk is told with the name of its file.
 """
 
 import tokenize
@@ -34,7 +35,7 @@ def read_manifest(path: Path, kind: str, remedy: str) -> dict[str, Any]:
 
 @contextmanager
 def entries_of(path: Path, remedy: str) -> Iterator[None]:
-    """Turns what goes wrong with the entries of a manifest, one that is missing or of another type, into a FileError."""
+    """Turns what goes wrong with a manifest's entries, one that is missing or of another type, into a FileError."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError) as error:

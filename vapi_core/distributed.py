@@ -1,8 +1,9 @@
 """Several processes at one task: who does what, what they tell each other, and the files that they write together.
 
 Everything works in a single process too, where nothing is sent. `torchrun` starts the processes, one per GPU (NCCL) or,
-without GPUs, any number of CPU processes (gloo). No result depends on who computes it: random numbers come from streams of
-positions and indices (`vapi_core.randomness`). More processes round otherwise, which over many steps is another draw.
+without GPUs, any number of CPU processes (gloo). No result depends on who computes it: random numbers come from streams
+of positions and indices (`vapi_core.randomness`). More processes round otherwise, which over many steps is another
+draw.
 
 FSDP2 takes seconds to import, which only those who use it should wait for: hence the imports inside functions.
 """
@@ -135,7 +136,7 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def whole_state_dict(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict of a module that may be spread over processes; then on the CPU, and empty but for the main process."""
+    """The state dict of a module that may be spread over processes; then on the CPU, for the main process alone."""
     if not is_sharded(module):
         return module.state_dict()
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -149,7 +150,7 @@ def whole_state_dict(module: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def shared_path(path: Path | str) -> Iterator[Path]:
-    """`vapi_core.files.atomic_path` for all processes: yields one temporary path, renamed once all have left the block."""
+    """`vapi_core.files.atomic_path` for all processes: yields a temporary path, renamed when all have left it."""
     names: list[str | None] = [None]
     if is_main():
         with atomic_path(path) as temporary:
@@ -167,7 +168,7 @@ def shared_path(path: Path | str) -> Iterator[Path]:
 
 
 def create_array(path: Path, shape: tuple[int, ...], dtype: type[np.number]) -> None:
-    """A .npy file of zeros that processes fill with `write_rows`; its bytes are then those of `np.save`. Main process only."""
+    """A .npy file of zeros that processes fill with `write_rows`, as `np.save` would write it. Main process only."""
     with open(path, "wb") as file:
         header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)

@@ -68,7 +68,7 @@ FILE_PROBLEMS = {
     errno.EMFILE: "too many files are open. Allow more: `ulimit -n 4096`.",
     errno.ENFILE: "too many files are open on this machine.",
 }
-# what numpy, torch and safetensors say of a file that could not be written whole; none of them passes on the system's error
+# what numpy, torch and safetensors say of a file that could not be written whole; none passes on the system's error
 CUT_WRITES = (
     r"^\d+ requested and \d+ written|inline_container\.cc.*(unexpected pos|write failed)|No space left on device"
 )

@@ -29,8 +29,8 @@ SETTLED = 2.0  # seconds after its last change in which a file could change agai
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yields a temporary path beside `path` and renames it to `path` when the block ends without an error.
 
-    The block may create a file or a directory there. On an error the temporary is removed and `path` is as it was. What a
-    killed process left of the same path is removed first.
+    The block may create a file or a directory there. On an error the temporary is removed and `path` is as it was. What
+    a killed process left of the same path is removed first.
 
     Raises:
         FileError: the file cannot be written: permissions, a full disk, something that is in its place.

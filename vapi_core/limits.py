@@ -1,7 +1,7 @@
 """What a hyper-parameter may be, said once beside its field: `noise_ratio: Ratio = 0.0`.
 
-To torch and to readers these are plain numbers. Whoever checks values that come from outside, as `pipelines.config` does
-with params.yaml, reads the bounds off the types; pydantic does so by itself, and nothing here imports it.
+To torch and to readers these are plain numbers. Whoever checks values that come from outside, as `pipelines.config`
+does with params.yaml, reads the bounds off the types; pydantic does so by itself, and nothing here imports it.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Free memory, and how much of a batch is held at once: pure functions decide, so that a plan can be tested anywhere."""
+"""Free memory, and how much of a batch is held at once: pure functions decide, so that plans can be tested."""
 
 import os
 from pathlib import Path
@@ -32,7 +32,7 @@ def how_many(free: int, each: int, limit: int, share: float = 0.5) -> int:
 
 
 def part_bytes(device: torch.device) -> int:
-    """What one part of a step may hold, in bytes. No matter of what is free now: how a step is cut decides its rounding."""
+    """What one part of a step may hold, in bytes; not what is free now: how a step is cut decides its rounding."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory // GPU_PARTS
     return CPU_PART_BYTES

@@ -1,4 +1,4 @@
-"""An image set as the stage `sample` draws it: guided, compiled, as many at once as memory says, decoded and resized."""
+"""An image set as the stage `sample` draws it: guided, compiled, as many at once as fit, decoded and resized."""
 
 import time
 

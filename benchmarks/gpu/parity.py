@@ -1,7 +1,7 @@
 """The official numbers on this device: in float32 by the fixtures' own tolerances, in bfloat16 by a coarse one.
 
-In bfloat16 a rounded logit or code vector turns a token into another, and what follows that token is another image. So only
-quantities are compared that follow no token of their own: `IN_BFLOAT16` names them.
+In bfloat16 a rounded logit or code vector turns a token into another, and what follows that token is another image. So
+only quantities are compared that follow no token of their own: `IN_BFLOAT16` names them.
 """
 
 import math

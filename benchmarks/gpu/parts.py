@@ -37,7 +37,7 @@ def measure_machine(asked: Asked) -> Pieces:
 
 
 PARTS = (
-    Part("machine", "The machine", 1, measure_machine),
+    Part("machine", "The machine", 3, measure_machine),
     Part("step-xl", "One alignment step, LlamaGen-XL", 5, partial(step.measure, XL)),
     Part("sampling-xl", "Sampling, LlamaGen-XL", 5, partial(sampling.measure, XL)),
     Part("recipe-xxl", "The paper's recipe, LlamaGen-XXL", 6, partial(recipe.measure, XXL)),

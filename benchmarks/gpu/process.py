@@ -181,7 +181,8 @@ def _rank(rank: int, processes: int, port: int, pipe: Any, function: Callable[..
 
 
 def run_apart(function: Callable[..., Any], *arguments: Any) -> int | None:
-    """Runs `function(*arguments)` in a process forked from this one; returns its exit code, below 0 where a signal ended it.
+    """Runs `function(*arguments)` in a process forked from this one; returns its exit code, below 0 where a signal
+    ended it.
 
     Raises:
         RuntimeError: the function raised something.

@@ -1,4 +1,4 @@
-"""Sampling of a full-size model with guidance: ours in eager mode and compiled, against the official schedule at equal batch."""
+"""Sampling of a full-size model with guidance: ours, eager and compiled, beside the official schedule."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""`launch.strategy: fsdp` on all GPUs that there are, beside one process with the whole model: same steps, less memory."""
+"""`launch.strategy: fsdp` on all GPUs, beside one process with the whole model: same steps, less memory."""
 
 import time
 from dataclasses import replace

@@ -1,7 +1,7 @@
 """One alignment step of a full-size model: ours beside the authors' schedule, in eager mode, then compiled.
 
-How many images ours takes at once, and how many repeated contexts the authors' schedule, is found by trying: the largest
-numbers that memory holds. Both are then timed on equal images. Compiled, both run the same compiled policy.
+How many images ours takes at once, and how many repeated contexts the authors' schedule, is found by trying: the
+largest numbers that memory holds. Both are then timed on equal images. Compiled, both run the same compiled policy.
 """
 
 from collections.abc import Callable

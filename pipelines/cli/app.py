@@ -1,7 +1,7 @@
 """The command `vapi` itself: how its subcommands are listed, what a wrong one says, and how they end.
 
-Modules beside this one hold names, options and help alone. What a subcommand does is imported when it runs: help is quick,
-and each part needs only the packages that it uses.
+Modules beside this one hold names, options and help alone. What a subcommand does is imported when it runs: help is
+quick, and each part needs only the packages that it uses.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""`vapi profile|assets|plan|run|report|sweep|results|reach`: the experiment of params.yaml, from its files to its report."""
+"""The subcommands of the experiment of params.yaml, from the files that it needs to its report."""
 
 from pathlib import Path
 from typing import Annotated
@@ -72,6 +72,17 @@ def estimate(
     estimate.estimate(profile, gpu, measure, beside)
 
 
+@command("vapi peaks llamagen-xl-c2i janus-pro-1b --memory 24", panel=EXPERIMENT)
+def peaks(
+    profiles: Annotated[list[str], typer.Argument(help="files of profiles/, without .yaml")],
+    memory: Annotated[float, typer.Option(min=0, help="of the GPU, in GB")] = 80,
+) -> None:
+    """Computes the peak of memory of every alignment and image set; allocates nothing."""
+    from pipelines.commands import peaks
+
+    peaks.peaks(profiles, memory)
+
+
 @command("vapi plan", panel=EXPERIMENT)
 def plan() -> None:
     """Writes the plans of params.yaml, reports/plan.md first, which are committed before the run."""
@@ -111,6 +122,17 @@ def report(
     from pipelines.commands import run
 
     return run.report(table, readme)
+
+
+@command("vapi page", "vapi page report.html --device cpu", panel=EXPERIMENT)
+def page(
+    file: Annotated[Path, typer.Argument(help="what to write")] = Path("reports/report.html"),
+    device: Device = "auto",
+) -> None:
+    """Writes the report as one HTML file for a browser, with its samples to look through."""
+    from pipelines.commands import page
+
+    page.page(file, device)
 
 
 @command(

@@ -47,8 +47,8 @@ def sample(
 ) -> None:
     """Draws images for classes or prompts, from any checkpoint or from the run's generators.
 
-    Images of classes lie in a folder of their class, those of prompts in GenEval's layout. An interrupted run goes on where
-    it was.
+    Images of classes lie in a folder of their class, those of prompts in GenEval's layout. An interrupted run goes on
+    where it was.
     """
     if generator is None:
         if prompts is None:
@@ -147,7 +147,8 @@ def geneval(
 ) -> int:
     """GenEval of any folder of images. Exit code 1 if any could not be scored.
 
-    Of a file of results, ours or the official script's, only the scores are computed. An interrupted run goes on where it was.
+    Of a file of results, ours or the official script's, only the scores are computed. An interrupted run goes on where
+    it was.
     """
     from pipelines.commands import geneval
 

@@ -1,4 +1,6 @@
-"""`vapi ui|dashboards|upload|bench`: what runs in the browser, what MLflow is told, and how fast all is."""
+"""`vapi ui|worker|dashboards|upload|bench`: what runs in the browser, what MLflow is told, and how fast all is."""
+
+from typing import Annotated
 
 import typer
 
@@ -6,12 +8,30 @@ from pipelines.cli.app import SERVERS, command
 from pipelines.cli.experiment import PASSED_ON
 
 
-@command("vapi ui", panel=SERVERS)
-def ui() -> int:
+@command("vapi ui", "vapi ui --host 10.0.0.5", panel=SERVERS)
+def ui(
+    host: Annotated[str, typer.Option(help="the address of this machine at which the servers listen")] = "127.0.0.1",
+) -> int:
     """Starts Prefect, MLflow and a worker: sweeps and tracked runs in the browser, until Ctrl-C."""
     from pipelines.flows import ui
 
-    return ui.main()
+    return ui.main(host)
+
+
+@command("vapi worker", "vapi worker --limit 2 --idle-minutes 10", panel=SERVERS)
+def worker(
+    limit: Annotated[
+        int | None, typer.Option(help="cells at a time; default: as many as there are GPUs, or one")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="unlike that of any other worker; default: machine and process")
+    ] = None,
+    idle_minutes: Annotated[float | None, typer.Option(help="end when there has been no cell for so long")] = None,
+) -> int:
+    """Runs cells of sweeps of any machine, until Ctrl-C. PREFECT_API_URL and MLFLOW_TRACKING_URI name the servers."""
+    from pipelines.flows import worker
+
+    return worker.main(limit, name, idle_minutes)
 
 
 @command("vapi dashboards", panel=SERVERS)
@@ -38,7 +58,7 @@ def upload() -> int:
     context_settings=PASSED_ON,
 )
 def bench(context: typer.Context) -> int:
-    """Measures our schedule beside the authors': align, sample, tokenize, score or pipeline.
+    """Measures our schedule beside the authors': align, sample, tokenize, score or pipeline; and all on a GPU: gpu.
 
     The last example lists its options.
     """

@@ -2,14 +2,14 @@
 
 import sys
 
+from pipelines.config.assets import assets_of, summary, table
+from pipelines.config.loading import check_params, load_params
 from pipelines.config.params import Params
 from pipelines.config.profiles import read_profile
 from pipelines.estimates import space
 from pipelines.estimates.sizes import disks
 from pipelines.estimates.space import SpaceError, finished, free_bytes, to_come
 from pipelines.repository.cache import keeps_copies
-from pipelines.variants.assets import assets_of, summary, table
-from pipelines.variants.loading import check_params, load_params
 
 
 def params_of(profile: str | None) -> Params:

@@ -1,7 +1,7 @@
 """A generator and its tokenizer from any checkpoint: a folder of ours, LlamaGen's official `.pt` files, or a Janus.
 
-LlamaGen's files hold tensors alone. What their shapes leave open is asked for: the size of the images, and the heads of a
-transformer whose width and depth are no official model's.
+LlamaGen's files hold tensors alone. What their shapes leave open is asked for: the size of the images, and the heads of
+a transformer whose width and depth are no official model's.
 """
 
 from collections import Counter

@@ -1,9 +1,9 @@
 """Images for any prompts from the run's generators, or those of a finished set, as a folder in GenEval's layout.
 
-Then `vapi geneval FOLDER`, `vapi score FOLDER`, or the official scripts. Prompts are GenEval's (.jsonl) or any others (.csv,
-.tsv, .json, one a line), and need not be those of the run; its generators, text encoder and sampling parameters are used.
-Image k of prompt i is drawn from the stream that the stage `sample` would draw it from. An interrupted run goes on where it
-was.
+Then `vapi geneval FOLDER`, `vapi score FOLDER`, or the official scripts. Prompts are GenEval's (.jsonl) or any others
+(.csv, .tsv, .json, one a line), and need not be those of the run; its generators, text encoder and sampling parameters
+are used. Image k of prompt i is drawn from the stream that the stage `sample` would draw it from. An interrupted run
+goes on where it was.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from pipelines.commands.device import choose_device
+from pipelines.config.loading import load_params
 from pipelines.config.params import Params
 from pipelines.config.paths import CAPTIONS, remedy
+from pipelines.config.variant import BASE, find_variant
 from pipelines.frame.inputs import open_generator, open_prompts, open_samples, open_tokenizer
 from pipelines.frame.progress import progress
-from pipelines.variants.loading import load_params
-from pipelines.variants.variant import BASE, find_variant
 from vapi_core.data.subset import MANIFEST, read_manifest
 from vapi_core.errors import FileError, ParameterError
 from vapi_core.files import read_json, write_json

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pipelines.commands.assets import params_of
 from pipelines.estimates.estimate import estimate as estimate_stages
+from pipelines.estimates.estimate import memory_peaks
 from pipelines.estimates.pages import comparison, page
 from pipelines.estimates.rates import EPYC, GPUS, measure_cpu
 from pipelines.repository.cache import keeps_copies
@@ -11,7 +12,7 @@ from vapi_core.errors import ParameterError, quoted
 
 
 def estimate(profile: str | None = None, gpu: str = "cpu", measure: bool = False, beside: Path | None = None) -> None:
-    """Prints time and disk of every stage.
+    """Prints time, memory and disk of every stage.
 
     Args:
         profile: name of a file in profiles/; without one, params.yaml.
@@ -30,4 +31,7 @@ def estimate(profile: str | None = None, gpu: str = "cpu", measure: bool = False
     params = params_of(profile)
     rates = measure_cpu(params.threads) if measure else known[gpu]
     rows = estimate_stages(params, rates)
-    print(page(params, rows, rates, keeps_copies()) if beside is None else comparison(rows, beside))
+    if beside is not None:
+        print(comparison(rows, beside))
+    else:
+        print(page(params, rows, rates, keeps_copies(), memory_peaks(params, rates.memory)))

@@ -1,7 +1,7 @@
 """Hands results to other people's scripts: `vapi export`.
 
-Weights go to an official `.pt` of LlamaGen, {"model": state dict}, for its own sampling and training scripts; a sampled set
-goes to the `.npz` of ADM's evaluator, arr_0 uint8 [N, H, W, 3], or to a folder in GenEval's layout.
+Weights go to an official `.pt` of LlamaGen, {"model": state dict}, for its own sampling and training scripts; a sampled
+set goes to the `.npz` of ADM's evaluator, arr_0 uint8 [N, H, W, 3], or to a folder in GenEval's layout.
 """
 
 from pathlib import Path
@@ -35,7 +35,8 @@ def export_weights(directory: Path, path: Path) -> None:
 
 
 def export_images(directory: Path, path: Path) -> None:
-    """Writes the images of a sampled set, e.g. data/samples/experiment/va-pi/t1.0-g1.0-0, as ADM's `.npz`; images are not held.
+    """Writes the images of a sampled set, e.g. data/samples/experiment/va-pi/t1.0-g1.0-0, as ADM's `.npz`; images are
+    not held.
 
     Raises:
         FileError: there is no such set, or it is damaged.

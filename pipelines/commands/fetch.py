@@ -1,7 +1,8 @@
-"""Downloads what a profile lacks and what may be downloaded: `vapi assets fetch`. Licences are shown, and asked for, first.
+"""Downloads what a profile lacks and what may be downloaded: `vapi assets fetch`. Licences are shown, and asked for,
+first.
 
-The hub's files go where `huggingface_hub` puts them, or to the place that the params name. Files with an address go on where
-an interrupted download was. Each is compared with the sha256 that its source gives; some give none.
+The hub's files go where `huggingface_hub` puts them, or to the place that the params name. Files with an address go on
+where an interrupted download was. Each is compared with the sha256 that its source gives; some give none.
 """
 
 import os
@@ -15,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.commands.assets import params_of
+from pipelines.config.assets import ADM, GENEVAL, HEADS, INCEPTION, VGG, Asset, assets_of, summary, table
 from pipelines.frame.progress import progress
-from pipelines.variants.assets import ADM, GENEVAL, HEADS, INCEPTION, VGG, Asset, assets_of, summary, table
 from vapi_core.errors import FileError, VapiError
 from vapi_core.files import sha256_file
 from vapi_core.models.perceptual import HEADS_FILES, VGG_FILE

@@ -5,9 +5,9 @@ Committed plans name `python -m pipelines.commands.plan`, which is `vapi plan`.
 
 import sys
 
+from pipelines.config.loading import load_params
 from pipelines.frame.launch import one_message
 from pipelines.reporting.plan import plan_texts
-from pipelines.variants.loading import load_params
 from vapi_core.files import atomic_path
 
 

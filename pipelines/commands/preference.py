@@ -1,7 +1,7 @@
 """CLIP score or HPSv2 of any folder of images, without training anything and without MLflow: `vapi score`.
 
-The folder is laid out as GenEval's: 00000/metadata.jsonl holds a prompt, 00000/samples/ its images. The scores are printed
-and go to FOLDER/SCORE.json.
+The folder is laid out as GenEval's: 00000/metadata.jsonl holds a prompt, 00000/samples/ its images. The scores are
+printed and go to FOLDER/SCORE.json.
 """
 
 import math

@@ -1,6 +1,7 @@
 """Publishes aligned weights: safetensors, the tokenizer they draw through, and a model card, in a folder or on the Hub.
 
-The card says what the weights were made from, by which settings, under which licence, and how the variant scored over seeds.
+The card says what the weights were made from, by which settings, under which licence, and how the variant scored over
+seeds.
 """
 
 import dataclasses
@@ -13,12 +14,12 @@ from typing import Any
 import yaml
 
 from pipelines.commands.fetch import reachable
+from pipelines.config.assets import OFFICIAL
+from pipelines.config.loading import load_params
 from pipelines.config.params import Params
 from pipelines.config.paths import ALIGNED, GENERATOR, REPORTS, TOKENIZER, remedy
-from pipelines.reporting.statistics import SCORE_TITLES
-from pipelines.variants.assets import OFFICIAL
-from pipelines.variants.loading import load_params
-from pipelines.variants.variant import BASE, find_variant
+from pipelines.config.variant import BASE, find_variant
+from pipelines.variants.score_files import SCORE_TITLES
 from vapi_core.errors import FileError, ParameterError
 from vapi_core.files import atomic_path, read_json, require_sha256
 from vapi_core.models.checkpoints import model_hash

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from pipelines.commands.device import choose_device
+from pipelines.config.loading import load_params
 from pipelines.config.params import Params
 from pipelines.config.paths import GENERATOR
+from pipelines.config.variant import find_variant
 from pipelines.frame.inputs import open_generator, open_split, open_tokenizer
 from pipelines.frame.stage import Stage, StagePlan, UntrackedRun
-from pipelines.variants.loading import load_params
 from pipelines.variants.training import LentNetworks
-from pipelines.variants.variant import find_variant
 from vapi_core.alignment.credit import neighbourhood_sums
 from vapi_core.alignment.method import Setting
 from vapi_core.alignment.reach import Reach, measure_reach
@@ -102,7 +102,8 @@ def measure(
         seed: of the draws.
 
     Raises:
-        ParameterError: the number of groups is odd; or the variant has no reward of reconstruction, or one whose terms have no error maps.
+        ParameterError: the number of groups is odd; or the variant has no reward of reconstruction, or one whose terms
+        have no error maps.
     """
     if groups % 2:
         raise ParameterError("--groups", f"{groups} is odd.")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config.paths import REPORTS
-from pipelines.variants.variant import BASE, CONTINUED, SUBJECT
+from pipelines.config.variant import BASE, CONTINUED, SUBJECT
 from vapi_core.errors import FileError
 from vapi_core.files import atomic_path, read_json
 

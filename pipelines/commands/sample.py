@@ -1,7 +1,7 @@
 """Images from any checkpoint, without an experiment: classes or prompts in, PNGs out.
 
-Images of class c lie in FOLDER/c, those of prompts as GenEval lays them out. Image k of the i-th class or prompt has a random
-stream of its own, whatever the batch size. An interrupted run goes on where it was.
+Images of class c lie in FOLDER/c, those of prompts as GenEval lays them out. Image k of the i-th class or prompt has a
+random stream of its own, whatever the batch size. An interrupted run goes on where it was.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,9 +1,9 @@
-"""The whole of params.yaml, typed and strict: an unknown key, a wrong type or an impossible value stops a stage at once.
+"""The whole of params.yaml, typed and strict: an unknown key, a wrong type or an impossible value stops a stage.
 
-What each parameter means is written beside it in profiles/base.yaml. Hyper-parameters of models and methods are fields of
-`vapi_core`'s own dataclasses, which are the schema; here stand the sections that only the pipeline has. What ties
-parameters together is in `rules`, what `align` and `variants` make together in `pipelines.variants.variant`; both are
-applied by `pipelines.variants.loading.load_params`.
+What each parameter means is written beside it in profiles/base.yaml. Hyper-parameters of models and methods are fields
+of `vapi_core`'s own dataclasses, which are the schema; here stand the sections that only the pipeline has. What ties
+parameters together is in `rules`, what `align` and `variants` make together in `pipelines.config.variant`; both are
+applied by `pipelines.config.loading.load_params`.
 """
 
 import dataclasses

@@ -33,8 +33,9 @@ TABLES = REPORTS / "tables"
 
 
 def _repository() -> Path:
-    """The repository that work belongs to. An experiment of `dvc exp run --temp` or `--queue` runs in a temporary copy without
-    assets, which goes with all that is in it; DVC tells its stages of which repository, and sweeps do so too."""
+    """The repository that work belongs to. An experiment of `dvc exp run --temp` or `--queue` runs in a temporary copy
+    without assets, which goes with all that is in it; DVC tells its stages of which repository, and sweeps do so
+    too."""
     if named := os.environ.get("VAPI_REPOSITORY"):
         return Path(named)
     root = Path(os.environ.get("DVC_ROOT", "")).resolve()

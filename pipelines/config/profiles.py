@@ -1,8 +1,8 @@
-"""Profiles: `profiles/base.yaml` has every parameter, `profiles/NAME.yaml` what differs, and both together are params.yaml.
+"""Profiles: `profiles/base.yaml` has every parameter, `profiles/NAME.yaml` what differs; together they are params.yaml.
 
-A mapping of the profile goes into the base's, key by key; everything else, and the splits of the subset, whose order says
-which images they get, takes the place of what is there. A variant or a control that the profile sets to null is left out.
-Comments stay, those of the profile before those of the base.
+A mapping of the profile goes into the base's, key by key; everything else, and the splits of the subset, whose order
+says which images they get, takes the place of what is there. A variant or a control that the profile sets to null is
+left out. Comments stay, those of the profile before those of the base.
 """
 
 import io

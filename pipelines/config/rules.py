@@ -1,5 +1,5 @@
-"""What ties the parameters of params.yaml together; the types and limits of each stand in `params`, what variants need in
-`pipelines.variants.rules`.
+"""What ties the parameters of params.yaml together; the types and limits of each stand in `params`, what variants need
+in `pipelines.config.variant_rules`.
 
 A rule gives (key, problem) where it does not hold. All broken rules are reported at once.
 """

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipelines.config.params import Params, grid_side
+from pipelines.config.variant import Alignment, Variant, all_variants
 from pipelines.estimates import models
 from pipelines.estimates.sizes import features, images_of_set, in_order, parameters, reference_images
 from pipelines.estimates.work import Work, counted, measure, of_layers, operation
-from pipelines.variants.variant import Alignment, Variant, all_variants
 from vapi_core.data.images import images_of_a_pass, resize_bicubic
 from vapi_core.models.classifier import ARCHITECTURES
 from vapi_core.randomness import stream
@@ -91,8 +91,8 @@ def training(work_of: Callable[[int], Work], config: OptimizationConfig, trained
 
 
 def optimizer_step(trained: float) -> Work:
-    """AdamW over so many float32 parameters: it reads weight, gradient and two moments and writes three of them; the norm
-    of the gradient, its clipping and the largest weight read and write 16 bytes more."""
+    """AdamW over so many float32 parameters: it reads weight, gradient and two moments and writes three of them; the
+    norm of the gradient, its clipping and the largest weight read and write 16 bytes more."""
     return operation(15 * trained, 28 * trained) + operation(3 * trained, 16 * trained)
 
 
@@ -187,12 +187,12 @@ def _alignment(params: Params, variant: Variant) -> Cost:
     own, sizes = alignment.optimization, parameters(params)
     trained = sizes.decoder if alignment.method.trains == "tokenizer" else sizes.generator
     work = training(
-        lambda size: alignment_work(_Shared(params), _alike(alignment), size), own, trained, params.launch.processes
+        lambda size: alignment_work(_Shared(params), alike(alignment), size), own, trained, params.launch.processes
     )
     return Cost(variant.stage("align"), work * len(variant.seeds), shared=True, threads=alignment.threads)
 
 
-def _alike(alignment: Alignment) -> Alignment:
+def alike(alignment: Alignment) -> Alignment:
     """An alignment of the same work, with all at rest that changes none: what is counted for one serves for others."""
     config = alignment.config
     at_rest = {"noise_ratio": 0.0, "clip_epsilon": 0.2, "advantage_clamp": 5.0}

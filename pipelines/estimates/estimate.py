@@ -4,10 +4,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipelines.config.params import Params
-from pipelines.estimates.costs import Cost, costs, costs_of
+from pipelines.config.variant import EXPERIMENT, Variant, all_variants
+from pipelines.estimates.costs import Cost, alike, costs, costs_of
+from pipelines.estimates.peaks import align_peak, sample_peak
 from pipelines.estimates.rates import Rates
 from pipelines.estimates.sizes import Disk, disks, disks_of
-from pipelines.variants.variant import EXPERIMENT, Variant, all_variants
 
 MAIN_MEMORY = 16e9  # bytes that a CPU is taken to have, where images are drawn as many at once as fit
 START = 1.0  # seconds until a stage works: devices, models, the run; measured, see docs/estimate.md
@@ -57,6 +58,31 @@ def seconds(cost: Cost, disk: Disk, params: Params, rates: Rates) -> float:
         + PASSES * (disk.output + disk.kept) / rates.storage
     )
     return START + cost.seconds + device / (launch.processes if cost.shared else 1) + others + PER_CALL * compiled
+
+
+def memory_peaks(params: Params, memory: float | None) -> dict[str, float]:
+    """Bytes of tensors at the fullest moment, of the stages that align and draw. Variants of the same work have one
+    peak.
+
+    Args:
+        memory: bytes of the GPU; None: a CPU, on which how many images are drawn at once must stand in the params.
+    """
+    size = None if memory is None else int(memory)
+    known: dict[object, float] = {}
+    peaks: dict[str, float] = {}
+    for variant in all_variants(params):
+        if (alignment := variant.alignment) is not None:
+            own = alignment.optimization
+            key = (alike(alignment), own.batch_size, own.micro_batch_size)
+            if key not in known:
+                known[key] = align_peak(params, variant.name, size).total
+            peaks[variant.stage("align")] = known[key]
+        if size is not None or params.sample.batch_size is not None:
+            guided = any(sampling.guidance_scale != 1.0 for sampling in variant.samplings)
+            if guided not in known:
+                known[guided] = sample_peak(params, variant.name, size).total
+            peaks[variant.stage("sample")] = known[guided]
+    return peaks
 
 
 def sweep_seconds(params: Params, cells: Iterable[Variant], rates: Rates) -> list[float]:

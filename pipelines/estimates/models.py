@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipelines.config.params import Params, grid_side
-from pipelines.variants.variant import Alignment
+from pipelines.config.variant import Alignment
 from vapi_core.alignment.method import Setting
 from vapi_core.data.batches import AlignmentData
 from vapi_core.models.classifier import ARCHITECTURES
@@ -77,8 +77,8 @@ def _shape(params: Params) -> tuple[int, int, int, int | None, int]:
 
 
 def without_steps(policy: Policy) -> list[int]:
-    """Has a policy take no decode step, only note of how many rows each was to be: a sequence of them is long, and every one
-    is like the one before. They are counted apart (`costs.decode_steps`)."""
+    """Has a policy take no decode step, only note of how many rows each was to be: a sequence of them is long, and
+    every one is like the one before. They are counted apart (`costs.decode_steps`)."""
     rows: list[int] = []
 
     def decode_step(tokens: Tensor, position: int, cache: Any) -> Tensor:

@@ -1,13 +1,13 @@
 """Estimates as tables for people."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pipelines.config.params import Params
+from pipelines.config.variant import EXPERIMENT
 from pipelines.estimates.estimate import Row
 from pipelines.estimates.rates import Rates
 from pipelines.reporting.markdown import markdown_table
-from pipelines.variants.variant import EXPERIMENT
 from vapi_core.files import read_json
 
 UNITS = (("d", 86400), ("h", 3600), ("min", 60))
@@ -23,14 +23,21 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:.3g} GB" if size >= 1e7 else ("" if size == 0 else "<0.01 GB")
 
 
-def page(params: Params, rows: Sequence[Row], rates: Rates, copies: bool) -> str:
-    """What a profile needs: a line for each stage, then the totals."""
+def page(
+    params: Params, rows: Sequence[Row], rates: Rates, copies: bool, peaks: Mapping[str, float] | None = None
+) -> str:
+    """What a profile needs: a line for each stage, then the totals.
+
+    Args:
+        copies: whether DVC keeps a second copy of every output.
+        peaks: bytes of memory by stage, as far as they are known.
+    """
     launch, tables = params.launch, dict.fromkeys(row.table for row in rows)
     devices = f"{launch.processes} x {rates.name}" if launch.processes > 1 else rates.name
     lines = [
         f"Profile {params.profile} on {devices}, {launch.dtype}. Rates: {rates.origin}.",
         "",
-        markdown_table(HEADER, [_line(row) for row in rows]),
+        markdown_table(HEADER, [_line(row, (peaks or {}).get(row.stage, 0.0)) for row in rows]),
         "",
         *(f"table {name}: {duration(total(rows, name))}" for name in tables if name != EXPERIMENT),
         f"the experiment alone: {duration(total(rows, EXPERIMENT))}",
@@ -41,12 +48,13 @@ def page(params: Params, rows: Sequence[Row], rates: Rates, copies: bool) -> str
     return "\n".join(lines)
 
 
-HEADER = ("stage", "time", "TFLOP", "output", "states while it runs")
+HEADER = ("stage", "time", "TFLOP", "peak of tensors", "output", "states while it runs")
 
 
-def _line(row: Row) -> list[str]:
+def _line(row: Row, peak: float) -> list[str]:
     flops = f"{row.flops / 1e12:.3g}" if row.flops else ""
-    return [row.stage, duration(row.seconds), flops, gigabytes(row.disk.output), gigabytes(row.disk.working)]
+    sizes = map(gigabytes, (peak, row.disk.output, row.disk.working))
+    return [row.stage, duration(row.seconds), flops, *sizes]
 
 
 def total(rows: Iterable[Row], table: str) -> float:

@@ -35,7 +35,7 @@ class Rates:
     alone: float | None = None  # `overhead` of a single thread, which need not wait for others
 
     def seconds(self, work: Work, kind: str) -> float:
-        """Time of work of a dtype or of convolutions. Tensors are counted in float32; those of bfloat16 have half the bytes."""
+        """Time of work of a dtype or of convolutions. Tensors are counted in float32; in bfloat16 they are half."""
         bandwidth = self.bandwidth * (2 if kind == "bfloat16" else 1)
         return _seconds(work, self.flops[kind], bandwidth, self.overhead)
 
@@ -63,8 +63,8 @@ def _seconds(work: Work, flops: float, bandwidth: float, overhead: float) -> flo
 
 
 # TFLOP/s in bfloat16, in TF32 and in float32, TB/s and GB of makers' data sheets (dense, without sparsity), times what
-# trainings usually reach of them. PyTorch computes convolutions of float32 in TF32, and matrix products do not. None of these
-# was measured here.
+# trainings usually reach of them. PyTorch computes convolutions of float32 in TF32, and matrix products do not. None of
+# these was measured here.
 UTILISATION, BANDWIDTH_SHARE = 0.4, 0.7
 CALL = 6e-6  # seconds that PyTorch takes to start a kernel
 
@@ -125,8 +125,8 @@ def here() -> Rates | None:
 def measure_cpu(threads: int = 0) -> Rates:
     """The rates of this machine's CPU, in about ten seconds.
 
-    A matrix product tells the arithmetic, a sum of tensors as large as feature maps the memory, and the backward and forward
-    of a transformer of no size what an operation takes beside both.
+    A matrix product tells the arithmetic, a sum of tensors as large as feature maps the memory, and the backward and
+    forward of a transformer of no size what an operation takes beside both.
 
     Args:
         threads: of torch; 0: all cores.

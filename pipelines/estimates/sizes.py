@@ -12,8 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 from pipelines.config.params import Params, grid_side
 from pipelines.config.paths import ALIGNED, CLASSIFIERS, GENERATOR, REFERENCES, STAGES, SUBSET, TOKENIZER, TOKENS
+from pipelines.config.variant import Variant, all_variants
 from pipelines.estimates import models
-from pipelines.variants.variant import Variant, all_variants
 from vapi_core.training.loop import OptimizationConfig
 
 FLOAT = 4  # bytes of a weight: they are kept in float32
@@ -50,8 +50,8 @@ class _Hidden:
 
 
 class _Empty(TorchFunctionMode):
-    """Gives weights a shape and no content, and draws none. `torch.device("meta")` would do, but what is computed there loads
-    seconds of libraries, and every stage asks."""
+    """Gives weights a shape and no content, and draws none. `torch.device("meta")` would do, but what is computed there
+    loads seconds of libraries, and every stage asks."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pipelines.config.params import Params
 from pipelines.config.paths import WORK
+from pipelines.config.variant import EXPERIMENT, all_variants
 from pipelines.estimates.sizes import Disk, disks
 from pipelines.repository.cache import keeps_copies
-from pipelines.variants.variant import EXPERIMENT, all_variants
 from vapi_core.errors import VapiError
 
 ANYWAY = "VAPI_ANYWAY"  # an environment variable: 1 lets stages start all the same

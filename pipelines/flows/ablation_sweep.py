@@ -1,7 +1,7 @@
 """Flow `ablation-sweep`: every cell of a form as one Prefect task and one DVC experiment.
 
-A cell whose experiment exists is skipped, so that running a sweep again resumes it; within a cell, training goes on from
-its last checkpoint. From plain Python: `vapi sweep --noise-ratios 0 0.5 --dry-run`.
+A cell whose experiment exists is skipped, so that running a sweep again resumes it; within a cell, training goes on
+from its last checkpoint. From plain Python: `vapi sweep --noise-ratios 0 0.5 --dry-run`.
 """
 
 import argparse
@@ -11,7 +11,6 @@ import os
 import re
 import shlex
 import sys
-import time
 from typing import Any, get_origin
 from urllib.parse import urlsplit
 
@@ -26,17 +25,20 @@ from prefect.artifacts import (
 from prefect.states import Completed, State
 from pydantic import ValidationError
 
+from pipelines.config.loading import check_params
 from pipelines.config.paths import WORK
 from pipelines.estimates.estimate import sweep_seconds
 from pipelines.estimates.pages import sweep_line
 from pipelines.estimates.rates import here
+from pipelines.flows.cell import cancel_all, hand_out
 from pipelines.flows.running import gpu_tags, run_all, run_command, visible_gpus
+from pipelines.frame import processes
 from pipelines.frame.launch import one_message
-from pipelines.reporting.grid import publish
+from pipelines.reporting.grid import sweep_run
 from pipelines.repository.git import experiments
+from pipelines.repository.sharing import check_shareable, fetch_experiments
 from pipelines.tracking import dashboards
 from pipelines.variants.cells import read_scores
-from pipelines.variants.loading import check_params
 from pipelines.variants.sweep import (
     Baseline,
     Experiment,
@@ -57,11 +59,14 @@ SKIPPED = "Skipped"  # name of the state of a cell that was finished before
 
 
 @task(retries=1, retry_delay_seconds=2)
-def run_experiment(experiment: Experiment, gpus: list[str]) -> State:
-    """One experiment, unless it exists. A cell whose scores cannot be read has failed."""
-    exists = experiment.name in experiments()
-    if not exists:
-        run_command(command(experiment), experiment.name, gpus)
+def run_experiment(experiment: Experiment, gpus: list[str], shared: bool) -> State:
+    """One experiment, unless it exists: here, or if `shared` by a worker. A cell without readable scores has failed."""
+    exists = experiment.name in (fetch_experiments([experiment.name]) if shared else experiments())
+    if not exists and shared and experiment.cell is not None:
+        hand_out(experiment)
+        fetch_experiments([experiment.name])
+    elif not exists:
+        run_command(command(experiment, shared), experiment.name, gpus)
     if experiment.cell is not None:
         read_scores(experiment.name)
     if exists:
@@ -71,7 +76,8 @@ def run_experiment(experiment: Experiment, gpus: list[str]) -> State:
 
 @flow(name="ablation-sweep")
 def ablation_sweep(form: SweepForm = PAPERS_NOISE, dry_run: bool = False) -> State:
-    """Runs VA-π with every combination of noise ratios, regularizers, their weights, rewards and credits, with every seed.
+    """Runs VA-π with every combination of noise ratios, regularizers, their weights, rewards and credits, with every
+    seed.
 
     Args:
         form: the grid.
@@ -80,25 +86,36 @@ def ablation_sweep(form: SweepForm = PAPERS_NOISE, dry_run: bool = False) -> Sta
     logger = get_run_logger()
     baseline = read_baseline(form.profile)
     planned = plan_cells(form, baseline, {})  # refuses a form before anything runs
+    if form.on_workers:
+        check_shareable()
     if dry_run:
         logger.info(plan_text(form, baseline))
         return Completed(message=f"{len(planned)} cells planned, none run")
     upstream = plan_upstream(form, baseline)
     gpus = visible_gpus(baseline.profile["device"])
     tags = gpu_tags(gpus)
-    shared = run_experiment.with_options(task_run_name=upstream.name, tags=tags)(upstream, gpus, return_state=True)
+    shared = run_experiment.with_options(task_run_name=upstream.name, tags=tags)(
+        upstream, gpus, form.on_workers, return_state=True
+    )
     if not shared.is_completed():
         raise VapiError(f"{upstream.name}, on which all cells build, did not end well: {shared.message}")
     cells = plan_cells(form, baseline, read_bases(experiments()[upstream.name]))
     progress = Progress(cells)
     by_name = {cell.name: cell for cell in cells}
-    states = run_all(
-        dict.fromkeys(by_name, []),
-        lambda name, _: run_experiment.with_options(task_run_name=name, tags=tags).submit(by_name[name], gpus),
-        form.parallelism,
-        progress.finished,
-    )
-    publish(sweep_name(cells), baseline.profile["profile"], form.model_dump(), by_name, upstream.name)
+    profile = baseline.profile["profile"]
+    with sweep_run(sweep_name(cells), profile, form.model_dump(), by_name, upstream.name) as tracked:
+
+        def submit(name: str, _: Any) -> Any:
+            one = run_experiment.with_options(task_run_name=name, tags=[] if form.on_workers else tags)
+            return one.submit(by_name[name], gpus, form.on_workers)
+
+        def finished(name: str, state: State) -> None:
+            progress.finished(name, state)
+            tracked.update(progress.ended)
+
+        end = cancel_all if form.on_workers else processes.end_all
+        states = run_all(dict.fromkeys(by_name, []), submit, form.parallelism, finished, end)
+        tracked.conclude(profile)
     progress.conclude(baseline.profile)
     failed = [name for name, state in states.items() if not state.is_completed()]
     if failed:
@@ -107,17 +124,17 @@ def ablation_sweep(form: SweepForm = PAPERS_NOISE, dry_run: bool = False) -> Sta
 
 
 class Progress:
-    """The sweep's artifacts: its grid as a table and how much of it is done, renewed as cells end; then figures and links."""
+    """The sweep's artifacts: its grid as a table and how much is done, renewed as cells end; then figures and links."""
 
     def __init__(self, cells: list[Experiment]):
         self._key = sweep_name(cells)
         self._rows = {cell.name: row_of(cell) for cell in cells}
         self._bar: Any = create_progress_artifact(0.0, key=f"{self._key}-progress", description=f"{len(cells)} cells")
-        self._started, self._ended = time.monotonic(), 0
+        self.ended = 0
         self._show()
 
     def finished(self, name: str, state: State) -> None:
-        self._ended += 1
+        self.ended += 1
         row = self._rows[name]
         row["state"] = str(state.name).lower()
         if state.is_completed():
@@ -127,7 +144,7 @@ class Progress:
                 row["problem"] = str(error)
         else:
             row["problem"] = (state.message or "no message").strip().splitlines()[-1]
-        update_progress_artifact(self._bar, 100 * self._ended / len(self._rows))
+        update_progress_artifact(self._bar, 100 * self.ended / len(self._rows))
         self._show()
 
     def conclude(self, profile: dict[str, Any]) -> None:
@@ -154,9 +171,9 @@ class Progress:
     def _show(self) -> None:
         names = list(dict.fromkeys(name for row in self._rows.values() for name in row))
         table = [{name: row.get(name, "") for name in names} for row in self._rows.values()]
-        left = len(table) - self._ended
+        left = len(table) - self.ended
         create_table_artifact(
-            table, key=self._key, description=f"{self._ended} of {len(table)} cells ended, {left} left"
+            table, key=self._key, description=f"{self.ended} of {len(table)} cells ended, {left} left"
         )
 
 
@@ -187,7 +204,7 @@ def plan_text(form: SweepForm, baseline: Baseline) -> str:
         lines = [f"{len(cells)} cells; their names end otherwise when what they build on is made, by {upstream.name}"]
     for cell in (upstream, *cells):
         note = " (finished before)" if cell.name in existing else ""
-        lines += ["", f"{cell.name}{note}", f"  {shlex.join(command(cell))}"]
+        lines += ["", f"{cell.name}{note}", f"  {shlex.join(command(cell, form.on_workers))}"]
     return "\n".join([*lines, "", time_text(form, baseline, cells)])
 
 

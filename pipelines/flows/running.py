@@ -74,6 +74,7 @@ def run_all(
     submit: Callable[[str, list[PrefectFuture]], PrefectFuture],
     parallelism: int,
     finished: Callable[[str, State], Any] = lambda name, state: None,
+    end: Callable[[], Any] = processes.end_all,
 ) -> dict[str, State]:
     """Runs every item of a graph after those it builds on, so many at a time; a failure stops only what builds on it.
 
@@ -81,6 +82,7 @@ def run_all(
         graph: item -> the items it builds on.
         submit: starts an item, given the futures of what it builds on.
         finished: told of every item that has ended, well or not.
+        end: ends what runs, where this process is to end: tasks wait in threads that nothing else ends.
 
     Returns:
         The final state of every item.
@@ -98,8 +100,8 @@ def run_all(
             name = running.pop(future)
             states[name] = future.state
             finished(name, future.state)
-    except BaseException:  # cancelled, or Ctrl-C: tasks wait for their commands in threads that nothing else ends
-        processes.end_all()
+    except BaseException:  # cancelled, or Ctrl-C
+        end()
         raise
     return states
 
@@ -117,7 +119,7 @@ def visible_gpus(device: str) -> list[str]:
 
 @contextmanager
 def one_gpu(gpus: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Lends a GPU that nobody in this folder works on, as environment variables; where all are lent, they are shared."""
+    """Lends a GPU that nobody in this folder works on, as environment variables; if all are lent, they are shared."""
     if not gpus:
         yield {}
         return

@@ -1,12 +1,12 @@
 """Prefect's server, that of `prefect server start`, which answers its own pages only.
 
-A web page that is open in the user's browser can send requests to this machine too, and a run of a deployment runs code.
-Prefect lets every page read its answers, and what a page sends without asking first arrives even where reading is not
-allowed: a POST whose body has no type, a WebSocket. And a page whose name is made to lead here (DNS rebinding) is of the
-server's own origin. So requests of other origins and for other host names are refused before Prefect sees them.
+A web page that is open in the user's browser can send requests to this machine too, and a run of a deployment runs
+code. Prefect lets every page read its answers, and what a page sends without asking first arrives even where reading is
+not allowed: a POST whose body has no type, a WebSocket. And a page whose name is made to lead here (DNS rebinding) is
+of the server's own origin. So requests of other origins and for other host names are refused before Prefect sees them.
 
-Host, port and all else are Prefect's settings. PREFECT_SERVER_CORS_ALLOWED_ORIGINS names origins other than the server's
-own address; `*` allows all, as Prefect does.
+Host, port and all else are Prefect's settings. PREFECT_SERVER_CORS_ALLOWED_ORIGINS names origins other than the
+server's own address; `*` allows all, as Prefect does.
 """
 
 from collections.abc import Sequence

@@ -2,8 +2,8 @@
 
 What PREFECT_API_URL or MLFLOW_TRACKING_URI (http) names is used, not started. The databases are Prefect's and MLflow's
 own defaults, or PREFECT_SERVER_DATABASE_CONNECTION_URL and MLFLOW_TRACKING_URI as a database URL, e.g. of PostgreSQL.
-The servers answer pages of their own address only; with PREFECT_SERVER_API_AUTH_STRING, user:password, Prefect asks for it too.
-Passwords reach the servers by their environment: command lines are for all users of a machine to read.
+The servers answer pages of their own address only; with PREFECT_SERVER_API_AUTH_STRING, user:password, Prefect asks for
+it too. Passwords reach the servers by their environment: command lines are for all users of a machine to read.
 """
 
 import os
@@ -21,18 +21,18 @@ from contextlib import ExitStack
 import httpx
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_SERVER_API_AUTH_STRING
 from prefect.workers.process import ProcessWorker
 
 from pipelines.config.paths import WORK
+from pipelines.flows.cell import POOL as CELLS
 from pipelines.flows.running import environment
 from pipelines.frame.launch import one_message
 from pipelines.frame.processes import Guarded
 from pipelines.tracking.masking import masked
 from vapi_core.errors import VapiError
 
-HOST = "127.0.0.1"
+LOOPBACK = "127.0.0.1"
 POOL = "local"
 START_SECONDS = 900.0  # on a machine that does nothing else it takes 15
 LOGS = WORK / "ui"
@@ -80,23 +80,23 @@ def answers(url: str) -> bool:
         return False
 
 
-def free_port(preferred: int) -> int:
-    """The preferred port, or any other if that is taken."""
+def free_port(preferred: int, host: str) -> int:
+    """The preferred port, or any other if that is taken. Raises VapiError if this machine has no such address."""
     for port in (preferred, 0):
         with socket.socket() as s:
             s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                s.bind((HOST, port))
+                s.bind((host, port))
                 return s.getsockname()[1]
-            except OSError:
-                continue
-    raise VapiError(f"no port is free on {HOST}")
+            except OSError as error:
+                problem = error
+    raise VapiError(f"cannot listen at {host}: {problem}.")
 
 
-def start_prefect(env: dict[str, str], stack: ExitStack) -> Service:
-    port = free_port(4200)
-    api = f"http://{HOST}:{port}/api"
-    address = {"PREFECT_SERVER_API_HOST": HOST, "PREFECT_SERVER_API_PORT": str(port)}
+def start_prefect(env: dict[str, str], stack: ExitStack, host: str = LOOPBACK) -> Service:
+    port = free_port(4200, host)
+    api = f"http://{host}:{port}/api"
+    address = {"PREFECT_SERVER_API_HOST": host, "PREFECT_SERVER_API_PORT": str(port)}
     command = [sys.executable, "-m", "pipelines.flows.server"]
     service = Service("prefect-server", command, {"PREFECT_SERVER_UI_API_URL": api} | env | address, stack)
     env["PREFECT_API_URL"] = api
@@ -110,33 +110,33 @@ def server_login() -> str | None:
     return PREFECT_SERVER_API_AUTH_STRING.value()
 
 
-def start_mlflow(env: dict[str, str], stack: ExitStack) -> Service:
-    port = free_port(5000)
-    command = ["mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+def start_mlflow(env: dict[str, str], stack: ExitStack, host: str = LOOPBACK) -> Service:
+    port = free_port(5000, host)
+    command = ["mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
     settings = {
         "MLFLOW_BACKEND_STORE_URI": env["MLFLOW_TRACKING_URI"],
-        "MLFLOW_SERVER_ALLOWED_HOSTS": allowed_hosts(port, env.get("MLFLOW_SERVER_ALLOWED_HOSTS")),
+        "MLFLOW_SERVER_ALLOWED_HOSTS": allowed_hosts(host, port, env.get("MLFLOW_SERVER_ALLOWED_HOSTS")),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # half the memory and start-up
     }
     service = Service("mlflow-server", command, env | settings, stack)
-    env["MLFLOW_TRACKING_URI"] = f"http://{HOST}:{port}"
+    env["MLFLOW_TRACKING_URI"] = f"http://{host}:{port}"
     return service
 
 
-def allowed_hosts(port: int, others: str | None) -> str:
-    """This machine's own names for a port, and the user's; by default MLflow answers to names such as 10.example too."""
-    return ",".join([f"{HOST}:{port}", f"localhost:{port}", *([others] if others else [])])
+def allowed_hosts(host: str, port: int, others: str | None) -> str:
+    """This machine's own names for a port, and the user's; by default MLflow answers to names like 10.example too."""
+    return ",".join([f"{host}:{port}", f"localhost:{port}", *([others] if others else [])])
 
 
-def create_pool(api: str, login: str | None) -> None:
-    """The work pool of prefect.yaml, unless there is one. Raises VapiError if the server cannot be asked."""
+def create_pools(api: str, login: str | None) -> None:
+    """The work pools of prefect.yaml, unless they are there. Raises VapiError if the server cannot be asked."""
+    template = ProcessWorker.get_default_base_job_template()
     try:
         with SyncPrefectClient(api=api, auth_string=login) as client:
-            try:
-                client.read_work_pool(POOL)
-            except ObjectNotFound:
-                template = ProcessWorker.get_default_base_job_template()
-                client.create_work_pool(WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=template))
+            there = {pool.name for pool in client.read_work_pools()}
+            for name in {POOL, CELLS} - there:
+                pool = WorkPoolCreate(name=name, type=ProcessWorker.type, base_job_template=template)
+                client.create_work_pool(pool)
     except httpx.HTTPError as error:
         known = "PREFECT_API_AUTH_STRING is the login that it asks for."
         raise VapiError(masked(f"the Prefect server at {api} does not let us in: {error}. {known}")) from error
@@ -150,18 +150,30 @@ def run(command: Sequence[str], env: Mapping[str, str]) -> str:
     return result.stdout
 
 
-def serve(stack: ExitStack) -> None:
+def warning(host: str, login: str | None) -> str | None:
+    """What to tell of servers that listen at this address; None where only this machine reaches them."""
+    if host in ("localhost", LOOPBACK):
+        return None
+    told = f"Whoever reaches {host} can see and change the runs in MLflow"
+    if login is None:
+        return f"{told}, and run code here by Prefect: PREFECT_SERVER_API_AUTH_STRING=user:password has it ask for a login."
+    return f"{told}. Both are plain HTTP: use them in a network that you trust, or by SSH."
+
+
+def serve(stack: ExitStack, host: str) -> None:
     env = environment()
     started: list[tuple[Service, str]] = []
     if "PREFECT_API_URL" not in env:
-        service = start_prefect(env, stack)
+        service = start_prefect(env, stack, host)
         started.append((service, f"{env['PREFECT_API_URL']}/health"))
     if not env["MLFLOW_TRACKING_URI"].startswith("http"):
-        service = start_mlflow(env, stack)
+        service = start_mlflow(env, stack, host)
         started.append((service, f"{env['MLFLOW_TRACKING_URI']}/health"))
+    if started and (told := warning(host, server_login())) is not None:
+        print(f"warning: {told}", file=sys.stderr, flush=True)
     for service, url in started:
         service.wait_for(url)
-    create_pool(env["PREFECT_API_URL"], env.get("PREFECT_API_AUTH_STRING"))
+    create_pools(env["PREFECT_API_URL"], env.get("PREFECT_API_AUTH_STRING"))
     run(["prefect", "--no-prompt", "deploy", "--all"], env)
     dashboards = run([sys.executable, "-m", "pipelines.tracking.dashboards"], env)
     prefect_ui = env["PREFECT_API_URL"].removesuffix("/api")
@@ -181,7 +193,9 @@ def serve(stack: ExitStack) -> None:
 
 
 @one_message
-def main() -> None:
+def main(host: str = LOOPBACK) -> None:
+    """Starts all, which listens at this address of this machine."""
+
     def stop(*_: object) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # ending takes a moment, and is not to be interrupted
@@ -191,7 +205,7 @@ def main() -> None:
         signal.signal(number, stop)
     try:
         with ExitStack() as stack:
-            serve(stack)
+            serve(stack, host)
     except Stopped:
         print("Everything has stopped.", flush=True)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.config.params import Params
-from pipelines.variants.variant import Alignment, find_variant, key_of
+from pipelines.config.variant import Alignment, find_variant, key_of
 from vapi_core.errors import VapiError
 from vapi_core.training.loop import OptimizationConfig
 

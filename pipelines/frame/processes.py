@@ -1,9 +1,9 @@
 """Long processes that leave nothing running, whoever is killed.
 
-`run` starts a command under a guard, a small process of its own. The guard ends the command and all its descendants when
-the command ends, when it is told to, and when its caller is gone, even by kill -9: it sees its standard input close. Only
-one command of a name runs at a time, here or in another process; one that outlived a killed guard is ended first, found
-by its name in the environment of the process.
+`run` starts a command under a guard, a small process of its own. The guard ends the command and all its descendants
+when the command ends, when it is told to, and when its caller is gone, even by kill -9: it sees its standard input
+close. Only one command of a name runs at a time, here or in another process; one that outlived a killed guard is ended
+first, found by its name in the environment of the process.
 """
 
 import fcntl
@@ -169,10 +169,19 @@ def only_one(name: str, waits: Callable[[str], object] = lambda holder: None) ->
 def end_with_dvc() -> None:
     """Makes this process end when the DVC that runs it as a stage is gone, even by kill -9; without DVC, nothing.
 
-    As Ctrl-C would, then by kill: an orphan would race the next attempt. DVC runs a stage by a shell, which may be in between.
+    As Ctrl-C would, then by kill: an orphan would race the next attempt. DVC runs a stage by a shell, which may be in
+    between.
     """
     if "DVC_STAGE" in os.environ:
-        threading.Thread(target=_end_after, args=(_callers(),), daemon=True).start()
+        told = "DVC, which ran this stage, is gone: the stage ends too. Run the same command again to go on."
+        threading.Thread(target=_end_after, args=(_callers(), told), daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """Makes this process end when the one that started it is gone, even by kill -9."""
+    told = "The process that started this one is gone: it ends too."
+    if (parent := psutil.Process().parent()) is not None:
+        threading.Thread(target=_end_after, args=([parent], told), daemon=True).start()
 
 
 def _callers() -> list[psutil.Process]:
@@ -186,11 +195,11 @@ def _callers() -> list[psutil.Process]:
     return callers
 
 
-def _end_after(callers: list[psutil.Process]) -> None:
+def _end_after(callers: list[psutil.Process], told: str) -> None:
     while callers and not any(map(_gone, callers)) and not _adopts(callers[-1]):
         time.sleep(WATCH_SECONDS)
     with suppress(OSError):  # nobody may be left to read it
-        os.write(2, b"DVC, which ran this stage, is gone: the stage ends too. Run the same command again to go on.\n")
+        os.write(2, f"{told}\n".encode())
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE_SECONDS)
     os.kill(os.getpid(), signal.SIGKILL)

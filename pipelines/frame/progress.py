@@ -22,7 +22,7 @@ class Advance(Protocol):
 
 @contextmanager
 def progress(description: str, total: int, unit: str) -> Iterator[Advance]:
-    """Shows how far `total` items are, until the block ends. Rates are in `unit` per second. Only the main process does."""
+    """Shows how far `total` items are until the block ends, in `unit` per second. Only the main process does."""
     if not is_main():
         yield lambda amount=1, note="": None
         return

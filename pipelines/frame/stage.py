@@ -1,7 +1,7 @@
 """The frame around every DVC stage: typed params, device, tracking, metrics, errors. The stages themselves are thin.
 
-A stage that is `parallel` runs on as many processes as `launch.processes` says; its work is done by all of them, what is
-here by the main one.
+A stage that is `parallel` runs on as many processes as `launch.processes` says; its work is done by all of them, what
+is here by the main one.
 """
 
 import argparse
@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipelines.config.assets import link_assets, require_assets
+from pipelines.config.loading import load_params
 from pipelines.config.params import Params
 from pipelines.config.paths import CURVES, REPORTS, RUN_FILE, STAGE_METRICS, SUBSET, WORK, remedy
 from pipelines.estimates.space import require_space
@@ -29,8 +31,6 @@ from pipelines.frame.processes import only_one
 from pipelines.frame.progress import Advance, progress
 from pipelines.tracking.runs import StageRun, stage_key, stage_run
 from pipelines.tracking.uploader import dismiss_early
-from pipelines.variants.assets import link_assets, require_assets
-from pipelines.variants.loading import load_params
 from vapi_core import distributed
 from vapi_core.arrays import MANIFEST
 from vapi_core.errors import FileError, ParameterError
@@ -111,13 +111,13 @@ class Stage:
 
     @property
     def checkpoint(self) -> Path:
-        """Where a training stage keeps its resumable states, and what else it will need; removed once the output is whole."""
+        """Where a training stage keeps resumable states and what else it needs; removed once the output is whole."""
         return WORK / "checkpoints" / f"{self.plan.name}-{self.key}"
 
     @property
     def fingerprint(self) -> str:
-        """Of all that a training comes from. The key does not know what the inputs hold, nor the code: a checkpoint that
-        other ones made would be gone on with to a result that no uninterrupted run has."""
+        """Of all that a training comes from. The key does not know what the inputs hold, nor the code: a checkpoint
+        that other ones made would be gone on with to a result that no uninterrupted run has."""
         return fingerprint(self.key, code=training_code(), files=descriptions(self.plan.upstream))
 
     @property
@@ -213,7 +213,7 @@ def write_curves(path: Path, rows: list[Metrics]) -> None:
 
 
 def outputs_hash(folder: Path) -> str:
-    """Of what a stage has made: of its manifests, which have the hashes of all. Which run made it makes no difference."""
+    """Of what a stage has made: of its manifests, which have the hashes of all. Which run made it does not count."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.json")):
         if path.name != RUN_FILE:

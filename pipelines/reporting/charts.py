@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipelines.reporting.figures import save_figure, tile
+from pipelines.frame.grids import tile
+from pipelines.reporting.figures import save_figure
 
 Points = Mapping[str, pd.DataFrame]  # line -> columns x, y, error; one row per point
 

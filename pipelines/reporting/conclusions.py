@@ -4,7 +4,8 @@ import pandas as pd
 
 from pipelines.reporting.evidence import Evidence
 from pipelines.reporting.markdown import item, prose
-from pipelines.reporting.statistics import NO_DIFFERENCE, SCORE_TITLES
+from pipelines.reporting.statistics import NO_DIFFERENCE
+from pipelines.variants.score_files import SCORE_TITLES
 
 TOLD = ("fid", "overall", "accuracy", "precision", "recall")
 

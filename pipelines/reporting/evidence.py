@@ -7,18 +7,10 @@ import pandas as pd
 
 from pipelines.config.params import Params
 from pipelines.config.paths import STAGE_METRICS
-from pipelines.reporting.statistics import (
-    blind_extractors,
-    compare,
-    match_temperatures,
-    overall_scores,
-    summarize,
-    summarize_tasks,
-    whole_alignments,
-)
+from pipelines.config.variant import BASE, SUBJECT, Variant, variants_of
+from pipelines.reporting.statistics import blind_extractors, compare, match_temperatures, summarize, summarize_tasks
 from pipelines.reporting.tables import Table
-from pipelines.variants.score_files import GENEVAL_TABLE, SCORES_TABLE, read_table
-from pipelines.variants.variant import BASE, SUBJECT, Variant, variants_of
+from pipelines.variants.score_files import GENEVAL_TABLE, SCORES_TABLE, overall_scores, read_table, whole_alignments
 from vapi_core.files import read_json
 
 GENEVAL = "geneval"  # the extractor of GenEval's overall score
@@ -63,7 +55,7 @@ def reconstruction_fid(stages: dict[str, dict[str, float]]) -> dict[str, float]:
 
 
 def gather(table: Table, params: Params) -> Evidence:
-    """Reads the scores of a table's rows, and tests its claims. Raises FileError where a score is missing or damaged."""
+    """Reads the scores of a table's rows, and tests its claims. Raises FileError where one is missing or damaged."""
     variants = unique_rows(table, params)
     sets = read_sets(table, variants, params)
     whole = whole_alignments(sets)
@@ -94,7 +86,7 @@ def unique_rows(table: Table, params: Params) -> list[Variant]:
 
 
 def read_sets(table: Table, variants: Sequence[Variant], params: Params) -> pd.DataFrame:
-    """Scores of all sets against the main reference, each with the name of its row; GenEval's overall score among them."""
+    """Scores of all sets against the main reference, each with its row's name; GenEval's overall score among them."""
     parts = []
     for variant in variants:
         scores = read_table(variant.scores / SCORES_TABLE)

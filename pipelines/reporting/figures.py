@@ -4,31 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from pipelines.frame.grids import tile
 from vapi_core.files import atomic_path
 
-MIN_SIDE = 56  # pixels: smaller images are enlarged by whole factors
 CURVE_COLUMNS = 4
 BESIDE = {"textcoords": "offset points"}  # of a label: its place is in points from what it names
 Curve = Mapping[str, np.ndarray]  # metric -> values over steps, NaN where it was not measured
-
-
-def tile(images: np.ndarray, columns: int) -> np.ndarray:
-    """One picture [rows * H, columns * W, 3] of images [N, H, W, 3], row by row; the last row is filled with white."""
-    n, h, w, _ = images.shape
-    rows = -(-n // columns)
-    canvas = np.full((rows * columns, h, w, 3), 255, np.uint8)
-    canvas[:n] = images
-    return canvas.reshape(rows, columns, h, w, 3).swapaxes(1, 2).reshape(rows * h, columns * w, 3)
-
-
-def save_grid(path: Path, images: np.ndarray, columns: int) -> None:
-    """Writes images uint8 [N, H, W, 3] as one PNG."""
-    scale = max(1, MIN_SIDE // images.shape[1])
-    picture = tile(images, columns).repeat(scale, 0).repeat(scale, 1)
-    with atomic_path(path) as temporary:
-        Image.fromarray(picture).save(temporary, format="PNG")
 
 
 def save_figure(path: Path, figure) -> None:
@@ -82,8 +64,9 @@ def plot_curves(path: Path, curves: Mapping[str, Sequence[Curve]], names: Sequen
 def plot_precision_recall(path: Path, scores, ways=None) -> None:
     """Precision against recall, a panel per extractor: a dot per set, a colour per model, hollow with guidance.
 
-    A line leads through the base's temperatures: what only sharpens moves along it, what improves leaves it. `scores` is
-    the table of stage `score`. `ways` has its columns and `steps`: dotted lines show how each of its models came where it is.
+    A line leads through the base's temperatures: what only sharpens moves along it, what improves leaves it. `scores`
+    is the table of stage `score`. `ways` has its columns and `steps`: dotted lines show how each of its models came
+    where it is.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from pipelines.config.paths import WORK
+from pipelines.config.variant import ABLATION, BASE
 from pipelines.reporting.grid_figures import best_cell, draw, draw_answer
 from pipelines.repository.git import experiments
 from pipelines.tracking import mlflow_runs
@@ -23,7 +24,6 @@ from pipelines.tracking import runs as tracking
 from pipelines.tracking.mlflow_runs import SCORE
 from pipelines.variants.cells import DIGITS, FinishedCell, cells_of_head, read_cell, read_key, read_variant
 from pipelines.variants.sweep import AXES, is_cell, setting
-from pipelines.variants.variant import ABLATION, BASE
 from vapi_core.errors import FileError
 from vapi_core.files import atomic_path
 
@@ -61,7 +61,7 @@ def _rows(cell: FinishedCell) -> list[dict[str, Any]]:
 
 
 def from_mlflow(experiment: str, names: Iterable[str] | None = None) -> pd.DataFrame:
-    """The finished cells among the runs of an MLflow experiment (a profile); all that DVC's experiments made, or these."""
+    """The finished cells among the runs of an MLflow experiment (a profile): all of DVC's experiments, or these."""
     rows = []
     wanted = None if names is None else set(names)
     for run in mlflow_runs.find_runs(experiment, "tags.stage = 'align' and attributes.status = 'FINISHED'"):
@@ -142,6 +142,7 @@ class SweepRun:
             files += draw(grid, self.folder, self.base())
             if self.told < len(self.names):
                 self.draw_answer(grid, finished[0].main, len(self.names))
+            files.append(self.folder / "answer.png")
         claim_runs(finished, profile)
         self.run.log({"finished_cells": len(finished), "cells": len(self.names)})
         self.run.table("grid", grid.replace({np.nan: None}).to_dict("records"))
@@ -173,7 +174,7 @@ def sweep_run(
 def publish(
     sweep: str, profile: str, form: dict[str, Any], names: Iterable[str], upstream: str | None = None
 ) -> pd.DataFrame:
-    """Makes a sweep that has ended a run of MLflow, parent of its cells, with form, grid and figures: see `sweep_run`."""
+    """Makes an ended sweep a run of MLflow, parent of its cells, with form, grid and figures: see `sweep_run`."""
     with sweep_run(sweep, profile, form, names, upstream) as tracked:
         return tracked.conclude(profile)
 

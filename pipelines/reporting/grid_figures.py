@@ -8,7 +8,8 @@ import pandas as pd
 
 from pipelines.reporting.charts import draw_heatmap, draw_lines, panels
 from pipelines.reporting.figures import save_figure
-from pipelines.reporting.statistics import LOWER_IS_BETTER, SCORE_TITLES
+from pipelines.reporting.statistics import LOWER_IS_BETTER
+from pipelines.variants.score_files import SCORE_TITLES
 from pipelines.variants.sweep import AXES
 from vapi_core.scoring.statistics import mean_and_standard_error, t_interval
 
@@ -58,7 +59,7 @@ def titled(score: str) -> str:
 
 
 def answer_scores(grid: pd.DataFrame, main: str) -> list[str]:
-    """What the answer of a sweep is about, the score that decides first: FID of the main extractor, and what is wanted."""
+    """What a sweep's answer is about, the score that decides first: FID of the main extractor, and what is wanted."""
     wanted = [f"{name}/{by}" for name, by in (("overall", "geneval"), ("accuracy", "scorer"), ("is_mean", main))]
     return [f"fid/{main}", *[score for score in wanted if score in grid][:1]]
 
@@ -108,7 +109,8 @@ def draw_answer(path: Path, grid: pd.DataFrame, base: pd.DataFrame, main: str) -
 
 
 def draw(grid: pd.DataFrame, folder: Path, base: pd.DataFrame) -> list[Path]:
-    """The figures of a grid, one panel per score: lines over ξ and β, heatmaps of ξ and β, and of reward and regularizer.
+    """The figures of a grid, one panel per score: lines over ξ and β, heatmaps of ξ and β, and of reward and
+    regularizer.
 
     `base` is as of `draw_answer`; it is a line among the lines.
     """

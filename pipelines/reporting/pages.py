@@ -8,12 +8,13 @@ import pandas as pd
 from pipelines.reporting.conclusions import conclusions
 from pipelines.reporting.evidence import GENEVAL, Evidence
 from pipelines.reporting.markdown import counted, item, markdown_table, prose
-from pipelines.reporting.protocol import warning
 from pipelines.reporting.replication import replication_sections
 from pipelines.reporting.rule import RULE, guided, own_rule
 from pipelines.reporting.settings import cost_table, settings_table
-from pipelines.reporting.statistics import BETTER, NO_DIFFERENCE, NOT_TESTED, SCORE_TITLES, WORSE
+from pipelines.reporting.statistics import BETTER, NO_DIFFERENCE, NOT_TESTED, WORSE
 from pipelines.reporting.tables import Picture, Table
+from pipelines.variants.protocol import warning
+from pipelines.variants.score_files import SCORE_TITLES
 from vapi_core.scoring.geneval.comparison import OVERALL
 
 PICTURE_TITLES: dict[Picture, str] = {

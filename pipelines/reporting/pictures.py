@@ -10,14 +10,14 @@ from torch import Tensor
 
 from pipelines.config.params import Params
 from pipelines.config.paths import CURVES, FIGURES
+from pipelines.config.variant import BASE, ImageSet, Variant
 from pipelines.frame.inputs import open_samples, open_subset, open_tokenizer
 from pipelines.reporting.charts import draw_bars, draw_lines, panels, plot_samples
 from pipelines.reporting.evidence import Evidence
 from pipelines.reporting.figures import plot_curves, plot_densities, plot_precision_recall, save_figure, side_by_side
-from pipelines.reporting.statistics import SCORE_TITLES
 from pipelines.reporting.tables import Picture
 from pipelines.variants.drawing import grid_items
-from pipelines.variants.variant import BASE, ImageSet, Variant
+from pipelines.variants.score_files import SCORE_TITLES
 from vapi_core.alignment.va_pi import VaPiConfig
 from vapi_core.data.images import images_of_a_pass, resize_bicubic, to_tensor
 
@@ -196,7 +196,7 @@ def at_size(images: Tensor, size: int) -> Tensor:
 
 
 def project(embedded: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], float]:
-    """Two principal components, of the real images, of all sets [N, D]; and the share of the real variance they hold."""
+    """Two principal components of the real images, of all sets [N, D], and the share of the real variance they hold."""
     real = embedded["real"]
     center = real.mean(0)
     _, singular, axes = np.linalg.svd(real - center, full_matrices=False)

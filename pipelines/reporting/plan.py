@@ -18,9 +18,9 @@ from pipelines.reporting.evidence import main_guidance, unique_rows
 from pipelines.reporting.markdown import counted, item, prose
 from pipelines.reporting.rule import RULE, own_rule
 from pipelines.reporting.settings import alignment_rows
-from pipelines.reporting.statistics import SCORE_TITLES
 from pipelines.reporting.tables import TABLES, Table
 from pipelines.repository.git import git
+from pipelines.variants.score_files import SCORE_TITLES
 from vapi_core.errors import FileError, ParameterError
 
 PLAN = REPORTS / "plan.md"
@@ -135,7 +135,7 @@ def _of_table(text: str, table: Table) -> list[str]:
 
 
 def _behind(content: Params, table: Table, params: Params) -> dict[str, Any]:
-    """The parameters that a table comes from; not which device makes it, what MLflow shows, nor which tables there are."""
+    """The parameters that a table comes from; not the device, what MLflow shows, nor which tables there are."""
     rows = {variant.name for variant in unique_rows(table, params)}
     kept = content.model_dump(mode="json", exclude={"device": True, "tables": True, "align": {"images_every"}})
     for group in ("variants", "controls"):

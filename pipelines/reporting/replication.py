@@ -1,7 +1,8 @@
 """The page `replication`: whether the report's verdicts stand when the same seeds are trained with other rounding.
 
 Another micro-batch, another number of threads or another machine rounds differently. After some steps one token of a
-rollout differs, and then everything behind it: that is another random draw. A row NAME-again is the variant NAME so drawn.
+rollout differs, and then everything behind it: that is another random draw. A row NAME-again is the variant NAME so
+drawn.
 """
 
 import numpy as np
@@ -9,8 +10,9 @@ import pandas as pd
 
 from pipelines.reporting.evidence import Evidence
 from pipelines.reporting.markdown import markdown_table, prose
-from pipelines.reporting.statistics import BETTER, NOT_TESTED, SCORE_TITLES, WORSE, compare, whole_alignments
+from pipelines.reporting.statistics import BETTER, NOT_TESTED, WORSE, compare
 from pipelines.reporting.tables import AGAIN, REPLICATION, TABLES
+from pipelines.variants.score_files import SCORE_TITLES, whole_alignments
 
 SPREADS = ("fid", "accuracy", "precision", "recall")
 

@@ -1,7 +1,8 @@
 """The rule of verdicts in words, for pages and for plans; `statistics` applies it."""
 
-from pipelines.reporting.statistics import LEVEL, SCORE_TITLES
+from pipelines.reporting.statistics import LEVEL
 from pipelines.reporting.tables import Table
+from pipelines.variants.score_files import SCORE_TITLES
 
 RULE = (
     "A difference is the first row of a claim minus the second. Its interval is Student's at 95 %, not adjusted.",

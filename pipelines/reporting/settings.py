@@ -3,15 +3,15 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pipelines.config.variant import Variant
 from pipelines.reporting.evidence import Evidence
 from pipelines.reporting.markdown import markdown_table
-from pipelines.variants.variant import Variant
 
 LEFT_OUT = ("method", "checkpoint_every", "log_kl_every")  # named otherwise, or of no influence
 
 
 def settings_table(evidence: Evidence) -> str:
-    """One row for each part of the run; of alignments, what all share, what a method's share, and what is each one's own."""
+    """A row for each part of the run; of alignments what all share, what a method's share, and each one's own."""
     rows = [*model_rows(evidence), *alignment_rows([v for v in evidence.variants if v.alignment is not None])]
     return markdown_table(["what", "settings"], rows)
 

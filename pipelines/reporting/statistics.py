@@ -2,8 +2,8 @@
 
 The rule, for every table. Rows are compared by Student's paired t-test over seeds, which alignment and sampling follow.
 The claims of one score and one guidance scale are a family, under all extractors together; its p-values are adjusted by
-Holm. Where a table's main question has an order, its claims are tested in that order and stop at the first that finds no
-difference: those behind it are not tested. Intervals are Student's at 95 %, not adjusted.
+Holm. Where a table's main question has an order, its claims are tested in that order and stop at the first that finds
+no difference: those behind it are not tested. Intervals are Student's at 95 %, not adjusted.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from pipelines.config.params import decimal
+from pipelines.variants.score_files import SCORE_TITLES
 from vapi_core.scoring.geneval.comparison import task_scores
 from vapi_core.scoring.statistics import (
     holm,
@@ -23,15 +24,6 @@ from vapi_core.scoring.statistics import (
     t_interval,
 )
 
-SCORE_TITLES = {
-    "fid": "FID",
-    "is_mean": "IS",
-    "kid_mean": "KID",
-    "precision": "precision",
-    "recall": "recall",
-    "accuracy": "accuracy",
-    "overall": "GenEval",
-}
 LOWER_IS_BETTER = ("fid", "kid_mean")
 SETTING = ["row", "temperature", "guidance_scale"]
 LEVEL = 0.05
@@ -45,11 +37,6 @@ class Claim:
     text: str
     better: str
     worse: str
-
-
-def whole_alignments(scores: pd.DataFrame) -> pd.DataFrame:
-    """The scores without those of alignments on their way."""
-    return scores[scores["steps"].isna()]
 
 
 def summarize(scores: pd.DataFrame) -> pd.DataFrame:
@@ -134,7 +121,7 @@ def _differences(scores: pd.DataFrame, claims: Sequence[Claim], name: str) -> It
 
 
 def in_order(family: Sequence[dict[str, Any]]) -> list[float]:
-    """Adjusted p-values of comparisons whose claims are tested one after the other; NaN where one is not tested any more.
+    """Adjusted p-values of comparisons whose claims are tested in order; NaN where one is not tested any more.
 
     A claim's comparisons, one for each extractor, are adjusted among each other. The claims behind one of which any
     comparison finds no difference are not tested. A p-value is the largest so far.
@@ -193,8 +180,8 @@ def blind_extractors(
 ) -> dict[str, tuple[float, float]]:
     """Extractors under which images that were only encoded and decoded do not score better than the base's samples.
 
-    What they measure is the tokenizer, not the generator. The base is taken at its own temperature and a guidance scale.
-    Returns extractor -> (FID of reconstructions, of the base).
+    What they measure is the tokenizer, not the generator. The base is taken at its own temperature and a guidance
+    scale. Returns extractor -> (FID of reconstructions, of the base).
     """
     blind = {}
     for _, row in summary[(summary["row"] == base) & (summary["guidance_scale"] == guidance)].iterrows():
@@ -213,18 +200,6 @@ def nested(summary: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
         values = {name: float(f"{row[name]:.6g}") for name in names if pd.notna(row.get(name))}
         metrics.setdefault(row["extractor"], {})[setting] = {**values, "seeds": row["seeds"]}
     return metrics
-
-
-def overall_scores(judged: pd.DataFrame) -> pd.DataFrame:
-    """GenEval's overall score of every set, the mean of its tasks: one row per set, column `overall`.
-
-    `judged` has one row per set and prompt: variant, temperature, guidance_scale, seed, task, correct, images.
-    """
-    keys = ["variant", "temperature", "guidance_scale", "seed"]
-    by_task = judged.groupby([*keys, "task"])[["correct", "images"]].sum()
-    return (
-        (by_task["correct"] / by_task["images"]).groupby(keys).mean().rename("overall").reset_index().assign(steps=None)
-    )
 
 
 def summarize_tasks(judged: pd.DataFrame) -> pd.DataFrame:

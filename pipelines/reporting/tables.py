@@ -1,9 +1,9 @@
 """The tables: their rows, the axis on which rows stand, the paper's numbers, and the claims that are tested.
 
-A table is one record here and its variants in params.yaml. Its rows are the base and the subject, which every table has,
-and all variants that name the table; a table of the paper says what the paper found, and the report says what is found
-here. Only the shape is comparable: models, data and scores differ. Paper: arXiv 2512.19680; table 5 and figure 4 and table
-4 are LlamaGen's, figure 4 digitised to ±0.1.
+A table is one record here and its variants in params.yaml. Its rows are the base and the subject, which every table
+has, and all variants that name the table; a table of the paper says what the paper found, and the report says what is
+found here. Only the shape is comparable: models, data and scores differ. Paper: arXiv 2512.19680; table 5 and figure 4
+and table 4 are LlamaGen's, figure 4 digitised to ±0.1.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipelines.config.params import decimal
+from pipelines.config.variant import BASE, CONTINUED, EXPERIMENT, RIVALS, SUBJECT, Alignment, Variant
 from pipelines.reporting.statistics import Claim
-from pipelines.variants.variant import BASE, CONTINUED, EXPERIMENT, RIVALS, SUBJECT, Alignment, Variant
 from vapi_core.alignment.va_pi import VaPiConfig
 
 Picture = Literal["samples", "reconstructions", "curves", "precision-recall", "axis", "densities"]

@@ -1,8 +1,8 @@
 """Clones of a repository in which its experiments run, each with files of its own, all with one DVC cache.
 
 A clone is made once and used again, by one process at a time. It has git's objects and DVC's cache from the repository,
-so that making one copies nothing, and what a stage finished there is in the cache for all. Whoever has a clone has locked
-its folder; the lock ends with the process, however that came.
+so that making one copies nothing, and what a stage finished there is in the cache for all. Whoever has a clone has
+locked its folder; the lock ends with the process, however that came.
 """
 
 import fcntl
@@ -60,7 +60,8 @@ def start_from(path: Path, baseline: str, base: str, kept: Iterable[Path]) -> No
     """Makes the files of a clone those of the commit `base`, on top of the commit `baseline`; nothing else stays.
 
     Args:
-        kept: folders whose files stay where git ignores them: DVC makes them those of `base`, quicker than from nothing.
+        kept: folders whose files stay where git ignores them: DVC makes them those of `base`, quicker than from
+        nothing.
     """
     git(path, "update-ref", "--no-deref", "HEAD", baseline)
     git(path, "read-tree", "--reset", "-u", base)
@@ -74,5 +75,5 @@ def new_files(path: Path) -> list[str]:
 
 
 def state_of(root: Path) -> str:
-    """A commit of the files as they are, uncommitted changes of known ones included: git's HEAD where there are none."""
+    """A commit of the files as they are, uncommitted changes of known ones included; HEAD where there are none."""
     return git(root, "stash", "create").strip() or git(root, "rev-parse", "HEAD").strip()

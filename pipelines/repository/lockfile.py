@@ -21,7 +21,7 @@ Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the lock file may be l
 
 
 def check_dvc_files(root: Path = Path()) -> None:
-    """Raises FileError where a file has git's marks of a conflict, or where dvc.lock is cut: DVC was killed as it wrote."""
+    """Raises FileError where a file has git's conflict marks, or dvc.lock is cut: DVC was killed as it wrote."""
     for path in (root / name for name in FILES):
         if path.is_file():
             check_merged(path)
@@ -31,8 +31,8 @@ def check_dvc_files(root: Path = Path()) -> None:
 
 
 def check_run_cache(root: Path = Path()) -> None:
-    """Raises FileError where DVC's run cache knows a stage and no run of it: DVC was killed between making the one and the
-    other. DVC (3.67) then fails at this stage each time. While a DVC runs, this may be so for a moment."""
+    """Raises FileError where DVC's run cache knows a stage and no run of it: DVC was killed between making the one and
+    the other. DVC (3.67) then fails at this stage each time. While a DVC runs, this may be so for a moment."""
     empty = [folder.relative_to(root) for folder in sorted((root / RUN_CACHE).glob("*/*")) if not any(folder.iterdir())]
     if empty:
         problem = "the folder is empty, on which DVC fails; DVC was killed before it wrote there, say."

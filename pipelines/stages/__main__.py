@@ -1,6 +1,7 @@
 """`python -m pipelines.stages NAME ...` runs a stage of the DVC graph, as dvc.yaml does.
 
-MLflow takes as long to import as torch. So the process that sends metrics is started here, before the stage is imported.
+MLflow takes as long to import as torch. So the process that sends metrics is started here, before the stage is
+imported.
 """
 
 import sys

@@ -4,9 +4,9 @@ import argparse
 
 from pipelines.config.params import Params
 from pipelines.config.paths import ALIGNED, CLASSIFIERS, GENERATOR, TOKENIZER, TOKENS
+from pipelines.config.variant import find_variant
 from pipelines.frame.stage import Stage, StagePlan, run_stage
 from pipelines.variants.training import align_variant
-from pipelines.variants.variant import find_variant
 from vapi_core.errors import ParameterError
 
 

@@ -1,4 +1,4 @@
-"""Stage `generator`: pretrains the generator, class- or caption-conditional, on cached tokens, or imports a checkpoint."""
+"""Stage `generator`: pretrains the generator, by class or caption, on cached tokens, or imports a checkpoint."""
 
 import argparse
 from dataclasses import asdict

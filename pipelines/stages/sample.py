@@ -1,12 +1,12 @@
-"""Stages `sample@VARIANT` and `sample-control@CONTROL`: the image sets of one variant, every seed with every setting."""
+"""Stages `sample@VARIANT` and `sample-control@CONTROL`: the image sets of a variant, every seed and setting."""
 
 import argparse
 
 from pipelines.config.params import Params
 from pipelines.config.paths import SUBSET, TOKENIZER, TOKENS
+from pipelines.config.variant import find_variant
 from pipelines.frame.stage import Stage, StagePlan, run_stage
 from pipelines.variants.drawing import draw_variant
-from pipelines.variants.variant import find_variant
 
 
 def plan(params: Params, arguments: argparse.Namespace) -> StagePlan:

@@ -1,13 +1,13 @@
-"""Stages `score@VARIANT` and `score-control@CONTROL`: the scores of one variant's image sets, in its files and its runs."""
+"""Stages `score@VARIANT` and `score-control@CONTROL`: the scores of a variant's image sets, in files and runs."""
 
 import argparse
 
 from pipelines.config.params import Params
 from pipelines.config.paths import REFERENCES
+from pipelines.config.variant import find_variant
 from pipelines.frame.stage import Stage, StagePlan, run_stage
 from pipelines.variants.run_scores import report_scores
 from pipelines.variants.scoring import score_variant
-from pipelines.variants.variant import find_variant
 
 
 def plan(params: Params, arguments: argparse.Namespace) -> StagePlan:

@@ -4,6 +4,7 @@ import argparse
 
 from pipelines.config.params import Params
 from pipelines.config.paths import REFERENCES, REPORTS, RUN_FILE, TABLES, remedy
+from pipelines.config.variant import variants_of
 from pipelines.frame.stage import Stage, StagePlan, run_stage
 from pipelines.reporting import tables
 from pipelines.reporting.evidence import Evidence, gather
@@ -12,7 +13,6 @@ from pipelines.reporting.pictures import draw_pictures
 from pipelines.reporting.plan import plan_sentence
 from pipelines.reporting.statistics import nested
 from pipelines.variants.scoring import PROTOCOL
-from pipelines.variants.variant import variants_of
 from vapi_core.files import atomic_path, read_json, read_texts, write_json
 
 

@@ -1,10 +1,11 @@
 """Preset dashboards of MLflow: which charts stand side by side when the experiment of a profile is opened.
 
 `vapi dashboards` registers them for the profile of params.yaml and prints their URLs. They stand
-in the menu *Views* of the experiment's page too, from where they come back after a reload, which drops the charts (MLflow
-reads no view from an address that already has its filter).
-A dashboard is a view of an experiment's runs that MLflow keeps as an experiment tag, in a format that it does not document:
-what is here was read off MLflow 3.17's own user interface. tests/pipelines/tracking/test_dashboards.py checks it in a browser.
+in the menu *Views* of the experiment's page too, from where they come back after a reload, which drops the charts
+(MLflow reads no view from an address that already has its filter).
+A dashboard is a view of an experiment's runs that MLflow keeps as an experiment tag, in a format that it does not
+document: what is here was read off MLflow 3.17's own user interface. tests/pipelines/tracking/test_dashboards.py checks
+it in a browser.
 """
 
 import argparse
@@ -18,12 +19,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.config.variant import ABLATION, SWEEP
 from pipelines.frame.launch import one_message
 from pipelines.tracking.masking import masked
 from pipelines.tracking.mlflow_runs import metric_names, register_view
 from pipelines.tracking.runs import ANSWER, PREVIEW, SAMPLED
 from pipelines.variants.score_files import short_name
-from pipelines.variants.variant import ABLATION, SWEEP
 from vapi_core.files import read_yaml
 
 LOCAL_SERVER = "http://127.0.0.1:5000"
@@ -47,9 +48,10 @@ class Dashboard:
 
     key: str  # in the URL, and its name in the menu Views
     runs: str  # filter of MLflow's search
-    order: str  # column by which the runs are sorted, the smallest first
+    order: str  # column by which the runs are sorted
     columns: Sequence[str]  # of the table of runs
     sections: Sequence[Section] = ()
+    ascending: bool = True
     group_by: str | None = None  # tag: one bar or line for all runs of the same value, their mean
 
     def view(self, others: Iterable[str] = ()) -> dict[str, Any]:
@@ -85,7 +87,7 @@ class Dashboard:
         return {
             "searchFilter": self.runs,
             "orderByKey": self.order,  # by date, runs below others would be folded away and not drawn
-            "orderByAsc": True,
+            "orderByAsc": self.ascending,
             "selectedColumns": list(self.columns),
             "runsHiddenMode": "SHOWALL",  # else the first ten only
             "isAccordionReordered": True,  # keep our order
@@ -194,10 +196,11 @@ def plan_dashboards(extractors: Sequence[str], geneval: bool, last: int = 0) -> 
     ablation = Dashboard(
         key="ablation",
         runs=f"tags.{ABLATION} LIKE '%'",  # cells, the base and the sweeps themselves
-        order=metric(fid),
+        order=f"tags.`{ABLATION}`",  # sweeps, cells, base: MLflow shows pictures of the first ten runs that have some
+        ascending=False,
         columns=[*settings, *scores],
         sections=[
-            Section("The best cell, and the base as a line", [image(ANSWER)], columns=1, height=620),
+            Section("The best cell, and the base as a line (click it)", [image(ANSWER)], columns=1),
             Section(
                 f"FID by {main}: {LOWER}",
                 [

@@ -63,6 +63,6 @@ def serve() -> None:
 
 
 def words_for_killed(name: str, advice: str) -> str:
-    """What is told of a stage whose process has ended without a word, by the process beside it, which is not told why."""
+    """What is told of a stage whose process ended without a word, by the process beside it, which is not told why."""
     told = f"error: stage {name} ended without a word: it was killed."
     return f"{told} If that was for want of memory (the kernel's log says so): {advice}" if advice else told

@@ -1,12 +1,13 @@
-"""The journal of a run: what a stage reports goes to local files first, so that no tracking server is needed to keep it.
+"""The journal of a run: what a stage reports goes to local files first, so that it is kept without a tracking server.
 
-A journal is a directory named by the run's key, with `run.json` (what the run is), `metrics.jsonl` (one line per report)
-and `images` (the pictures that a line names). A process killed in the middle loses at most the line it was writing.
-`scores.json` has what other stages have found out about the outputs of the run, with pictures in `scored`; it outlives the
-run, which may be made anew with the same outputs. `system.jsonl` has the load of the machine, by who sends the journal.
+A journal is a directory named by the run's key, with `run.json` (what the run is), `metrics.jsonl` (one line per
+report) and `images` (the pictures that a line names). A process killed in the middle loses at most the line it was
+writing. `scores.json` has what other stages have found out about the outputs of the run, with pictures in `scored`; it
+outlives the run, which may be made anew with the same outputs. `system.jsonl` has the load of the machine, by who sends
+the journal.
 
-Two locks, which end with the process that has them: `alive.lock` is had by the stage that reports, so that whoever finds
-a journal RUNNING can tell a stage at work from a killed one; `sending.lock` by who sends the journal to MLflow.
+Two locks, which end with the process that has them: `alive.lock` is had by the stage that reports, so that whoever
+finds a journal RUNNING can tell a stage at work from a killed one; `sending.lock` by who sends the journal to MLflow.
 """
 
 import dataclasses

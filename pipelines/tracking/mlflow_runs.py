@@ -58,8 +58,8 @@ def valid_name(name: str) -> str:
 
 
 class MachineLoad:
-    """MLflow's own measures of the machine: processor, memory, disk and network, and NVIDIA's GPUs where nvidia-ml-py is
-    installed. MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=false switches it off.
+    """MLflow's own measures of the machine: processor, memory, disk and network, and NVIDIA's GPUs where nvidia-ml-py
+    is installed. MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=false switches it off.
 
     It is asked by the process that sends, which has MLflow: a stage need not import it.
     """
@@ -304,8 +304,8 @@ class RemoteRun:
         self._client.log_inputs(self._run_id, [DatasetInput(Dataset(**dataset), [context])])
 
     def _create(self, key: str, name: str, tags: dict[str, str], start_time: int | None = None) -> str:
-        """Makes the run of a key that has no live one. The server may make it and its reply be lost, whereupon the client
-        asks for it once more: all but one of those made are deleted."""
+        """Makes the run of a key that has no live one. The server may make it and its reply be lost, whereupon the
+        client asks for it once more: all but one of those made are deleted."""
         from mlflow.exceptions import MlflowException
 
         tags = {valid_name(name): value for name, value in tags.items()}

@@ -1,8 +1,8 @@
 """Where runs are kept: the address of the tracking server or database, whether a database answers, where artifacts lie.
 
 Default store: `mlflow.db` of the repository, with the artifacts in `mlruns` beside it; MLFLOW_TRACKING_URI is honoured.
-MLflow writes down where artifacts lie as absolute paths, which a copy of the folder would share with the original: what a
-database in the repository says of an `mlruns` elsewhere is changed to the one beside it (`keep_beside`).
+MLflow writes down where artifacts lie as absolute paths, which a copy of the folder would share with the original: what
+a database in the repository says of an `mlruns` elsewhere is changed to the one beside it (`keep_beside`).
 """
 
 import os
@@ -24,8 +24,8 @@ SECONDS = 10  # until a database counts as away, as an HTTP server does
 
 
 def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI or the default. The file of a database is told by its whole path: a relative one is that in the
-    repository, wherever we work, and MLflow keeps what it has opened under the address that it was given."""
+    """MLFLOW_TRACKING_URI or the default. The file of a database is told by its whole path: a relative one is that in
+    the repository, wherever we work, and MLflow keeps what it has opened under the address that it was given."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     database = sqlite_path(uri)
     if database is None or database.is_absolute():
@@ -85,7 +85,8 @@ def _check_sqlite(path: Path) -> None:
 
 
 def beside(location: str, artifacts: Path) -> str | None:
-    """An artifact location of MLflow's in the folder `artifacts`, if it is in a folder of that name elsewhere; else None.
+    """An artifact location of MLflow's in the folder `artifacts`, if it is in a folder of that name elsewhere; else
+    None.
 
     Args:
         location: of an experiment, FOLDER/EXPERIMENT, or a run, FOLDER/EXPERIMENT/RUN/artifacts.
@@ -101,7 +102,8 @@ def beside(location: str, artifacts: Path) -> str | None:
 
 
 def keep_beside(database: Path) -> None:
-    """Makes the artifacts of a database those beside it, if it is in the repository, which may be a copy of another one.
+    """Makes the artifacts of a database those beside it, if it is in the repository, which may be a copy of another
+    one.
 
     A run whose artifacts are not there keeps the location it has.
     """

@@ -1,9 +1,9 @@
 """What sends the journals of runs to MLflow while their stage works: a process beside a stage's command, else a thread.
 
-Importing MLflow takes as long as importing torch, and one process does both one after the other. So a stage that is run as a
-command has a process import MLflow from its first moment (`start_early`). It follows one journal after the other, as the
-stage makes one run after the other. Where nobody has called for it, in tests and in commands that need MLflow themselves,
-a thread sends.
+Importing MLflow takes as long as importing torch, and one process does both one after the other. So a stage that is run
+as a command has a process import MLflow from its first moment (`start_early`). It follows one journal after the other,
+as the stage makes one run after the other. Where nobody has called for it, in tests and in commands that need MLflow
+themselves, a thread sends.
 """
 
 import atexit
@@ -40,8 +40,9 @@ class UploadThread:
 class UploadProcess:
     """Sends from `python -m pipelines.tracking follow`. It is out of reach of Ctrl-C, and ends with this process.
 
-    Orders are lines of JSON on its standard input: {"follow": DIRECTORY} of the next run's journal, {"send": DIRECTORY} of
-    one that is sent whole when the run has ended, {"finish": null}. It answers the last with what went wrong, or null.
+    Orders are lines of JSON on its standard input: {"follow": DIRECTORY} of the next run's journal, {"send": DIRECTORY}
+    of one that is sent whole when the run has ended, {"finish": null}. It answers the last with what went wrong, or
+    null.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What the cells of sweeps came to: DVC's experiments in git, the scores in their commits, and the runs of their seeds."""
+"""What cells of sweeps came to: DVC's experiments in git, the scores in their commits, the runs of their seeds."""
 
 import io
 import json
@@ -8,13 +8,13 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from pipelines.config.loading import PARAMS_FILE, check_params
 from pipelines.config.paths import RUN_FILE, SCORES
+from pipelines.config.variant import Variant, find_variant
 from pipelines.repository.git import experiments, git
-from pipelines.variants.loading import PARAMS_FILE, check_params
 from pipelines.variants.run_scores import metrics_by_seed
 from pipelines.variants.score_files import GENEVAL_TABLE, SCORES_TABLE, short_name
 from pipelines.variants.sweep import is_cell, variant_name
-from pipelines.variants.variant import Variant, find_variant
 from vapi_core.errors import FileError, VapiError
 
 DIGITS = 6  # of a score, as in the metrics files

@@ -1,9 +1,9 @@
 """The image sets of a variant: which images are missing, drawing them, and the files of a whole set.
 
-Image i of a set is drawn from the stream (sampling seed, i), whatever the variant, the temperature or the guidance: sets
-of the same seed differ in nothing else, so that their scores can be paired. For text to image a set has `sample.count`
-images of each prompt, one prompt's after the other's. Until all sets are whole they grow in the work folder, which DVC
-does not empty, so that a stage that was killed goes on from the images it has.
+Image i of a set is drawn from the stream (sampling seed, i), whatever the variant, the temperature or the guidance:
+sets of the same seed differ in nothing else, so that their scores can be paired. For text to image a set has
+`sample.count` images of each prompt, one prompt's after the other's. Until all sets are whole they grow in the work
+folder, which DVC does not empty, so that a stage that was killed goes on from the images it has.
 """
 
 import json
@@ -14,6 +14,8 @@ import numpy as np
 
 from pipelines.config.params import Params
 from pipelines.config.paths import OWN_WORK, RUN_FILE, SUBSET, TOKENS, remedy
+from pipelines.config.variant import ImageSet, Variant
+from pipelines.frame.grids import save_grid
 from pipelines.frame.inputs import (
     IMAGES,
     LABELS,
@@ -25,8 +27,6 @@ from pipelines.frame.inputs import (
 )
 from pipelines.frame.progress import Advance, progress
 from pipelines.frame.stage import Stage, descriptions
-from pipelines.reporting.figures import save_grid
-from pipelines.variants.variant import ImageSet, Variant
 from vapi_core import distributed
 from vapi_core.arrays import write_manifest
 from vapi_core.data.batches import batch_conditions
@@ -89,8 +89,8 @@ def batch_size(stage: Stage, sets: list[ImageSet]) -> int:
 
 
 def open_arrays(stage: Stage, sets: list[ImageSet]) -> list[PartialArray]:
-    """The arrays in which the sets grow, gone on with if they are of the same models, settings, inputs and code; others are
-    removed."""
+    """The arrays in which the sets grow, gone on with if they are of the same models, settings, inputs and code; others
+    are removed."""
     folder = OWN_WORK / "samples" / stage.plan.name
 
     def open_all() -> list[PartialArray]:

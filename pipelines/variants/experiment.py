@@ -1,9 +1,10 @@
 """One DVC experiment in a clone of its own, beside any number of others: what runs a cell.
 
-`python -m pipelines.variants.experiment --name NAME --baseline COMMIT --base COMMIT --set-param ... STAGE` does what a person
-would do in another clone: it takes the files of `base`, changes params.yaml, and calls `dvc checkout`, `dvc repro`,
-`dvc exp save --name NAME` and `dvc exp push`, which gives the experiment to this repository. DVC's own command line runs in
-this process, so that it is loaded once.
+`python -m pipelines.variants.experiment --name NAME --baseline COMMIT --base COMMIT --set-param ... STAGE` does what a
+person would do in another clone: it takes the files of `base`, changes params.yaml, and calls `dvc checkout`, `dvc
+repro`, `dvc exp save --name NAME` and `dvc exp push`, which gives the experiment to this repository. With `--shared` it
+is `dvc pull` for `dvc checkout`, and data and experiment go to the remotes of DVC and git, where other machines find
+them. DVC's own command line runs in this process, so that it is loaded once.
 
 Only one process of a name may run at a time, as `processes` sees to in a sweep.
 """
@@ -23,6 +24,7 @@ from pipelines.repository.clones import free_clone, new_files, start_from
 from pipelines.repository.git import experiments
 from pipelines.repository.graph import stage_graph
 from pipelines.repository.lockfile import locked_stages
+from pipelines.repository.sharing import fetch_experiments, origin_url
 from vapi_core.errors import VapiError
 
 
@@ -36,23 +38,29 @@ def run_dvc(*arguments: str) -> None:
         raise DvcFailed(f"`dvc {' '.join(arguments[:2])}` ended with code {code}; what it said stands above.")
 
 
-def run_experiment(name: str, baseline: str, base: str, overrides: list[str], stage: str) -> None:
+def run_experiment(name: str, baseline: str, base: str, overrides: list[str], stage: str, shared_by: str = "") -> None:
     """Runs a stage and what it needs in the clone that is the current folder, and gives its experiment to the origin.
 
     Args:
         baseline, base: commits, of which `base` has all the files.
         overrides: changes of params.yaml, in the grammar of `dvc exp run --set-param`.
+        shared_by: address of the repository of several machines, which has the experiment too, once DVC's remote has
+        its data.
     """
     start_from(Path(), baseline, base, SHARED)
     made = locked_stages(Path())
     if overrides:
         apply_overrides("params.yaml", overrides)
     if there := [needed for needed in stage_graph(stage) if needed in made]:
-        run_dvc("checkout", "--quiet", "--allow-missing", *there)  # what is missing DVC makes
+        run_dvc("pull" if shared_by else "checkout", "--quiet", "--allow-missing", *there)  # what is missing DVC makes
     run_dvc("repro", stage)
     untracked = [option for path in new_files(Path()) for option in ("--include-untracked", path)]
     run_dvc("exp", "save", "--quiet", "--force", "--name", name, *untracked, stage)
-    run_dvc("exp", "push", "--quiet", "--force", "--no-cache", "origin", name)
+    if shared_by:
+        run_dvc("push", "--quiet", *stage_graph(stage))
+        run_dvc("exp", "push", "--quiet", "--no-cache", shared_by, name)  # unless another machine was first
+    else:
+        run_dvc("exp", "push", "--quiet", "--force", "--no-cache", "origin", name)
 
 
 @one_message
@@ -65,16 +73,23 @@ def main() -> None:
     parser.add_argument("--baseline", required=True, help="the commit that it builds on")
     parser.add_argument("--base", required=True, help="the experiment or commit whose files it begins with")
     parser.add_argument("--set-param", action="append", default=[], help="as of `dvc exp run`")
+    parser.add_argument("--shared", action="store_true", help="other machines have a part: git's origin, DVC's remote")
     parser.add_argument("stage")
     options = parser.parse_args()
     root, work = Path.cwd(), WORK.resolve()
+    if options.shared and options.name in fetch_experiments([options.name, options.base]):
+        print(f"{options.name} is finished: origin has it.")
+        return
+    shared_by = origin_url(root) if options.shared else ""
     base = experiments().get(options.base, options.base)
     # the stages take assets, working files and the tracking database from the repository; their runs have the name
     os.environ |= {"VAPI_REPOSITORY": str(root), "VAPI_WORK": str(work), "DVC_EXP_NAME": options.name}
     os.environ["DVC_NO_ANALYTICS"] = "1"  # each command would start a process for it
     with free_clone(root, work / "clones") as clone:
         os.chdir(clone)
-        run_experiment(options.name, options.baseline, base, options.set_param, options.stage)
+        run_experiment(options.name, options.baseline, base, options.set_param, options.stage, shared_by)
+    if options.shared:
+        fetch_experiments([options.name], root)
 
 
 if __name__ == "__main__":

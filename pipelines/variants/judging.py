@@ -1,4 +1,4 @@
-"""GenEval within the pipeline: the judge that the params name, what is known of it, and its decisions over image sets."""
+"""GenEval within the pipeline: the judge that the params name, what is known of it, and what it decides."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -56,7 +56,7 @@ def measure_judge(judge: Judge, subset: Subset, split: str) -> dict[str, float]:
 
 
 def correct_images(judge: Judge, images: np.ndarray, labels: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
-    """How many images of each prompt are correct, int64 [prompts], of images uint8 [N, H, W, 3] of prompts `labels` [N]."""
+    """How many images of each prompt are correct, int64 [prompts]; images uint8 [N, H, W, 3], prompts `labels` [N]."""
     correct = np.zeros(len(prompts), dtype=np.int64)
     for start in range(0, len(images), BATCH):
         numbers = labels[start : start + BATCH]
@@ -69,8 +69,8 @@ def correct_images(judge: Judge, images: np.ndarray, labels: np.ndarray, prompts
 def reconstruction_metrics(
     judge: Judge, reconstructions: np.ndarray, annotations: Sequence[Mapping[str, Any]]
 ) -> dict[str, float]:
-    """How many reconstructions of scenes, uint8 [N, S, S, 3], still do what the scene was asked for: shares, of each task
-    and overall. No generator over these tokens can be expected to score better."""
+    """How many reconstructions of scenes, uint8 [N, S, S, 3], still do what the scene was asked for: shares, of each
+    task and overall. No generator over these tokens can be expected to score better."""
     prompts = [Prompt(annotation["request"]) for annotation in annotations]
     correct = correct_images(judge, reconstructions, np.arange(len(prompts)), prompts)
     of_task: dict[str, list[int]] = {}

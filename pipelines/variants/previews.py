@@ -1,7 +1,7 @@
 """What an alignment draws as it goes: the same images by the base and by the weights as they are, side by side.
 
-Which images these are and the numbers that they are drawn from have streams of their own, the same for every variant and
-seed, so that pictures of several runs can be compared, and a training is the same with and without them.
+Which images these are and the numbers that they are drawn from have streams of their own, the same for every variant
+and seed, so that pictures of several runs can be compared, and a training is the same with and without them.
 """
 
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pipelines.frame.grids import MIN_SIDE, tile
 from pipelines.frame.stage import Stage, StageRun, UntrackedRun
-from pipelines.reporting.figures import MIN_SIDE, tile
 from pipelines.tracking.runs import PREVIEW
 from pipelines.variants.drawing import choose_labels, open_conditions
 from vapi_core import distributed
@@ -34,6 +34,7 @@ class Previews:
     stage: Stage
     run: StageRun | UntrackedRun
     folder: Path  # of the pictures, STEP.png; goes with the checkpoints of the training
+    base: Path  # .npy of the base's images, which all seeds share
     every: int  # steps; 0: never
     generator: Policy
     tokenizer: Tokenizer
@@ -46,8 +47,8 @@ class Previews:
             return
         for path in sorted(self.folder.glob("*.png"), key=lambda path: int(path.stem)):
             self.run.image(PREVIEW, path, int(path.stem))
-        if not self._base.is_file():
-            with atomic_path(self._base) as temporary, temporary.open("wb") as file:
+        if not self.base.is_file():
+            with atomic_path(self.base) as temporary, temporary.open("wb") as file:
                 np.save(file, self._draw())
 
     def after(self, steps: int) -> None:
@@ -55,17 +56,13 @@ class Previews:
         path = self.folder / f"{steps}.png"
         if self.every == 0 or steps % self.every or path.is_file() or not distributed.is_main():
             return
-        sides = [tile(images, COLUMNS) for images in (np.load(self._base), self._draw())]
+        sides = [tile(images, COLUMNS) for images in (np.load(self.base), self._draw())]
         scale = max(1, MIN_SIDE // self.stage.params.subset.image_size)
         base, now = (side.repeat(scale, 0).repeat(scale, 1) for side in sides)
         gap = np.full((base.shape[0], GAP, 3), 255, np.uint8)
         with atomic_path(path) as temporary:
             Image.fromarray(np.concatenate([base, gap, now], axis=1)).save(temporary, format="PNG")
         self.run.image(PREVIEW, path, steps)
-
-    @property
-    def _base(self) -> Path:
-        return self.folder / "base.npy"
 
     def _draw(self) -> np.ndarray:
         """Images uint8 [COUNT, S, S, 3] by the models as they are, which are left as they were."""

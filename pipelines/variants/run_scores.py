@@ -11,12 +11,11 @@ import pandas as pd
 
 from pipelines.config.params import Params, decimal
 from pipelines.config.paths import RUN_FILE, remedy
+from pipelines.config.variant import GRID, Variant
 from pipelines.frame.stage import Stage, outputs_hash
-from pipelines.reporting.statistics import SCORE_TITLES, overall_scores, whole_alignments
 from pipelines.tracking.journal import Header
 from pipelines.tracking.runs import SAMPLED, add_scores, flatten, now, stage_key
-from pipelines.variants.score_files import short_name
-from pipelines.variants.variant import GRID, Variant
+from pipelines.variants.score_files import SCORE_TITLES, overall_scores, short_name, whole_alignments
 from vapi_core.files import read_texts
 
 COMPARED = ("fid", "recall", "accuracy", "overall")
@@ -37,8 +36,8 @@ def report_scores(stage: Stage, variant: Variant, table: pd.DataFrame, judged: p
 
 
 def is_compared(name: str) -> bool:
-    """Whether a metric stands in the stage's file, whose columns `dvc metrics show` prints: the main scores, at the main
-    setting. The table of scores and the runs have all."""
+    """Whether a metric stands in the stage's file, whose columns `dvc metrics show` prints: the main scores, at the
+    main setting. The table of scores and the runs have all."""
     _, score, *rest = name.split("/")
     return score in COMPARED and len(rest) == 1
 

@@ -10,13 +10,13 @@ import torch
 
 from pipelines.config.params import Params, ScoreParams
 from pipelines.config.paths import CLASSIFIERS, OWN_WORK, REFERENCES, WORK, remedy
+from pipelines.config.variant import ImageSet, Variant
 from pipelines.frame.inputs import open_prompts, open_samples, open_split, open_subset, open_tokenizer
 from pipelines.frame.progress import progress
 from pipelines.frame.stage import Stage
-from pipelines.reporting.protocol import facts_of_protocol
 from pipelines.variants import judging
+from pipelines.variants.protocol import facts_of_protocol
 from pipelines.variants.score_files import GENEVAL_TABLE, SCORES_TABLE
-from pipelines.variants.variant import ImageSet, Variant
 from vapi_core.arrays import array_writer
 from vapi_core.data.images import images_of_a_pass, to_uint8
 from vapi_core.files import atomic_path, write_json

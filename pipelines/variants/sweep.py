@@ -1,12 +1,13 @@
 """Ablation sweeps: which cells a form asks for, and the DVC experiment that runs each.
 
-A cell is a variant that is not in params.yaml yet: VA-π with some settings, in the table `sweep`. Its experiment adds the
-variant to the params and runs its stages, `score@VARIANT` the last. All cells share one experiment of everything before
-the alignment and of the base, whose stages they then take from DVC's cache. A cell's experiment is named by the variant and
-a hash of its parameters, of the code, and of the content of what it builds on, as that first experiment made it: an
-experiment of that name is that cell, finished. Two machines that made unlike bases never share a name.
+A cell is a variant that is not in params.yaml yet: VA-π with some settings, in the table `sweep`. Its experiment adds
+the variant to the params and runs its stages, `score@VARIANT` the last. All cells share one experiment of everything
+before the alignment and of the base, whose stages they then take from DVC's cache. A cell's experiment is named by the
+variant and a hash of its parameters, of the code, and of the content of what it builds on, as that first experiment
+made it: an experiment of that name is that cell, finished. Two machines that made unlike bases never share a name.
 
-The planning functions are pure; `read_baseline` and `read_bases` look at the repository, `cells` at what experiments came to.
+The planning functions are pure; `read_baseline` and `read_bases` look at the repository, `cells` at what experiments
+came to.
 """
 
 import copy
@@ -19,14 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.config.loading import PARAMS_FILE, check_params
 from pipelines.config.paths import SHARED
 from pipelines.config.profiles import read_profile
+from pipelines.config.variant import BASE, SUBJECT, SWEEP, Alignment, Variant, find_variant
 from pipelines.repository.clones import state_of
 from pipelines.repository.git import git
 from pipelines.repository.lockfile import LOCK, check_dvc_files, output_hashes
-from pipelines.variants.loading import PARAMS_FILE, check_params
 from pipelines.variants.sweep_form import PRIOR_ONLY, TERMS, SweepForm
-from pipelines.variants.variant import BASE, SUBJECT, SWEEP, Alignment, Variant, find_variant
 from vapi_core.errors import FileError, ParameterError
 from vapi_core.files import read_yaml
 
@@ -67,7 +68,7 @@ def plan_upstream(form: SweepForm, baseline: Baseline) -> Experiment:
 
 
 def plan_cells(form: SweepForm, baseline: Baseline, bases: dict[str, str]) -> list[Experiment]:
-    """The cells of a form, in the order of its lists; without those that have nothing to learn from, which are the base.
+    """The cells of a form, in the order of its lists; without those that have nothing to learn from: the base.
 
     Args:
         bases: what the cells build on, as `read_bases` has it of the finished upstream.
@@ -132,13 +133,13 @@ def sweep_name(cells: Iterable[Experiment]) -> str:
     return f"sweep-{_digest(sorted(cell.name for cell in cells))}"
 
 
-def command(experiment: Experiment) -> list[str]:
-    """The command that runs an experiment."""
+def command(experiment: Experiment, shared: bool = False) -> list[str]:
+    """The command that runs an experiment; `shared`: other machines have a part in its sweep."""
     line = ["python", "-m", "pipelines.variants.experiment", "--name", experiment.name]
     line += ["--baseline", experiment.baseline, "--base", experiment.base]
     for name, value in experiment.overrides.items():
         line += ["--set-param", name if name.startswith("~") else f"{name}={_hydra(value)}"]
-    return [*line, experiment.stage]
+    return [*line, *(["--shared"] if shared else []), experiment.stage]
 
 
 def _in_order(reward: str) -> list[str]:

@@ -42,7 +42,7 @@ def _offer_profiles(schema: dict[str, Any]) -> None:
 class SweepForm(BaseModel):
     """What a researcher fills in. Every combination of the first five lists is a cell; each cell runs every seed.
 
-    Only `steps` and `profile` may be left out, which then are those of the params.
+    Only `steps` and `profile` may be left out, which then are those of the params, and `on_workers`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_keep_order)
@@ -86,6 +86,9 @@ class SweepForm(BaseModel):
         ge=0,
         json_schema_extra=_opens_with(1),
         description="CPU threads of a cell, 0: all; another number is another random draw",
+    )
+    on_workers: bool = Field(
+        False, description="cells run on all workers of the pool `cells`, on any machine; otherwise here"
     )
 
     @model_validator(mode="after")

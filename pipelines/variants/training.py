@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from pipelines.config.paths import CLASSIFIERS, CURVES, GENERATOR, RUN_FILE, TOKENIZER, remedy
+from pipelines.config.variant import STEPS, Alignment, Variant
 from pipelines.frame.inputs import item_prompts, open_generator, open_split, open_subset, open_tokenizer
 from pipelines.frame.stage import Metrics, Stage, outputs_hash, training_log, upstream_keys
 from pipelines.tracking.runs import stage_key
 from pipelines.variants.previews import Previews
-from pipelines.variants.variant import STEPS, Alignment, Variant
 from vapi_core import distributed
 from vapi_core.alignment.method import Setting
 from vapi_core.errors import FileError, ParameterError
@@ -69,7 +69,8 @@ def open_policy(stage: Stage, alignment: Alignment) -> Policy:
 def align_variant(stage: Stage, variant: Variant) -> None:
     """Trains every seed and writes the stage's output, one folder a seed, and their curves.
 
-    DVC empties the output before a stage runs, so seeds are kept in the work folder until all of them are in the output.
+    DVC empties the output before a stage runs, so seeds are kept in the work folder until all of them are in the
+    output.
     """
     kept = stage.checkpoint / "seeds"
     for seed in variant.seeds:
@@ -124,7 +125,7 @@ def described(alignment: Alignment) -> dict[str, Any]:
 
 
 def require_kept(folder: Path, alignment: Alignment, checkpoint: Path) -> None:
-    """Raises FileError where weights that an attempt before this one had kept are gone: training does not come by again."""
+    """Raises FileError where weights that an earlier attempt had kept are gone: training does not come by again."""
     for steps in alignment.kept_steps:
         if not (kept := folder / STEPS / str(steps)).is_dir():
             raise FileError(kept, "the weights after these steps are gone.", f"Remove {checkpoint}.")
@@ -146,15 +147,19 @@ def train_seed(stage: Stage, variant: Variant, alignment: Alignment, seed: int, 
         if distributed.is_main():
             save_model(directory, kind, trained, weights, base_sha256=model_hash(BASES[kind], kind))
 
-    pictures, size = stage.checkpoint / f"{seed}-{stage.fingerprint[:16]}", alignment.optimization.micro_batch_size
-    drawn = (
-        alignment.images_every,
-        generator,
-        tokenizer,
-        variant.samplings[0],
-        size or alignment.optimization.batch_size,
+    optimization = alignment.optimization
+    pictures = stage.checkpoint / f"pictures-{stage.fingerprint[:16]}"
+    previews = Previews(
+        stage,
+        run,
+        folder=pictures / str(seed),
+        base=pictures / "base.npy",
+        every=alignment.images_every,
+        generator=generator,
+        tokenizer=tokenizer,
+        config=variant.samplings[0],
+        batch_size=optimization.micro_batch_size or optimization.batch_size,
     )
-    previews = Previews(stage, run, pictures, *drawn)
 
     def keep(steps: int) -> None:
         previews.after(steps)
@@ -163,7 +168,6 @@ def train_seed(stage: Stage, variant: Variant, alignment: Alignment, seed: int, 
 
     if stage.params.launch.compile:
         generator.compile()
-    optimization = alignment.optimization
     previews.begin()
     name = f"{variant.name}@{seed}"
     with training_log(name, optimization.steps, optimization.batch_size, run, folder / CURVE) as log:

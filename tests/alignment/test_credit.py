@@ -328,7 +328,7 @@ def error_left(tokenizer: Tokenizer, credit: str) -> float:
     ("decoder", "better", "worse"), [(painter, "token", "image"), (tiny_tokenizer, "image", "token")]
 )
 def test_what_learns_faster_depends_on_how_far_the_decoder_shows_a_token(decoder, better, worse):
-    """Of local support there is only noise to lose. An untrained decoder shows a token everywhere: the bias costs more."""
+    """Of local support there is only noise to lose. An untrained decoder shows a token everywhere: bias costs more."""
     left = {credit: error_left(decoder(), credit) for credit in (better, worse)}
     print({credit: round(value, 3) for credit, value in left.items()})
     assert left[better] < left[worse] - 0.05 and left[worse] < 0.95

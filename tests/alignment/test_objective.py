@@ -54,7 +54,7 @@ def test_advantages_are_clamped_on_both_sides():
 
 @pytest.mark.parametrize("regularizer", ["none", "ce", "kl"])
 def test_a_shared_context_has_the_gradient_of_contexts_repeated_for_every_rollout(regularizer):
-    """The official trainer repeats each image's context G times; one forward for all gives the same loss and gradient."""
+    """The official trainer repeats each image's context G times; one forward for all has the same loss and gradient."""
     rollouts, reference, rewards = tokens(B, G, T), tokens(B, T, seed=1), random(B, G, seed=2)
     old, base = random(B, G, T, seed=3) / 5 - 2, random(B, G, T, seed=4) / 5 - 2
     advantages = group_advantages(rewards, clamp=5.0)

@@ -1,8 +1,9 @@
-"""Stops a process of a test at its n-th write and tells the test, which kills whom it likes; imported at Python's start.
+"""Stops a process of a test at its n-th write and tells the test, which kills whom it likes; imported at Python's
+start.
 
-`tests/test_kills.py` puts this folder on the path of DVC, of its stages and of their uploaders. Moments are counted, not
-timed. A write is a file below the checkout that is opened to write, renamed, linked or removed; the moment is just before.
-Of `dvc.lock`, which DVC writes in place, the calls of functions are counted too, until DVC's next write.
+`tests/test_kills.py` puts this folder on the path of DVC, of its stages and of their uploaders. Moments are counted,
+not timed. A write is a file below the checkout that is opened to write, renamed, linked or removed; the moment is just
+before. Of `dvc.lock`, which DVC writes in place, the calls of functions are counted too, until DVC's next write.
 """
 
 import itertools

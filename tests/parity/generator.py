@@ -48,7 +48,7 @@ def load_generator(fixture: Fixture, prefix: str = "weights.") -> Generator:
 
 @torch.inference_mode()
 def greedy(generator: Policy, condition: Condition, config: SamplingConfig) -> tuple[Tensor, Tensor]:
-    """Most likely tokens [B, T], one after another through the KV cache, and the guided logits [B, T, V] of each step."""
+    """Most likely tokens [B, T], one by one through the KV cache, and the guided logits [B, T, V] of each step."""
     scales = guidance_scales(generator.config.length, config)
     guided = config.guidance_scale != 1.0
     batch = len(condition)

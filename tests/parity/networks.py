@@ -1,4 +1,4 @@
-"""The fixtures of tensors: networks, losses and gradients. They need torch and transformers alone, and run on any device."""
+"""The fixtures of tensors: networks, losses and gradients. They need torch and transformers, and run on any device."""
 
 from tests.parity.fixtures import Checker, Fixture
 from tests.parity.generator import (

@@ -1,8 +1,8 @@
 """Runs the check of every fixture below a folder and prints one row for each.
 
-A fixture is recognised by what it holds, not by its name, so that fixtures of the same formats but other names and sizes
-are checked too. Its row shows the quantity that comes closest to its tolerance, or goes furthest beyond. Fixtures that
-nothing here recognises, and expected tensors that no check reads, are listed, never skipped.
+A fixture is recognised by what it holds, not by its name, so that fixtures of the same formats but other names and
+sizes are checked too. Its row shows the quantity that comes closest to its tolerance, or goes furthest beyond. Fixtures
+that nothing here recognises, and expected tensors that no check reads, are listed, never skipped.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""dvc.yaml names, for every stage, the code that its results come from; else a change of it would leave stale results."""
+"""dvc.yaml names, for every stage, the code that its results come from; else a change would leave stale results."""
 
 import ast
 from functools import cache
@@ -21,13 +21,13 @@ FRAME = [
         "pipelines/reporting/figures.py",
         "pipelines/tracking",
         "pipelines/repository",
-        "pipelines/variants/assets.py",
-        "pipelines/variants/loading.py",
+        "pipelines/config/assets.py",
+        "pipelines/config/loading.py",
         "pipelines/variants/previews.py",
-        "pipelines/variants/rules.py",
+        "pipelines/config/variant_rules.py",
         "pipelines/variants/run_scores.py",
         "pipelines/variants/score_files.py",
-        "pipelines/variants/variant.py",
+        "pipelines/config/variant.py",
         "vapi_core/distributed.py",
         "vapi_core/errors.py",
         "vapi_core/files.py",
@@ -130,7 +130,7 @@ def reached(stage: Path) -> set[Path]:
 
 
 def code_of(name: str) -> set[Path]:
-    """Files that the stage `python -m pipelines.stages NAME` uses; the methods of an alignment are found by their names."""
+    """Files that the stage `python -m pipelines.stages NAME` uses; methods of alignment are found by their names."""
     used = reached(Path("pipelines/stages", f"{name}.py"))
     return used | reached(Path("vapi_core/alignment/methods.py")) if name == "align" else used
 

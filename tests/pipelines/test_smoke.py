@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from pipelines.cli.__main__ import main as vapi
+from pipelines.config.loading import check_params
 from pipelines.config.profiles import compose, read_profile
-from pipelines.variants.loading import check_params
 from tests.checkout import Checkout
 from tests.smoke_assets import PROFILE, write_smoke_assets
 from vapi_core.models.checkpoints import load_model

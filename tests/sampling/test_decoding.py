@@ -1,4 +1,4 @@
-"""The compiled decode loop draws what the plain one does. Here it is traced, not compiled: a C++ compiler takes minutes."""
+"""The compiled decode loop draws what the plain one does. Here it is traced: a C++ compiler takes minutes."""
 
 import functools
 

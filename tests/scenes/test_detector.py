@@ -32,7 +32,7 @@ def scenes():
 
 
 class KnownCrops(torch.nn.Module):
-    """A classifier that has seen all crops of some scenes: it tells each by the nearest one, so that errors are not its."""
+    """A classifier that has seen all crops of some scenes: it tells each by the nearest one, so errors are not its."""
 
     def __init__(self, scenes):
         super().__init__()

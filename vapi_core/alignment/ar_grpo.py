@@ -1,10 +1,11 @@
 """AR-GRPO, a rival of tables 2 and 3: free-running rollouts, rewarded by external models, held near the base by a KL.
 
-Yuan et al. 2025, arXiv:2508.06924. Of every image only its condition, a class or a caption, is used: G sequences are drawn token by token with
-guidance, decoded, rewarded, and compared within their group. Everything after that is VA-π's own objective code.
-The policy is the guided distribution itself: its log-probabilities come from guided logits, the unconditional half with
-its gradient, so that the update is on-policy and the ratio exactly 1 in value. The KL to the base is between guided
-distributions too. Rewards are those of `external_reward.py`; the paper's MANIQA and VLM judges are not among them.
+Yuan et al. 2025, arXiv:2508.06924. Of every image only its condition, a class or a caption, is used: G sequences are
+drawn token by token with guidance, decoded, rewarded, and compared within their group. Everything after that is VA-π's
+own objective code. The policy is the guided distribution itself: its log-probabilities come from guided logits, the
+unconditional half with its gradient, so that the update is on-policy and the ratio exactly 1 in value. The KL to the
+base is between guided distributions too. Rewards are those of `external_reward.py`; the paper's MANIQA and VLM judges
+are not among them.
 """
 
 from dataclasses import dataclass, field
@@ -120,6 +121,11 @@ class ArGrpo(InParts):
     def _at_a_time(self, each: int) -> int:
         return how_many(self.part_bytes, each, 2**20, share=1.0)
 
+    def _images_at_a_time(self) -> int:
+        side = self.generator.config.grid * self.tokenizer.config.downsample
+        itemsize = self.tokenizer.post_quant_conv.weight.dtype.itemsize
+        return self._at_a_time(decode_bytes(self.tokenizer.config, side * side, itemsize))
+
     def _loss_bytes(self) -> int:
         """About what the loss of one rollout keeps for its backward."""
         policy, rows = self.generator.config, 2 if self.config.guidance_scale != 1.0 else 1
@@ -130,22 +136,20 @@ class ArGrpo(InParts):
         shape = (self.config.group_size, self.generator.config.length)
         rows = [stream(self.seed, "rollout", batch.step, p).random(shape, dtype=np.float32) for p in batch.positions]
         uniforms = torch.from_numpy(np.concatenate(rows)).to(condition.device)
-        sampling = SamplingConfig(guidance_scale=self.config.guidance_scale)
-        at_a_time = self._at_a_time(sequence_bytes(self.generator, sampling.guidance_scale != 1.0))
-        drawn = [
-            generate(self.generator, condition[part], uniforms[part], sampling)
-            for part in even_parts(len(uniforms), at_a_time)
-        ]
+        at_a_time = self._at_a_time(sequence_bytes(self.generator, self.config.guidance_scale != 1.0))
+        drawn = [self._draw(condition[part], uniforms[part]) for part in even_parts(len(uniforms), at_a_time)]
         last = self.generator.config.codebook_size - 1
         return torch.cat(drawn).clamp_(max=last)  # a copy: inference tensors allow no backward; NaN shows in the loss
+
+    def _draw(self, condition: Condition, uniforms: Tensor) -> Tensor:
+        """Sequences [N, T] of N conditions and uniforms [N, T]."""
+        return generate(self.generator, condition, uniforms, SamplingConfig(guidance_scale=self.config.guidance_scale))
 
     @torch.no_grad()
     def _reward(self, rollouts: Tensor, items: np.ndarray) -> dict[str, Tensor]:
         """Unweighted rewards, each [B * G], by the name of their model; rollout i is for the condition of items[i]."""
-        side = self.generator.config.grid * self.tokenizer.config.downsample
-        each = decode_bytes(self.tokenizer.config, side * side, self.tokenizer.post_quant_conv.weight.dtype.itemsize)
         values: dict[str, list[Tensor]] = {reward.name: [] for _, reward in self.rewards}
-        for part in even_parts(len(rollouts), self._at_a_time(each)):
+        for part in even_parts(len(rollouts), self._images_at_a_time()):
             images = self.tokenizer.decode(rollouts[part]).clamp(-1, 1)
             for _, reward in self.rewards:
                 values[reward.name].append(reward(images, items[part]))

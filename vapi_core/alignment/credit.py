@@ -35,8 +35,8 @@ def _overlaps(cells: int, pixels: int, like: Tensor) -> Tensor:
 def neighbourhood_sums(rewards: Tensor, grid: tuple[int, int]) -> Tensor:
     """A ninth of the sum [B, G, T] of rewards [B, G, T] over the 3x3 cells around each token.
 
-    At the border fewer cells are summed, and they too are divided by 9. A mean over the cells that exist would count the
-    same cell more in a token at the border, so that the gradient of tokens there would be too long.
+    At the border fewer cells are summed, and they too are divided by 9. A mean over the cells that exist would count
+    the same cell more in a token at the border, so that the gradient of tokens there would be too long.
     """
     maps = rewards.unflatten(-1, grid)  # [B, G, h, w]
     return F.avg_pool2d(maps, 3, stride=1, padding=1, count_include_pad=True).flatten(-2)

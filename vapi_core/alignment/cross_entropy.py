@@ -1,7 +1,7 @@
 """The control that the paper lacks: the base model trained further with next-token prediction alone.
 
-The same steps on the same images as VA-π, no dropout, and the same noisy prefixes of the same seed, so that what is left
-of the difference is the reward's doing. With a noise ratio of 0 it is plain cross-entropy.
+The same steps on the same images as VA-π, no dropout, and the same noisy prefixes of the same seed, so that what is
+left of the difference is the reward's doing. With a noise ratio of 0 it is plain cross-entropy.
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,9 @@
 """Rewards of AR-GRPO: models from outside that judge an image by its condition, never by a reference image.
 
 "class_likelihood" is the probability that a classifier gives to the wanted class. "clip_score" and "hpsv2" are cosines
-between a prompt and the image under a CLIP model (Hessel et al. 2021, arXiv:2104.08718, without the factor 2.5; Wu et al.
-2023, arXiv:2306.09341): the caption itself, as in the paper's table 1, or a sentence that names the class. All lie in
-[-1, 1], so that weights compare.
+between a prompt and the image under a CLIP model (Hessel et al. 2021, arXiv:2104.08718, without the factor 2.5; Wu et
+al. 2023, arXiv:2306.09341): the caption itself, as in the paper's table 1, or a sentence that names the class. All lie
+in [-1, 1], so that weights compare.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,5 @@
-"""What an alignment method is to the rest: its hyper-parameters, what it trains, which networks it needs, how it is opened.
+"""What an alignment method is to the rest: its hyper-parameters, what it trains, which networks it needs, how it is
+opened.
 
 Each method is one module with its objective and one `Method`; `methods.METHODS` lists them.
 """

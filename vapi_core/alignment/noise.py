@@ -20,7 +20,7 @@ Kernel = Literal["uniform", "uniform-except-self"]
 def noisy_prefix(
     tokens: Tensor, noise_ratio: float, kernel: Kernel, codebook_size: int, seed: int, batch: MicroBatch
 ) -> Tensor:
-    """The prefixes [B, T-1] of tokens [B, T] of a micro-batch, with noise: of the same seed the same for every method."""
+    """The prefixes [B, T-1] of tokens [B, T] of a micro-batch, with noise: for a seed the same for every method."""
     prefix = tokens[:, :-1]
     if noise_ratio == 0:
         return prefix

@@ -18,7 +18,8 @@ Clamp = Annotated[float, Bounds(above=0, most=1e6)]  # of advantages, on either 
 
 
 def group_advantages(rewards: Tensor, clamp: float) -> Tensor:
-    """Advantages [B, G] of rewards [B, G] within each group: (R - mean) / (std + 1e-8), unbiased std, clamped to ±clamp.
+    """Advantages [B, G] of rewards [B, G] within each group: (R - mean) / (std + 1e-8), unbiased std, clamped to
+    ±clamp.
 
     In float64: the float32 mean of equal rewards can be off by a rounding unit, which the division blows up to
     advantages near 1 (reference `vapi/advantages`, `equal_reward_hazard`). Here they are exactly 0.

@@ -1,4 +1,5 @@
-"""The reconstruction loss of the rivals that differentiate through the decoder: the terms of VA-π's reward, with a gradient.
+"""The reconstruction loss of the rivals that differentiate through the decoder: the terms of VA-π's reward, with a
+gradient.
 
 Weights are those of the reward, so that all methods pursue the same aim. Terms that compare tokens, not pixels, have no
 place here.

@@ -1,12 +1,12 @@
 """The reconstruction reward of VA-π (paper, §1 item 4): how close the decoded rollout comes to the training image.
 
-R = -(sum of weighted terms). A term is a function of a `Comparison` and a line of `RewardWeights`. `mse` and `perceptual`
-are the paper's; `l1` and `embedding` (one minus the cosine between code vectors and the encoder's output) are further
-terms of the authors' trainer. A term also has error maps, whose means add up to it: credit per token (`credit.py`) takes
-their means over each token's cell.
-Departures: features of the reference are computed once per image, not once per rollout, and may be kept for the next time
-the image comes; and on a GPU decoder and perceptual network run in bfloat16, images are compared in float32. Rollouts are
-decoded and compared some at a time (`vapi_core.memory.part_bytes`).
+R = -(sum of weighted terms). A term is a function of a `Comparison` and a line of `RewardWeights`. `mse` and
+`perceptual` are the paper's; `l1` and `embedding` (one minus the cosine between code vectors and the encoder's output)
+are further terms of the authors' trainer. A term also has error maps, whose means add up to it: credit per token
+(`credit.py`) takes their means over each token's cell.
+Departures: features of the reference are computed once per image, not once per rollout, and may be kept for the next
+time the image comes; and on a GPU decoder and perceptual network run in bfloat16, images are compared in float32.
+Rollouts are decoded and compared some at a time (`vapi_core.memory.part_bytes`).
 """
 
 import copy
@@ -87,7 +87,7 @@ class Comparison:
 
     @property
     def features(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Perceptual features of each stage: [B, G, C, H, W] of the decoded images, [B, 1, C, H, W] of the reference."""
+        """Perceptual features of each stage: [B, G, C, H, W] of decoded images, [B, 1, C, H, W] of the reference."""
         assert self.perceptual is not None
         reference = [features[:, None] for features in self.reference.features]
         return [self.grouped(features) for features in self.perceptual.features(self.decoded)], reference
@@ -208,8 +208,8 @@ def rollout_bytes(config: TokenizerConfig, pixels: int, itemsize: int) -> int:
 def compared_bytes(pixels: int) -> int:
     """About what a perceptual network keeps of one image of `pixels` pixels, compared with a gradient, in bytes.
 
-    LPIPS's VGG16: 270 features a pixel of all layers, as a convolution and its ReLU leave them, and 122 of its slices in
-    float32, normalised and compared. Smaller networks keep less.
+    LPIPS's VGG16: 270 features a pixel of all layers, as a convolution and its ReLU leave them, and 122 of its slices
+    in float32, normalised and compared. Smaller networks keep less.
     """
     return pixels * (270 * 4 + 122 * 4 * 5)
 

@@ -2,9 +2,9 @@
 
 One token per place is drawn (Gumbel-max), decoded as the one-hot it is, and its gradient taken as that of the softmax
 (Jang et al. 2017, arXiv:1611.01144; VA-π's `train_c2i_ste.py`). The prefix is the clean reference, as there.
-Departure: that script multiplies the one-hot by the raw codebook, although the decoder was trained on the normalised one
-and decodes with it; here it is the normalised one. With the raw one given, `decode_straight_through` equals the script
-(reference `vapi/ste_step`).
+Departure: that script multiplies the one-hot by the raw codebook, although the decoder was trained on the normalised
+one and decodes with it; here it is the normalised one. With the raw one given, `decode_straight_through` equals the
+script (reference `vapi/ste_step`).
 """
 
 from dataclasses import dataclass
@@ -90,7 +90,7 @@ def gumbel_noise(seed: int, batch: MicroBatch, length: int, codebook_size: int) 
 
 
 def straight_through(logits: Tensor, noise: Tensor, temperature: float, tau: float) -> tuple[Tensor, Tensor]:
-    """One-hot tokens [B, T, V] with the gradient of a softmax, and the tokens [B, T], of logits and Gumbel noise [B, T, V]."""
+    """One-hot tokens [B, T, V] with a softmax's gradient, and tokens [B, T], of logits and Gumbel noise [B, T, V]."""
     perturbed = (logits / temperature + noise) / tau
     soft = perturbed.softmax(-1)
     tokens = perturbed.argmax(-1)

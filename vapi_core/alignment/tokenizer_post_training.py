@@ -37,7 +37,7 @@ class TokenizerPostTrainingConfig(ReconstructionConfig):
 
 
 class TokenizerPostTraining(InParts):
-    """The objective, for `vapi_core.training.loop.train` over `tokenizer`, of which only the decoder requires a gradient."""
+    """The objective for `vapi_core.training.loop.train` over `tokenizer`, whose decoder alone requires a gradient."""
 
     def __init__(
         self,

@@ -98,7 +98,7 @@ class VaPi:
         entropy = mean_entropy(logits.detach())
         rewards, terms, advantages = self._judge(rollouts, batch)
 
-        # the reference tokens ride along as one more sequence, so that one pass over the logits gives all that is needed
+        # the reference tokens ride along as one more sequence, so that one pass over the logits gives all that we need
         log_p = final_log_probabilities(logits, torch.cat([rollouts, tokens[:, None]], 1))  # [B, G + 1, T]
         log_p, ce = log_p[:, :-1], -log_p[:, -1].mean()
         ratio = (log_p - log_p.detach()).exp()
@@ -144,7 +144,7 @@ class VaPi:
 
     @torch.no_grad()
     def _base_log_probabilities(self, base: Policy, condition: Condition, prefix: Tensor, rollouts: Tensor) -> Tensor:
-        """Log-probabilities [B, G, T] under the base model, which holds the logits of few images beside the policy's."""
+        """Log-probabilities [B, G, T] under the base model; it holds the logits of few images beside the policy's."""
         images = max(1, CHUNK_ELEMENTS // (rollouts.shape[2] * base.config.codebook_size))
         parts = [slice(start, start + images) for start in range(0, len(rollouts), images)]
         return torch.cat([token_log_probabilities(base(condition[p], prefix[p]), rollouts[p]) for p in parts])

@@ -1,4 +1,4 @@
-"""What a generator is trained on, first or in an alignment: cached tokens, conditions and, for rewards, the images they were made from."""
+"""What a generator is trained on: cached tokens, conditions and, for rewards, the images that they were made of."""
 
 from dataclasses import dataclass
 

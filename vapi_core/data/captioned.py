@@ -1,8 +1,8 @@
 """Sources of images with captions: a folder, webdataset tars (LAION-COCO), data sets in the formats of Hugging Face.
 
-Every caption is read when the source is made, no image is decoded before it is chosen. Captions stay as they stand in the
-data; encoders clean them. What lacks an image or a caption is an error that counts such items and names the first: the
-official loader trains on a black image in their place.
+Every caption is read when the source is made, no image is decoded before it is chosen. Captions stay as they stand in
+the data; encoders clean them. What lacks an image or a caption is an error that counts such items and names the first:
+the official loader trains on a black image in their place.
 """
 
 import csv

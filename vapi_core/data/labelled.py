@@ -1,6 +1,6 @@
-"""Sources of images with classes that are no plain folder: data sets in the formats of Hugging Face and webdataset tars, as
-ImageNet comes in both. A class is a number there, and ImageNet's numbers are those that LlamaGen was trained with: the
-sorted names of the folders (wordnet ids), 0 to 999.
+"""Sources of images with classes that are no plain folder: data sets in the formats of Hugging Face and webdataset
+tars, as ImageNet comes in both. A class is a number there, and ImageNet's numbers are those that LlamaGen was trained
+with: the sorted names of the folders (wordnet ids), 0 to 999.
 """
 
 from collections.abc import Sequence
@@ -31,8 +31,8 @@ def labelled_dataset_source(
     """One split of a Hugging Face data set, on disk or on the hub, e.g. "ILSVRC/imagenet-1k".
 
     Raises:
-        FileError: no such data set or split, or rows without a class; and, when an image is loaded, one that is not there
-            or cannot be read.
+        FileError: no such data set or split, or rows without a class; and, when an image is loaded, one that is not
+            there or cannot be read.
         ParameterError: no such column, or a column of another type.
     """
     import datasets
@@ -119,8 +119,8 @@ def _classes(where: Path, ids: Sequence[str], labels: np.ndarray, names: Sequenc
     """Names of the classes; numbers where the data has none.
 
     Raises:
-        FileError: an image has no class; a class has a name that is not UTF-8; numbers without names go beyond the number
-            of images, so that they are ids of something and no classes 0 to N-1.
+        FileError: an image has no class; a class has a name that is not UTF-8; numbers without names go beyond the
+            number of images, so that they are ids of something and no classes 0 to N-1.
     """
     if not len(labels):
         raise FileError(where, "there are no images in it.")

@@ -1,8 +1,9 @@
 """A .npy array whose rows come in any order and from any number of processes, and whose finished rows outlive a kill.
 
-The array lies in a directory of its own: `rows.npy`, at full size from the start, and one file `START-STOP` in `done/` for
-each range of rows that is on disk, which holds their sha256. What is left to do follows from these files alone, whatever
-the batch size or the number of processes was before; rows that are not those of their hash are to be done again.
+The array lies in a directory of its own: `rows.npy`, at full size from the start, and one file `START-STOP` in `done/`
+for each range of rows that is on disk, which holds their sha256. What is left to do follows from these files alone,
+whatever the batch size or the number of processes was before; rows that are not those of their hash are to be done
+again.
 """
 
 import hashlib

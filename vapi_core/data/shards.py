@@ -1,5 +1,5 @@
-"""Webdataset tar shards, indexed by their headers and read where they lie; the `datasets` library would copy all of them
-first, and of ImageNet's 1.3 million images a subset needs one in a hundred."""
+"""Webdataset tar shards, indexed by their headers and read where they lie; the `datasets` library would copy all of
+them first, and of ImageNet's 1.3 million images a subset needs one in a hundred."""
 
 import re
 import tarfile
@@ -31,7 +31,7 @@ class Place:
             return file.read(self.size)
 
     def read_text(self, name: Path) -> bytes:
-        """`read` for what is no image. Raises FileError, of the file called `name`, where it is far too long for a text."""
+        """`read` for what is no image. Raises FileError, of the file `name`, if it is far too long for a text."""
         if self.size > LONGEST_TEXT:
             raise FileError(name, f"the file has {self.size:,} bytes, which is no caption, class or description.")
         return self.read()

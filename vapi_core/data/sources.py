@@ -86,17 +86,17 @@ def mnist_source(image_size: int) -> ImageSource:
 def folder_source(root: Path | str, image_size: int, *, exif_orientation: bool = True) -> ImageSource:
     """The images of a folder with one subfolder per class; an id is a path relative to the folder.
 
-    Classes are the names of the subfolders, sorted; where all are numbers, as numbers: 2 before 10. Images are the files
-    directly inside whose names end as those of images do (`image_suffixes`); others are counted as passed over, but for
-    names that begin with a dot (file managers and notebooks leave such). Every image is cut to `image_size` by
+    Classes are the names of the subfolders, sorted; where all are numbers, as numbers: 2 before 10. Images are the
+    files directly inside whose names end as those of images do (`image_suffixes`); others are counted as passed over,
+    but for names that begin with a dot (file managers and notebooks leave such). Every image is cut to `image_size` by
     `center_crop`.
 
     Args:
         exif_orientation: whether images are turned as their EXIF says; LlamaGen's own loader leaves them as stored.
 
     Raises:
-        FileError: no such folder, no subfolder in it, a subfolder without images, or a name that is not UTF-8; and, when
-            an image is loaded, a file that cannot be read as an image.
+        FileError: no such folder, no subfolder in it, a subfolder without images, or a name that is not UTF-8; and,
+            when an image is loaded, a file that cannot be read as an image.
     """
     root = Path(root)
     layout = f"Expected layout: one subfolder per class with its images in it, such as {root}/cat/1.png."

@@ -89,8 +89,8 @@ def load_clip(
     Args:
         architecture: open_clip's name. OpenAI's weights need the ones that end in "-quickgelu": open_clip 3 would load
             them into the others too, with another activation.
-        weights: a checkpoint file of that architecture; or a folder with `open_clip_config.json` and weights, which says
-            itself what it is; or None for the hub cache.
+        weights: a checkpoint file of that architecture; or a folder with `open_clip_config.json` and weights, which
+            says itself what it is; or None for the hub cache.
         resize_mode: "shortest" side to the input size, then the centre; or "longest", then padded.
 
     Raises:

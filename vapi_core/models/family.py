@@ -87,9 +87,9 @@ class Family:
     classes: bool  # whether it can be conditioned on classes
     truncates: bool  # whether captions may be cut off
     trains: bool  # whether it can be trained from scratch; its `config` then is a GeneratorConfig
-    # These two read a checkpoint, which must have the shape of a TokenizerConfig, or of a GeneratorConfig; the models are
-    # a Tokenizer and the policy, in eval mode. FileError: there is none, it is damaged or, for LlamaGen's files, of another
-    # shape. ParameterError: it is of another shape; names the key.
+    # These two read a checkpoint, which must have the shape of a TokenizerConfig, or of a GeneratorConfig; the models
+    # are a Tokenizer and the policy, in eval mode. FileError: there is none, it is damaged or, for LlamaGen's files, of
+    # another shape. ParameterError: it is of another shape; names the key.
     import_tokenizer: Callable[[str, Any], tuple[Any, Origin]]
     import_generator: Callable[[str, Any], tuple[Policy, Origin]]
     write_texts: WriteTexts

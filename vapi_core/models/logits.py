@@ -1,7 +1,8 @@
 """What the logits of a policy say of tokens: log-probabilities, cross-entropy, entropy. B images, T tokens, V codes.
 
-The logits are the largest tensor of a training step, so nothing here makes a second one: what needs V columns goes through
-some rows at a time (`row_chunks`), and `final_log_probabilities` writes the gradient of the logits over the logits.
+The logits are the largest tensor of a training step, so nothing here makes a second one: what needs V columns goes
+through some rows at a time (`row_chunks`), and `final_log_probabilities` writes the gradient of the logits over the
+logits.
 """
 
 from collections.abc import Iterator
@@ -44,8 +45,8 @@ def token_log_probabilities(logits: Tensor, tokens: Tensor, temperature: float =
 def final_log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
     """`token_log_probabilities` at temperature 1 as the last use of `logits` [B, T, V]: backward overwrites them.
 
-    Values and gradients are those of the plain form. The backward needs no memory for the logits' gradient; a second one
-    through the same graph fails, and so does that of another function that has kept the logits.
+    Values and gradients are those of the plain form. The backward needs no memory for the logits' gradient; a second
+    one through the same graph fails, and so does that of another function that has kept the logits.
     """
     return _FinalLogProbabilities.apply(logits, tokens)
 

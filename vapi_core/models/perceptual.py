@@ -1,4 +1,5 @@
-"""Perceptual distances for the reward: LPIPS-VGG16, and the same formula over a small classifier of the user's own data.
+"""Perceptual distances for the reward: LPIPS-VGG16, and the same formula over a small classifier of the user's own
+data.
 
 A distance is taken between features, so that the features of a reference image are computed once and serve all rollouts
 of its group. Both networks are frozen, let gradients through to the images, and may be cast to bfloat16 with `.to()`:
@@ -39,7 +40,8 @@ REMEDY = (
 def unit_normalize(features: Tensor) -> Tensor:
     """Divides features [..., C, H, W] by their norm over channels; 1e-10 is added after the root, as in LPIPS.
 
-    Where all channels are 0 the gradient is not finite. Behind a ReLU, which passes nothing back there, that is harmless.
+    Where all channels are 0 the gradient is not finite. Behind a ReLU, which passes nothing back there, that is
+    harmless.
     """
     wide = features.float()
     return (wide / (wide.square().sum(-3, keepdim=True).sqrt() + 1e-10)).to(features.dtype)
@@ -51,7 +53,7 @@ def _squared_differences(a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
 
 
 class FeatureDistance(nn.Module):
-    """Per stage: squared differences of unit-normalised features, summed over channels, mean over space; mean of stages."""
+    """Per stage squared differences of unit-normalised features, summed over channels; mean over space, then stages."""
 
     def __init__(self, network: nn.Module, first_stage: int = 0):
         """`network` has a method `stages`: images [N, 3, H, W] in [-1, 1] to a list of feature maps behind ReLUs.

@@ -1,8 +1,9 @@
 """The interface to an autoregressive image generator, which alignment and sampling use whatever the architecture.
 
-A policy has a condition (`Condition`), teacher-forced logits (`Policy.forward`) and steps through a KV cache, from which
-`vapi_core.sampling.sampler.generate` draws; images become tokens and tokens images by `Tokenizer.encode` and `Tokenizer.decode`.
-LlamaGen and Janus-Pro, each in its folder, are policies (`families.py`). Shapes: B sequences of T image tokens out of V codes.
+A policy has a condition (`Condition`), teacher-forced logits (`Policy.forward`) and steps through a KV cache, from
+which `vapi_core.sampling.sampler.generate` draws; images become tokens and tokens images by `Tokenizer.encode` and
+`Tokenizer.decode`. LlamaGen and Janus-Pro, each in its folder, are policies (`families.py`). Shapes: B sequences of T
+image tokens out of V codes.
 """
 
 from abc import ABC, abstractmethod
@@ -48,7 +49,7 @@ def left_pad(features: Tensor, mask: Tensor) -> Captions:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Text tokens of B prompts of a language model, left-padded to the longest; what the padding holds is never read."""
+    """Text tokens of B prompts of a language model, left-padded to the longest; the padding is never read."""
 
     tokens: Tensor  # [B, L]
     mask: Tensor  # bool [B, L], true at the prompt's own tokens

@@ -1,7 +1,7 @@
 """Weights as they come from files: read without running code, and refused where they are not what a model can hold.
 
-PyTorch would cast whole numbers to floats, copy NaN, and unpack an archive of any size. What is checked of the weights of
-every model stands here, whoever reads the file: `read_state_dict` and `load_strictly`, or transformers and open_clip
+PyTorch would cast whole numbers to floats, copy NaN, and unpack an archive of any size. What is checked of the weights
+of every model stands here, whoever reads the file: `read_state_dict` and `load_strictly`, or transformers and open_clip
 between `check_expansion` and `check_loaded`.
 """
 

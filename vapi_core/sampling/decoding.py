@@ -1,9 +1,9 @@
 """The decode loop with all its state in tensors of fixed shape, so that one step can be compiled and replayed.
 
-Position, guidance scales, uniform numbers and tokens drawn so far lie on the device; a step reads and writes them there, and
-nothing comes back to the host before the sequences are whole. The KV cache is read up to one of a few lengths, and what is
-not yet filled is masked, where `Policy.decode_step` reads exactly what is filled: results agree up to rounding. On a GPU the
-compiled step of each length is captured as a CUDA graph.
+Position, guidance scales, uniform numbers and tokens drawn so far lie on the device; a step reads and writes them
+there, and nothing comes back to the host before the sequences are whole. The KV cache is read up to one of a few
+lengths, and what is not yet filled is masked, where `Policy.decode_step` reads exactly what is filled: results agree up
+to rounding. On a GPU the compiled step of each length is captured as a CUDA graph.
 """
 
 from collections.abc import Callable, Iterable
@@ -67,7 +67,7 @@ class StaticDecoder:
         return self.tokens[:count].clone()
 
     def _draw(self, logits: Tensor) -> None:
-        """Guides and draws the token at the position, then moves on. Logits [B, V], or [2B, V] where there is guidance."""
+        """Guides and draws the token at the position, then moves on. Logits [B, V], or [2B, V] with guidance."""
         if self.guided:
             conditional, unconditional = logits[: self.batch], logits[self.batch :]
             scale = self.scales.index_select(0, self.position)

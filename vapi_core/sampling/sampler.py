@@ -78,7 +78,8 @@ def filtered_probabilities(logits: Tensor, temperature: float = 1.0, top_k: int 
 
 
 def invert_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
-    """Tokens [..., n] at which the cumulative distribution of probabilities [..., V] passes uniforms [..., n] in [0, 1).
+    """Tokens [..., n] at which the cumulative distribution of probabilities [..., V] passes uniforms [..., n] in [0,
+    1).
 
     They are V, which is no token, where the probabilities are not finite: nothing waits here to look.
     """
@@ -185,7 +186,7 @@ class Sampler:
 
 
 def batch_in_memory(free: int, policy: Policy, tokenizer: Tokenizer, guided: bool) -> int:
-    """How many sequences to draw at once with `free` bytes: KV cache and logits, then the decoded images. 1024 at most."""
+    """How many sequences to draw at once with `free` bytes: KV cache and logits, then images. 1024 at most."""
     side = policy.config.grid * tokenizer.config.downsample
     image = decode_bytes(tokenizer.config, side * side, tokenizer.post_quant_conv.weight.dtype.itemsize)
     return how_many(free, max(sequence_bytes(policy, guided), image), MOST_IMAGES)

@@ -1,9 +1,10 @@
 """The detector of scenes (`vapi_core.scenes.source`): segmentation, a digit classifier and a color rule.
 
-It takes the place that Mask2Former and CLIP have for photographs, behind the same rules of GenEval. Segments are connected
-areas of bright pixels (scikit-image); each is cut out, brought to one size and given to the classifier, whose probability is the
-score of the box. The color is the one that most of an object's bright pixels are nearest to. How often all of this is
-right is measured on scenes of held-out digits, whose content is known: below `NEEDED_ACCURACY` nothing is scored by it.
+It takes the place that Mask2Former and CLIP have for photographs, behind the same rules of GenEval. Segments are
+connected areas of bright pixels (scikit-image); each is cut out, brought to one size and given to the classifier, whose
+probability is the score of the box. The color is the one that most of an object's bright pixels are nearest to. How
+often all of this is right is measured on scenes of held-out digits, whose content is known: below `NEEDED_ACCURACY`
+nothing is scored by it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,7 @@ OPTIONS = GenEvalOptions(counting_threshold=0.5, bgcolor="#000")
 
 
 def segments(image: np.ndarray) -> list[np.ndarray]:
-    """Masks, bool [H, W] each, of the bright areas of an image, uint8 [H, W, 3]; up to two dark pixels do not part one."""
+    """Masks, bool [H, W] each, of the bright areas of an image, uint8 [H, W, 3]; two dark pixels do not part one."""
     from skimage.measure import label
     from skimage.morphology import dilation, footprint_rectangle
 
@@ -122,7 +123,8 @@ def scene_judge(classifier: Classifier) -> Judge:
 
 
 def annotated_crops(images: np.ndarray, annotations: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray, int]:
-    """What the classifier learns from: crops uint8 [M, 28, 28, 3] and digits int64 [M] of scenes whose content is known.
+    """What the classifier learns from: crops uint8 [M, 28, 28, 3] and digits int64 [M] of scenes whose content is
+    known.
 
     Returns:
         also the number of segments that are not one whole digit: these are left out.
@@ -183,7 +185,7 @@ class DetectorAccuracy:
 def detector_accuracy(
     judge: Judge, images: np.ndarray, annotations: Sequence[Mapping[str, Any]], batch_size: int = BATCH
 ) -> DetectorAccuracy:
-    """Judges reference scenes, uint8 [N, S, S, 3], by their own request and by that of the next scene of the same task."""
+    """Judges reference scenes, uint8 [N, S, S, 3], by their own request and by that of the task's next scene."""
     requests = [annotation["request"] for annotation in annotations]
     members: dict[str, list[int]] = {}
     for i, wanted in enumerate(requests):

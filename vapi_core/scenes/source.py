@@ -1,12 +1,12 @@
 """Scenes: real MNIST digits, coloured and placed on a black canvas, captioned in GenEval's grammar.
 
-Every digit stands in the middle of one of four cells, which its caption decides. So a small tokenizer meets strokes at few
-offsets from its patches, and a small generator need not learn where else a digit could stand.
+Every digit stands in the middle of one of four cells, which its caption decides. So a small tokenizer meets strokes at
+few offsets from its patches, and a small generator need not learn where else a digit could stand.
 
-A request is what a caption asks for, one line of a GenEval prompt file: "a photo of two green sevens", "a photo of a red
-three left of a blue nine". A scene is a request, the objects that fulfil it, and where they stand. The six tasks and
-the form of their clauses are those of GenEval's `create_prompts.py`; counting and position name colors in half of the
-cases. The digits of every split are its own, so nothing that learned from one split has seen a digit of another.
+A request is what a caption asks for, one line of a GenEval prompt file: "a photo of two green sevens", "a photo of a
+red three left of a blue nine". A scene is a request, the objects that fulfil it, and where they stand. The six tasks
+and the form of their clauses are those of GenEval's `create_prompts.py`; counting and position name colors in half of
+the cases. The digits of every split are its own, so nothing that learned from one split has seen a digit of another.
 """
 
 from collections.abc import Mapping, Sequence
@@ -119,8 +119,8 @@ def scene_prompts(per_task: int, seed: int) -> list[dict[str, Any]]:
 def cells_of(count: int, relation: str | None) -> list[tuple[int, int]]:
     """Cells (column, row) of a request's objects: row by row in the order of the caption, or as the relation says.
 
-    Where a scene's objects stand follows from its caption. Were it random, an empty cell would be the best guess for each,
-    and a reward for reconstruction would teach to leave scenes empty (docs/text-to-image.md).
+    Where a scene's objects stand follows from its caption. Were it random, an empty cell would be the best guess for
+    each, and a reward for reconstruction would teach to leave scenes empty (docs/text-to-image.md).
     """
     if relation is None:
         return [(i % CELLS, i // CELLS) for i in range(count)]
@@ -157,7 +157,7 @@ def compose(
     canvas: int,
     random: np.random.Generator,
 ) -> list[SceneObject]:
-    """Objects that fulfil a request, with digits of `pools` (rows of the MNIST file, by digit). Unnamed colors are random."""
+    """Objects that fulfil a request, with digits of `pools` (rows of MNIST by digit). Unnamed colors are random."""
     digits, colors = [], []
     relation = None
     for clause in wanted["include"]:

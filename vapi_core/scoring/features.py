@@ -165,8 +165,8 @@ def extract(
 ) -> Features:
     """Runs the extractor over images, uint8 [N, H, W, 3], reading a memory map batch by batch.
 
-    A small batch is the fast one on a CPU: larger ones leave its caches. There every thread takes batches of its own, since
-    small ones gain little from being split; the result does not depend on the number of threads.
+    A small batch is the fast one on a CPU: larger ones leave its caches. There every thread takes batches of its own,
+    since small ones gain little from being split; the result does not depend on the number of threads.
     """
     assert images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == 3 and len(images) > 0, images.shape
     network = extractor.network.to(device)
@@ -209,7 +209,8 @@ def cached_features(
     batch_size: int = 16,
     device: str | torch.device = "cpu",
 ) -> Features:
-    """`extract`, kept in `directory` in a file named by the hash of the images, the extractor, its weights and the code.
+    """`extract`, kept in `directory` in a file named by the hash of the images, the extractor, its weights and the
+    code.
 
     Raises:
         FileError: the file kept there is damaged.

@@ -46,10 +46,11 @@ class ReferenceBatch:
 
 
 def load_reference_batch(path: Path | str) -> ReferenceBatch:
-    """Reads `arr_0`, `mu` and `sigma` of a reference batch of ADM, e.g. VIRTUAL_imagenet256_labeled.npz (10,000 images).
+    """Reads `arr_0`, `mu` and `sigma` of a reference batch of ADM, e.g. VIRTUAL_imagenet256_labeled.npz (10,000
+    images).
 
-    The batches are those of guided-diffusion/evaluations, whose evaluator takes FID from the stored statistics, precision
-    and recall from the images.
+    The batches are those of guided-diffusion/evaluations, whose evaluator takes FID from the stored statistics,
+    precision and recall from the images.
 
     Raises:
         FileError: the file is missing or damaged, or holds no such arrays.

@@ -66,7 +66,7 @@ def t_interval(values: Sequence[float] | np.ndarray, confidence: float = CONFIDE
 def smallest_difference(
     standard_error: float, pairs: int, confidence: float = CONFIDENCE, power: float = POWER
 ) -> float:
-    """The smallest difference that a paired t-test with this standard error finds with the given power; NaN for a pair."""
+    """The smallest difference that a paired t-test with this standard error finds with this power; NaN for a pair."""
     return standard_error * _detectable(pairs, confidence, power) if pairs > 1 else float("nan")
 
 

@@ -1,14 +1,14 @@
 """The training loop that the tokenizer, the generator and every alignment method share.
 
-A method states its objective as a function of a micro-batch; the loop does the rest: learning rate, accumulation, gradient
-clipping, metrics, checkpoints, processes. Nothing random is carried from step to step (every draw has its stream), so an
-interrupted run resumes to the same weights as an uninterrupted one; under a budget of seconds, how many steps fit into it
-depends on the machine.
+A method states its objective as a function of a micro-batch; the loop does the rest: learning rate, accumulation,
+gradient clipping, metrics, checkpoints, processes. Nothing random is carried from step to step (every draw has its
+stream), so an interrupted run resumes to the same weights as an uninterrupted one; under a budget of seconds, how many
+steps fit into it depends on the machine.
 
 Several processes share the positions of the global batch: replicas under DDP, or one module that
 `distributed.shard_weights` spread over them (FSDP2). Where an objective draws from streams of these positions, as every
-alignment method does, neither the number of processes nor the size of a micro-batch changes a step by more than rounding
-(which over many steps is another random draw); dropout, which a step seeds as a whole, would.
+alignment method does, neither the number of processes nor the size of a micro-batch changes a step by more than
+rounding (which over many steps is another random draw); dropout, which a step seeds as a whole, would.
 """
 
 import math
@@ -200,8 +200,8 @@ def train(
 ) -> None:
     """Trains the parameters of `module` that require a gradient, in place.
 
-    A step whose loss or gradient norm is not finite is not taken, and weights that are not finite are not kept: the last
-    checkpoint is good.
+    A step whose loss or gradient norm is not finite is not taken, and weights that are not finite are not kept: the
+    last checkpoint is good.
 
     Args:
         count: items of the data set.
@@ -276,7 +276,7 @@ def _replica(module: nn.Module) -> DistributedDataParallel | None:
 
 
 def _check_finite(step: int, metrics: Metrics) -> None:
-    """Raises TrainingError for the first metric of a step that is not finite; metrics of all processes, so that all stop."""
+    """Raises TrainingError for a step's first metric that is not finite, of all processes, so that all stop."""
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise TrainingError(step + 1, name, value)

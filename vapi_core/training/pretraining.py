@@ -1,11 +1,12 @@
 """How the tokenizer and the base generator come to be, where no official checkpoint is imported.
 
-Both are objectives for `vapi_core.training.loop.train`. The tokenizer minimises MSE, L1 and the quantizer's losses. Departures
-from LlamaGen's: no discriminator and no LPIPS; L1 does for digits what these do for photographs, it keeps flat areas flat.
-The squared error of the color alone may weigh more: on a black canvas it is a small part of all, and a short training comes
-to the shapes only. And the codebook starts at the k-means centres of the outputs of an encoder that was trained for some steps
-without quantization, not at random: a short training otherwise leaves most of it unused. An empty canvas that fills most of
-all images has one of the centres. The generator minimises next-token cross-entropy with LlamaGen's dropouts.
+Both are objectives for `vapi_core.training.loop.train`. The tokenizer minimises MSE, L1 and the quantizer's losses.
+Departures from LlamaGen's: no discriminator and no LPIPS; L1 does for digits what these do for photographs, it keeps
+flat areas flat. The squared error of the color alone may weigh more: on a black canvas it is a small part of all, and a
+short training comes to the shapes only. And the codebook starts at the k-means centres of the outputs of an encoder
+that was trained for some steps without quantization, not at random: a short training otherwise leaves most of it
+unused. An empty canvas that fills most of all images has one of the centres. The generator minimises next-token
+cross-entropy with LlamaGen's dropouts.
 """
 
 import math
@@ -84,11 +85,13 @@ def color_error(difference: Tensor) -> Tensor:
 def start_codebook(tokenizer: Tokenizer, images: np.ndarray, device: torch.device, seed: int) -> None:
     """Puts the codebook of a tokenizer at the k-means centres of its encoder outputs of images [N, H, W, 3] uint8.
 
-    About 64 outputs an entry take part. Where most patches of the images are the same, one centre is the mean of its outputs and
-    the others are those of the rest: an encoder without codebook makes such patches as varied as all others.
+    About 64 outputs an entry take part. Where most patches of the images are the same, one centre is the mean of its
+    outputs and the others are those of the rest: an encoder without codebook makes such patches as varied as all
+    others.
 
     Raises:
-        ParameterError: there are fewer encoder outputs than codebook entries; those of equal frequent patches count as one.
+        ParameterError: there are fewer encoder outputs than codebook entries; those of equal frequent patches count as
+            one.
         FloatingPointError: an encoder output is not finite.
     """
     draws = stream(seed, "codebook start", 0)

@@ -1,11 +1,11 @@
 """The resumable state of a training on disk, of which a damaged one costs some steps and no more.
 
-A state is a folder named by the steps done: the tensors by torch.distributed.checkpoint, which puts them together for any
-number of processes; history.json, the metrics of each step; training.json, the fingerprint of the run with size and sha256
-of every other file. They are checked before anything is read; a state that fails is set aside.
+A state is a folder named by the steps done: the tensors by torch.distributed.checkpoint, which puts them together for
+any number of processes; history.json, the metrics of each step; training.json, the fingerprint of the run with size and
+sha256 of every other file. They are checked before anything is read; a state that fails is set aside.
 
-Disk: the state before is kept until the next but one is whole, so there are two, and three for a moment. In float32 each takes
-12 bytes a parameter: 9.3 GB for the 775 million of LlamaGen-XL.
+Disk: the state before is kept until the next but one is whole, so there are two, and three for a moment. In float32
+each takes 12 bytes a parameter: 9.3 GB for the 775 million of LlamaGen-XL.
 """
 
 import shutil
@@ -28,7 +28,8 @@ ALONE = "torch.distributed is disabled"  # a warning of torch.distributed.checkp
 
 
 class TrainingStates:
-    """The states of one run in `folder`. What another run left there, by its fingerprint, is ignored, and removed by a save.
+    """The states of one run in `folder`. What another run left there, by its fingerprint, is ignored, and removed by a
+    save.
 
     Several processes call each method together. The main one looks at the files and decides for all.
     """

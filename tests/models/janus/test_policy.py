@@ -130,7 +130,7 @@ def test_a_saved_policy_loads_as_it_was(janus, prompts, tmp_path):
 
 
 def align(checkpoint, objective_of, steps: int, rate: float):
-    """Trains a fresh policy on four images that some of its tokens decode to; returns it and the metrics of each step."""
+    """Trains a fresh policy on four images that its tokens decode to; returns it and the metrics of each step."""
     policy, tokenizer = load_janus(checkpoint), load_janus_tokenizer(checkpoint)
     text, tokens = load_prompt_tokenizer(checkpoint), random_tokens(4, 16)
     with torch.no_grad():

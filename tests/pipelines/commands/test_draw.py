@@ -12,11 +12,11 @@ from PIL import Image
 
 from pipelines.cli.__main__ import main
 from pipelines.commands.draw import open_text
+from pipelines.config.loading import check_params
 from pipelines.config.profiles import read_profile
 from pipelines.frame.inputs import caption_conditions, open_prompts
 from pipelines.frame.stage import Stage, UntrackedRun
 from pipelines.stages import generator, sample, subset, tokenize, tokenizer
-from pipelines.variants.loading import check_params
 from tests.pipelines.stages.test_janus import fill_workplace, run, tiny
 from vapi_core.models.captions import standardization
 from vapi_core.models.captions.encoders import LongCaptionError

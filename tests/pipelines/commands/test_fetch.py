@@ -1,4 +1,4 @@
-"""What is missing is downloaded, where its licence was agreed to; sources are a server of this test's, or are played."""
+"""What is missing is downloaded if its licence was agreed to; sources are a server of this test's, or are played."""
 
 import hashlib
 import threading
@@ -9,9 +9,9 @@ import pytest
 
 from pipelines.cli.__main__ import main
 from pipelines.commands import fetch
+from pipelines.config.assets import INCEPTION, assets_of
+from pipelines.config.loading import check_params
 from pipelines.config.profiles import compose, read_profile
-from pipelines.variants.assets import INCEPTION, assets_of
-from pipelines.variants.loading import check_params
 from vapi_core.errors import FileError, VapiError
 
 ROOT = Path(__file__).parents[3]

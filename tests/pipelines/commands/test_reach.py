@@ -5,7 +5,7 @@ import torch
 
 from pipelines.cli.__main__ import main
 from pipelines.commands import reach
-from pipelines.variants.loading import check_params
+from pipelines.config.loading import check_params
 from tests.alignment.test_credit import MSE, painter
 from tests.pipelines.variants.workplace import fill, tiny_content
 from tests.tiny import random_tokens, tiny_tokenizer

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.config.loading import check_params, load_params
 from pipelines.config.params import decimal
 from pipelines.config.profiles import profile_names, read_profile
-from pipelines.variants.loading import check_params, load_params
 from vapi_core.errors import FileError, ParameterError
 
 

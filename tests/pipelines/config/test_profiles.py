@@ -9,10 +9,10 @@ import torch
 import yaml
 
 from pipelines.cli.__main__ import main
+from pipelines.config.loading import check_params
 from pipelines.config.params import grid_side
 from pipelines.config.profiles import compose, differences, profile_names, read_profile
-from pipelines.variants.loading import check_params
-from pipelines.variants.variant import all_variants, find_variant
+from pipelines.config.variant import all_variants, find_variant
 from tests.reference import REFERENCE, needs_reference
 from vapi_core.errors import FileError, ParameterError
 from vapi_core.models.llamagen.generator import Generator
@@ -215,7 +215,7 @@ def test_both_rows_of_the_post_trained_tokenizer_are_there():
 
 @pytest.mark.parametrize("name", profile_names())
 def test_every_profile_has_the_rows_of_the_papers_ablations(name):
-    """Five noise ratios, two regularizers with three weights, and four parts of the objective; va-pi itself is one each."""
+    """Five noise ratios, two regularizers with three weights, four parts of the objective; va-pi itself is one each."""
     tables = [v.table for v in all_variants(profile(name))]
     assert {t: tables.count(t) for t in ("noise", "regularizer", "reward")} == {
         "noise": 4,

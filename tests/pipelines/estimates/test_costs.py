@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.config.loading import check_params
 from pipelines.config.params import Params
 from pipelines.config.profiles import read_profile
-from pipelines.estimates.costs import COUNTED_LOGITS, _alike, _Shared, alignment_work, training
+from pipelines.config.variant import find_variant
+from pipelines.estimates.costs import COUNTED_LOGITS, _Shared, alignment_work, alike, training
 from pipelines.estimates.work import operation
-from pipelines.variants.loading import check_params
-from pipelines.variants.variant import find_variant
 from vapi_core.files import read_json
 from vapi_core.training.loop import OptimizationConfig
 
@@ -23,7 +23,7 @@ def profile(name: str) -> Params:
 def flops_per_image(params: Params, name: str, images: int) -> float:
     alignment = find_variant(params, name).alignment
     assert alignment is not None
-    return alignment_work(_Shared(params), _alike(alignment), images).flops / images
+    return alignment_work(_Shared(params), alike(alignment), images).flops / images
 
 
 @pytest.mark.parametrize("name", ["kl-0_1", "cross-entropy", "ste", "tokenizer-post-training", "ar-grpo"])
@@ -42,7 +42,7 @@ def test_a_method_at_full_size_needs_no_weights_of_lpips_or_clip():
 def test_what_changes_no_work_is_counted_once():
     params = profile("mnist")
     variants = [find_variant(params, name).alignment for name in ("noise-0_25", "noise-0_75", "ce-0_01", "ce-1_0")]
-    assert len({_alike(a) for a in variants if a is not None}) == 1
+    assert len({alike(a) for a in variants if a is not None}) == 1
 
 
 def test_a_training_is_its_micro_batches_and_one_optimizer_step_for_each_step():

@@ -7,12 +7,12 @@ import pytest
 from pipelines.commands import estimate as command
 from pipelines.config.params import Params, checked
 from pipelines.config.profiles import read_profile
+from pipelines.config.variant import find_variant
 from pipelines.estimates.costs import costs_of
-from pipelines.estimates.estimate import estimate, seconds, sweep_seconds
+from pipelines.estimates.estimate import estimate, memory_peaks, seconds, sweep_seconds
 from pipelines.estimates.pages import disk_bytes, duration, page, sweep_line
 from pipelines.estimates.rates import EPYC, GPUS, measure_cpu
 from pipelines.estimates.sizes import Disk
-from pipelines.variants.variant import find_variant
 from vapi_core.errors import ParameterError
 
 ROOT = Path(__file__).parents[3]
@@ -52,6 +52,12 @@ def test_a_sweep_takes_as_many_times_as_long_as_it_has_cells_for_each_at_a_time(
 def test_a_page_tells_time_and_disk_and_that_nothing_was_measured_on_a_gpu(params, rows):
     text = page(params, rows, GPUS["h100"], copies=True)
     assert "| align@ste |" in text and "not measured" in text and "second copy" in text
+
+
+def test_peaks_of_memory_are_of_the_stages_that_align_and_draw(params, rows):
+    peaks = memory_peaks(params, None)
+    assert peaks.keys() == {"align@ste", "sample@ste"} and min(peaks.values()) > 1e7
+    assert f" {peaks['align@ste'] / 1e9:.3g} GB |" in page(params, rows, EPYC, False, peaks)
 
 
 def test_links_into_the_cache_save_one_copy_of_every_output(rows):

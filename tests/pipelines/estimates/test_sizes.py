@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.config.loading import check_params
 from pipelines.config.profiles import read_profile
 from pipelines.estimates.sizes import disks, images_of_set, parameters, set_bytes
 from pipelines.estimates.space import behind, to_come
-from pipelines.variants.loading import check_params
 
 ROOT = Path(__file__).parents[3]
 

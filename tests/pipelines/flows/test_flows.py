@@ -1,7 +1,8 @@
-"""The flows as their users run them: under one real Prefect server, MLflow server and worker, started by `make ui`'s program.
+"""The flows as their users run them: under one real Prefect server, MLflow server and worker, started by `make ui`'s
+program.
 
-The repository they work in is the toy of tests/toy.py. Servers and worker take minutes of CPU: VAPI_TEST_SERVERS=1 turns
-these tests on.
+The repository they work in is the toy of tests/toy.py. Servers and worker take minutes of CPU: VAPI_TEST_SERVERS=1
+turns these tests on.
 """
 
 import base64
@@ -82,6 +83,8 @@ class Ui:
             "PREFECT_HOME": str(root.with_name("prefect")),
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "1",
+            "PREFECT_WORKER_HEARTBEAT_SECONDS": "5",  # after three of which a worker is lost
+            "PREFECT_SERVER_SERVICES_FOREMAN_LOOP_SECONDS": "1",
             "OMP_NUM_THREADS": "1",
             **settings,
         }
@@ -217,7 +220,7 @@ def until_url(lines) -> list[str]:
 
 @pytest.fixture(scope="module")
 def postgres():
-    """A PostgreSQL server of our own with two empty databases: its URL without scheme and database, None without one."""
+    """Our own PostgreSQL server with two empty databases: its URL without scheme and database, None without one."""
     if shutil.which("initdb") is None or shutil.which("postgres") is None:
         yield None
         return
@@ -312,11 +315,11 @@ def test_a_sweep_goes_on_beside_a_failing_cell_and_running_it_again_does_only_wh
     assert "this cell was told to fail" in ui.log(run)
     table = {plain(row["cell"]): row for row in ui.table(rows=3)}
     assert table[variant_of(0.5)]["state"] == "failed"
-    assert table[variant_of(0.75)]["fid toy"] == "9.25"
+    assert table[variant_of(0.75)]["fid/scorer"] == "9.25"
 
     shown = ui.artifacts(run)
-    (image,) = shown["image"]
-    assert base64.b64decode(image.partition("base64,")[2]).startswith(b"\x89PNG")
+    assert len(shown["image"]) == 2  # the grid, and the answer
+    assert all(base64.b64decode(i.partition("base64,")[2]).startswith(b"\x89PNG") for i in shown["image"])
     links = "\n".join(shown["markdown"])  # as which Prefect keeps links
     printed = {name: url for name, url in ui.printed.items() if "dashboard" in name.lower()}
     assert printed and all(url in links for url in printed.values())
@@ -473,7 +476,7 @@ def test_a_server_with_a_login_lets_in_who_knows_it(tmp_path):
     program = "import contextlib, time; from pipelines.flows import ui; env = dict(ui.environment())\n"
     program += "with contextlib.ExitStack() as stack:\n"
     program += "    service = ui.start_prefect(env, stack); service.wait_for(env['PREFECT_API_URL'] + '/health')\n"
-    program += "    ui.create_pool(env['PREFECT_API_URL'], env['PREFECT_API_AUTH_STRING'])\n"
+    program += "    ui.create_pools(env['PREFECT_API_URL'], env['PREFECT_API_AUTH_STRING'])\n"
     program += (
         "    print(ui.run(['prefect', 'work-pool', 'ls'], env)); print(env['PREFECT_API_URL'], flush=True); input()\n"
     )
@@ -534,6 +537,96 @@ def test_both_servers_keep_their_records_in_postgresql(ui, postgres):
 
     assert count("prefect", "flow_run") == len(ui.client.read_flow_runs(limit=200)) > 0
     assert count("mlflow", "experiments") > 0
+
+
+class Machine:
+    """A clone that is a machine of its own: its working files, its DVC cache, and a worker for cells."""
+
+    def __init__(self, ui: Ui, root: Path):
+        self.root, self.work = root, root / WORK
+        self.work.mkdir(exist_ok=True)
+        self.log = self.work / "worker.log"
+        environment = ui.environment | {"MLFLOW_TRACKING_URI": ui.printed["MLflow"], "VAPI_WORK": str(self.work)}
+        command = [sys.executable, "-m", "pipelines.cli", "worker", "--limit", "1", "--name", root.name]
+        with self.log.open("w") as log:
+            self.worker = subprocess.Popen(command, cwd=root, env=environment, stdout=log, stderr=log)
+
+    def events(self) -> list[str]:
+        path = self.work / "stages.log"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def hold(self, *ratios: float) -> None:
+        for ratio in ratios:
+            (self.work / f"hold-{ratio}").touch()
+
+    def go_on(self) -> None:
+        for hold in self.work.glob("hold-*"):
+            hold.unlink()
+
+
+def git(root: Path, *arguments: str) -> str:
+    options = ["-c", "user.name=toy", "-c", "user.email=toy@example.com"]
+    command = ["git", *options, *arguments]
+    return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
+
+
+def share(root: Path, folder: Path) -> Path:
+    """Gives a repository remotes of git and DVC; a clone of it as another machine has one."""
+    git(folder, "init", "--quiet", "--bare", "origin.git")
+    git(root, "remote", "add", "origin", str(folder / "origin.git"))
+    (root / ".dvc/config").write_text(f"[core]\n    remote = store\n['remote \"store\"']\n    url = {folder}/store\n")
+    git(root, "commit", "-qam", "remotes")
+    git(root, "push", "-q", "origin", "HEAD")
+    git(folder, "clone", "--quiet", "origin.git", "second")
+    return folder / "second"
+
+
+def test_a_sweep_on_two_machines_is_that_of_one_though_a_worker_is_killed_and_nothing_is_run_twice(ui, tmp_path):
+    ratios = (0.31, 0.32, 0.33, 0.34)
+    root = share(ui.root, tmp_path)
+    git(ui.root, "commit", "-q", "--allow-empty", "-m", "not pushed")
+    asked = form(*ratios, parallelism=4, on_workers=True)
+    state = ui.finish(ui.submit(SWEEP, form=asked))
+    assert state.is_failed() and "git push origin HEAD" in state.message
+    git(ui.root, "push", "-q", "origin", "HEAD")
+
+    one, other = Machine(ui, ui.root), Machine(ui, root)
+    one.hold(*ratios)
+    other.hold(*ratios[2:])
+    run = ui.submit(SWEEP, form=asked)
+    wait_until(lambda: [e for e in other.events() if e in map(ended, ratios)])
+    wait_until(lambda: [e for e in other.events() if e in map(began, ratios[2:])])
+    for process in psutil.process_iter():  # as by a power cut: nobody is told
+        if works_in(process, root):
+            process.kill()
+    other.worker.wait()
+    one.go_on()
+    assert ui.finish(run).is_completed(), ui.log(run)
+    assert ui.tasks(run).items() >= {variant_of(ratio): "Completed" for ratio in ratios}.items()
+    table = {plain(row["cell"]): row for row in ui.table(rows=4)}
+    assert {name: row["fid/scorer"] for name, row in table.items()} == {variant_of(r): f"{10 - r:.4g}" for r in ratios}
+    finished = [[e for e in machine.events() if e in map(ended, ratios)] for machine in (one, other)]
+    assert len(finished[1]) == 1 and sorted(finished[0] + finished[1]) == [ended(ratio) for ratio in ratios]
+    assert not [e for e in other.events() if "generator" in e]  # which it had from the first
+    wait_until(lambda: not [p for p in psutil.process_iter() if works_in(p, root)])
+
+    for ref in git(ui.root, "for-each-ref", "--format=%(refname)", "refs/exps").split():
+        git(ui.root, "update-ref", "-d", ref)  # as a third machine, which knows of nothing
+    before = len(one.events())
+    again = ui.submit(SWEEP, form=asked)
+    assert ui.finish(again).is_completed(), ui.log(again)
+    assert set(ui.tasks(again).values()) == {"Skipped"} and len(one.events()) == before
+
+    one.hold(0.35)
+    run = ui.submit(SWEEP, form=form(0.35, on_workers=True))
+    wait_until(lambda: began(0.35) in one.events())
+    ui.client.set_flow_run_state(run, Cancelling())
+    wait_until(lambda: ui.state(run).is_cancelled())
+    wait_until(lambda: not ui.stages())
+    (cell,) = [r for r in ui.client.read_flow_runs() if plain(r.name) == variant_of(0.35)]
+    assert ui.finish(cell.id).is_cancelled()
+    one.worker.terminate()
+    one.worker.wait()
 
 
 def test_ctrl_c_stops_everything(ui):

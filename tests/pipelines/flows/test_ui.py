@@ -41,6 +41,20 @@ def test_the_login_that_the_server_asks_for_is_the_one_that_worker_and_commands_
     assert env["PREFECT_API_URL"] == f"http://127.0.0.1:{given['PREFECT_SERVER_API_PORT']}/api"
 
 
+def test_servers_for_other_machines_listen_at_their_address_answer_to_it_and_warn(started):
+    env = {"MLFLOW_TRACKING_URI": DATABASE}
+    ui.start_prefect(env, ExitStack(), "localhost")
+    ui.start_mlflow(env, ExitStack(), "localhost")
+    assert started["prefect-server"][1]["PREFECT_SERVER_API_HOST"] == "localhost"
+    command, given = started["mlflow-server"]
+    assert command[2:4] == ["--host", "localhost"] and given["MLFLOW_SERVER_ALLOWED_HOSTS"].startswith("localhost:")
+    assert env["PREFECT_API_URL"].startswith("http://localhost:") and ui.warning("localhost", None) is None
+    assert "PREFECT_SERVER_API_AUTH_STRING" in ui.warning("10.0.0.5", None)
+    assert "plain HTTP" in ui.warning("10.0.0.5", "lab:secret")
+    with pytest.raises(ui.VapiError, match="cannot listen at 192.0.2.1"):  # an address that no machine has
+        ui.free_port(4200, "192.0.2.1")
+
+
 def test_a_server_that_cannot_be_asked_is_one_message_without_the_password(monkeypatch, capsys):
     with socket.socket() as s:  # a port at which nobody listens
         s.bind(("127.0.0.1", 0))

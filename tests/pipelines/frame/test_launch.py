@@ -10,10 +10,10 @@ import sys
 
 import pytest
 
+from pipelines.config.loading import check_params
 from pipelines.config.profiles import read_profile
 from pipelines.frame import stage
 from pipelines.frame.launch import one_message
-from pipelines.variants.loading import check_params
 from vapi_core.errors import ParameterError, VapiError
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.config.loading import check_params
 from pipelines.config.profiles import profile_names, read_profile
 from pipelines.frame.memory_advice import asked_for, memory_advice, memory_explained
-from pipelines.variants.loading import check_params
 from vapi_core.errors import VapiError
 
 STAGES = [

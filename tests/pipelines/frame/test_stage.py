@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines.config.loading import load_params
 from pipelines.config.paths import SCORES, TOKENS, remedy
 from pipelines.frame.inputs import open_samples
 from pipelines.frame.stage import Stage, StagePlan, UntrackedRun, remove_dvc_leftovers, upstream_keys
 from pipelines.tracking.journal import all_journals
-from pipelines.variants.loading import load_params
 from tests.damage import check_every_flip_is_named
 from vapi_core import fingerprint
 from vapi_core.arrays import write_manifest

@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image
 
+from pipelines.frame.grids import save_grid, tile
 from pipelines.reporting import figures
-from pipelines.reporting.figures import save_grid, tile
 
 
 def test_images_stand_row_by_row():

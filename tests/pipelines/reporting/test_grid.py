@@ -12,6 +12,7 @@ import yaml
 
 from pipelines.config.profiles import read_profile
 from pipelines.reporting import grid as results
+from pipelines.reporting import grid_figures
 from pipelines.tracking import mlflow_runs
 
 ROOT = Path(__file__).parents[3]
@@ -21,9 +22,9 @@ import json, sys
 from pathlib import Path
 import pandas as pd
 from pipelines.tracking.runs import Header, add_scores, now, stage_run
-from pipelines.variants.loading import load_params
+from pipelines.config.loading import load_params
 from pipelines.variants.training import described
-from pipelines.variants.variant import find_variant
+from pipelines.config.variant import find_variant
 params = load_params()
 variant = find_variant(params, sys.argv[1])
 alignment = variant.alignment
@@ -151,7 +152,8 @@ def test_a_sweep_is_one_run_with_its_grid_and_figures_and_its_cells_below_it(swe
     (parent,) = mlflow_runs.find_runs("tiny", "tags.stage = 'sweep'")
     assert parent.data.params["noise_ratios"] == "[0.0, 0.5]" and parent.data.metrics["finished_cells"] == 2
     artifacts = {file.path for file in client.list_artifacts(parent.info.run_id)}
-    assert {"grid.json", "grid.csv", "over-noise_ratio.png", "reward-by-regularizer.png"} <= artifacts
+    pictures = {"answer.png", "over-noise_ratio.png", "reward-by-regularizer.png"}
+    assert {"grid.json", "grid.csv", *pictures} <= artifacts
     cells = mlflow_runs.find_runs("tiny", "tags.`member.sweep-1` != ''")
     assert {run.data.tags["mlflow.parentRunId"] for run in cells} == {parent.info.run_id} and len(cells) == 4
 
@@ -179,11 +181,11 @@ def grid():
         for weight in (0.1, 1.0)
         for seed in (0, 2)
     ]
-    return pd.DataFrame(rows, columns=[*results.AXES, "seed", "fid a"])
+    return pd.DataFrame(rows, columns=[*results.AXES, "seed", "fid/a"])
 
 
 def test_there_is_a_line_for_each_combination_of_the_other_axes_with_its_error_over_seeds():
-    lines = results.over_axis(grid(), "noise_ratio", "fid a")
+    lines = grid_figures.over_axis(grid(), "noise_ratio", "fid/a")
     assert set(lines) == {f"regularizer {kind}, β {weight}" for kind in ("ce", "kl") for weight in (0.1, 1.0)}
     line = lines["regularizer ce, β 0.1"]
     assert line["x"].tolist() == [0.0, 0.5] and line["y"].tolist() == pytest.approx([1.1, 1.6])
@@ -191,11 +193,37 @@ def test_there_is_a_line_for_each_combination_of_the_other_axes_with_its_error_o
 
 
 def test_a_heatmap_is_the_mean_over_all_else():
-    plane = results.over_plane(grid(), "regularizer_weight", "noise_ratio", "fid a")
+    plane = grid_figures.over_plane(grid(), "regularizer_weight", "noise_ratio", "fid/a")
     assert plane.loc[1.0, 0.5] == pytest.approx(2.5) and plane.shape == (2, 2)
 
 
 def test_only_axes_that_vary_are_drawn(tmp_path):
-    drawn = {path.name for path in results.draw(grid(), tmp_path)}
+    drawn = {path.name for path in grid_figures.draw(grid(), tmp_path, pd.DataFrame({"fid/a": [1.0]}))}
     assert drawn == {"over-noise_ratio.png", "over-regularizer_weight.png", "regularizer_weight-by-noise_ratio.png"}
     assert all((tmp_path / name).stat().st_size > 3000 for name in drawn)
+
+
+def test_the_answer_names_the_best_cell_which_is_the_one_with_the_lowest_mean_of_fid(tmp_path):
+    cells = grid().assign(experiment=lambda g: g["noise_ratio"].astype(str) + g["regularizer_weight"].astype(str))
+    assert grid_figures.best_cell(cells, "fid/a") == "0.00.1"
+    assert grid_figures.best_cell(cells.rename(columns={"fid/a": "accuracy/a"}), "accuracy/a") == "0.51.0"
+    assert grid_figures.titled("fid/a") == "FID by a: lower is better"
+    pictures = []
+    for base in (pd.DataFrame(), pd.DataFrame({"fid/a": [1.0]})):
+        grid_figures.draw_answer(tmp_path / "answer.png", cells, base, "a")
+        pictures.append((tmp_path / "answer.png").read_bytes())
+    assert pictures[0] != pictures[1]  # the base is a line
+
+
+def test_a_sweep_tells_how_far_it_is_while_its_cells_run(sweep):
+    with results.sweep_run("sweep-3", "tiny", {}, map(cell, CHANGES)) as tracked:
+        tracked.update(2)
+        tracked.update(2)  # nothing new
+    (run,) = mlflow_runs.find_runs("tiny", "tags.stage = 'sweep' and attributes.run_name = 'sweep-3'")
+    told = {name.removeprefix("sweep/"): value for name, value in run.data.metrics.items()}
+    assert told["ended"] == 2 and told["cells"] == 3 and told["minutes_left"] == pytest.approx(told["minutes"] / 2)
+    assert told["best/fid/scorer"] == pytest.approx(0.833333)
+    images = mlflow_runs.connect().list_artifacts(run.info.run_id, "images")
+    assert [file.path.split("+")[:3] for file in images if file.path.endswith(".png")] == [
+        ["images/answer", "step", "2"]
+    ]

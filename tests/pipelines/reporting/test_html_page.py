@@ -1,4 +1,4 @@
-"""The report as one file: in a browser without a network it shows scores, samples by class and seed, reconstructions."""
+"""The report as one file: a browser without a network shows scores, samples by class and seed, reconstructions."""
 
 import json
 import re
@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from pipelines.config.loading import check_params
 from pipelines.config.paths import FIGURES, TABLES
+from pipelines.config.variant import variants_of
 from pipelines.frame.inputs import IMAGES, LABELS, open_tokenizer
 from pipelines.reporting import html_page, tables
-from pipelines.variants.loading import check_params
-from pipelines.variants.variant import variants_of
 from tests.browser import needs_browser, open_browser, picture
 from tests.pipelines.variants.workplace import CLASSES, SIDE, fill, tiny_content
 from vapi_core.alignment.reward import ReconstructionReward, RewardWeights

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 import yaml
 
+from pipelines.config.loading import check_params, load_params
 from pipelines.config.paths import SCORES, STAGE_METRICS
 from pipelines.config.profiles import compose
 from pipelines.reporting.evidence import gather, read_stages, unique_rows
@@ -14,7 +15,6 @@ from pipelines.reporting.markdown import counted, item, markdown_table, prose
 from pipelines.reporting.pages import detector_sentence, page
 from pipelines.reporting.tables import TABLES
 from pipelines.repository.graph import stage_graph
-from pipelines.variants.loading import check_params, load_params
 from tests.pipelines.reporting.workspace import ACCURACY, FID, NO_PROTOCOL, ROOT, params_with, write_run
 from vapi_core.files import write_json
 

@@ -15,12 +15,11 @@ from pipelines.reporting.statistics import (
     in_order,
     match_temperatures,
     nested,
-    overall_scores,
     summarize,
     summarize_tasks,
     verdict_of,
-    whole_alignments,
 )
+from pipelines.variants.score_files import overall_scores, whole_alignments
 from vapi_core.scoring.statistics import smallest_difference
 
 BASE_PRECISION = {1.0: 0.6, 0.9: 0.7, 0.8: 0.8}

@@ -5,11 +5,11 @@ import re
 import pytest
 
 from pipelines.config.profiles import read_profile
+from pipelines.config.variant import BASE, SUBJECT, find_variant, variants_of
 from pipelines.reporting.evidence import gather, unique_rows
 from pipelines.reporting.pages import page
 from pipelines.reporting.statistics import Claim
 from pipelines.reporting.tables import TABLES, Axis, Table, subject_against_all
-from pipelines.variants.variant import BASE, SUBJECT, find_variant, variants_of
 from tests.pipelines.reporting.workspace import FID, NO_PROTOCOL, params_with, write_run
 
 

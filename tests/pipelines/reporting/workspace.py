@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pipelines.config.loading import check_params
 from pipelines.config.params import Params
 from pipelines.config.paths import CURVES, STAGE_METRICS
+from pipelines.config.variant import Variant, all_variants, overlay
 from pipelines.frame.inputs import IMAGES, LABELS
-from pipelines.variants.loading import check_params
 from pipelines.variants.score_files import GENEVAL_TABLE, SCORES_TABLE
 from pipelines.variants.scoring import identity
-from pipelines.variants.variant import Variant, all_variants, overlay
 from vapi_core.arrays import write_manifest
 from vapi_core.files import read_yaml, write_json
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from pipelines.config.loading import check_params
 from pipelines.config.paths import ALIGNED, CAPTIONS, CLASSIFIERS, GENERATOR, SAMPLES
 from pipelines.config.profiles import read_profile
 from pipelines.frame.stage import Stage, UntrackedRun
 from pipelines.stages import align, generator, sample, subset, tokenize, tokenizer
-from pipelines.variants.loading import check_params
 from tests.tiny import write_tiny_janus
 from vapi_core.files import write_json
 from vapi_core.models.captions.encoders import LongCaptionError

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines.config.loading import check_params
 from pipelines.config.paths import PROMPTS, SUBSET
 from pipelines.config.profiles import read_profile
 from pipelines.frame.inputs import open_prompts
 from pipelines.stages import generator, subset
-from pipelines.variants.loading import check_params
 from tests.pipelines.stages.test_janus import fill_workplace, run, tiny
 from vapi_core.data.subset import Subset
 from vapi_core.errors import FileError

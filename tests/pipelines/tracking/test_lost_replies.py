@@ -1,4 +1,4 @@
-"""A reply of MLflow's server that is lost on its way makes no second live run. The server is MLflow's own, in this process."""
+"""A reply of MLflow's server that is lost makes no second live run. The server is MLflow's own, in this process."""
 
 import shutil
 import socket

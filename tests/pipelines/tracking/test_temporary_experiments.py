@@ -1,4 +1,4 @@
-"""An experiment that DVC runs in a temporary folder leaves run, journal and checkpoints in the repository it belongs to."""
+"""An experiment that DVC runs in a temporary folder leaves run, journal and checkpoints in its repository."""
 
 import os
 import shutil

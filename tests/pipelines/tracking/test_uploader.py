@@ -1,4 +1,4 @@
-"""A stage that is run as a command never imports MLflow itself: a process beside it sends, whatever becomes of the stage."""
+"""A stage that is run as a command never imports MLflow: a process beside it sends, whatever becomes of the stage."""
 
 import shutil
 import signal

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines.config.loading import check_params
 from pipelines.config.paths import ALIGNED, GENERATOR, OWN_WORK, SAMPLES
+from pipelines.config.variant import find_variant
 from pipelines.frame.inputs import open_samples
 from pipelines.stages import sample
 from pipelines.variants import drawing
-from pipelines.variants.loading import check_params
-from pipelines.variants.variant import find_variant
 from tests.damage import check_every_flip_is_named
 from tests.pipelines.variants.workplace import fill, tiny_content
 from tests.pipelines.variants.workplace import run as run_stage

@@ -6,13 +6,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from pipelines.config.loading import check_params
 from pipelines.config.paths import ALIGNED, GENERATOR
+from pipelines.config.variant import find_variant
 from pipelines.stages import score
 from pipelines.tracking import runs
 from pipelines.variants import run_scores
-from pipelines.variants.loading import check_params
 from pipelines.variants.run_scores import header_of, metrics_of, report_scores
-from pipelines.variants.variant import find_variant
 from tests.pipelines.variants.workplace import stage_of, tiny_content
 from vapi_core.files import write_json
 

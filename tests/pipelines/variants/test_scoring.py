@@ -5,12 +5,12 @@ import pandas as pd
 import pytest
 import torch
 
+from pipelines.config.loading import check_params
 from pipelines.config.paths import CLASSIFIERS, REFERENCES, SCORES
+from pipelines.config.variant import find_variant
 from pipelines.stages import references, sample, score
 from pipelines.variants import scoring
-from pipelines.variants.loading import check_params
 from pipelines.variants.run_scores import metrics_of
-from pipelines.variants.variant import find_variant
 from tests.pipelines.variants.workplace import fill, run, stage_of, tiny_content
 from tests.tiny import random_tokens, tiny_tokenizer
 from vapi_core.data.batches import AlignmentData

@@ -11,14 +11,14 @@ import yaml
 from dvc.utils.hydra import apply_overrides
 from pydantic import ValidationError
 
+from pipelines.config.loading import check_params, load_params
 from pipelines.config.profiles import profile_names, read_profile
+from pipelines.config.variant import find_variant
 from pipelines.repository.git import experiments, git
 from pipelines.repository.graph import stage_graph
 from pipelines.variants import sweep
-from pipelines.variants.loading import check_params, load_params
 from pipelines.variants.sweep import Baseline, Experiment, differences, plan_upstream, setting
 from pipelines.variants.sweep_form import opening_form
-from pipelines.variants.variant import find_variant
 from vapi_core.errors import ParameterError
 from vapi_core.files import read_yaml
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
+from pipelines.config.loading import check_params
 from pipelines.config.paths import ALIGNED, CURVES, WORK
 from pipelines.frame import stage as frame
 from pipelines.stages import align
 from pipelines.tracking.runs import StageRun
 from pipelines.variants import previews, training
-from pipelines.variants.loading import check_params
 from pipelines.variants.training import FINISHED
 from tests.pipelines.variants.workplace import fill, run, stage_of, tiny_content
 from vapi_core.alignment.cross_entropy import CrossEntropy

@@ -1,9 +1,9 @@
 """The caption cache: text features of many captions as one memory-mapped array, tied to the encoder that made them.
 
 A cache is a directory of `features.npy` (float16 or float32 [R, D], the features of all captions' own tokens one after
-the other, without padding), `offsets.npy` (int64 [U + 1], where each caption begins and the last one ends), `hashes.npy`
-(uint8 [U, 32], sha256 of each caption) and `manifest.json`. Equal captions are stored once. LlamaGen has a float32 file
-per image, 120 tokens or fewer.
+the other, without padding), `offsets.npy` (int64 [U + 1], where each caption begins and the last one ends),
+`hashes.npy` (uint8 [U, 32], sha256 of each caption) and `manifest.json`. Equal captions are stored once. LlamaGen has a
+float32 file per image, 120 tokens or fewer.
 """
 
 import hashlib

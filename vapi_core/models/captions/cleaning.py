@@ -1,9 +1,10 @@
-"""LlamaGen's cleaning of captions: what its FLAN-T5 features were made of (official `language/t5.py`, there from PixArt).
+"""LlamaGen's cleaning of captions: what its FLAN-T5 features were made of (official `language/t5.py`, there from
+PixArt).
 
 The rules are the official ones, in the official order, and a caption passes them twice. Departure: markup is taken out
-by the standard library's HTML parser, where the official code has BeautifulSoup on top of the same parser; broken markup
-may come out otherwise. Cleaning removes much, product codes and CJK characters among it: it is for generators that were
-trained so.
+by the standard library's HTML parser, where the official code has BeautifulSoup on top of the same parser; broken
+markup may come out otherwise. Cleaning removes much, product codes and CJK characters among it: it is for generators
+that were trained so.
 """
 
 import html

@@ -1,8 +1,8 @@
 """Text features of captions, the condition of a text-to-image generator: FLAN-T5-XL, as LlamaGen, or MiniLM, offline.
 
 Features are the encoder's last hidden states at the caption's own tokens, the closing token among them (official
-`language/t5.py`, `extract_t5_feature.py`). The official scripts cut a caption off at 120 tokens without a word; here who
-encodes says whether that may happen, and every caption it happens to is named. Departures: a batch is padded to its
+`language/t5.py`, `extract_t5_feature.py`). The official scripts cut a caption off at 120 tokens without a word; here
+who encodes says whether that may happen, and every caption it happens to is named. Departures: a batch is padded to its
 longest caption and not to 120 tokens, which differs in rounding only; weights and tokenizer come from a folder or from
 the hub's local cache, never over the network.
 

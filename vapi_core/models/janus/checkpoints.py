@@ -111,7 +111,7 @@ def rename_official(weights: dict[str, T]) -> dict[str, T]:
 
 
 def rename_vq(weights: dict[str, T]) -> dict[str, T | Tensor]:
-    """Names of transformers' VQ model to the official ones of our `Tokenizer`; adds the usage buffer, which it lacks."""
+    """Names of transformers' VQ model to the official ones of our `Tokenizer`; adds the usage buffer that it lacks."""
     middle = {"block_1": "0", "attn_1": "1", "block_2": "2"}
 
     def renamed(name: str) -> str:
@@ -150,7 +150,7 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def _official_config(folder: Path, description: dict[str, Any], weights: dict[str, Tensor], pad_id: int) -> JanusConfig:
-    """The configuration of an official checkpoint; what `config.json` leaves to the official code comes from the weights."""
+    """The configuration of an official checkpoint; what `config.json` leaves to code comes from the weights."""
     try:
         vision = description.get("vision_config", {}).get("params", {})
         grid = vision.get("image_size", 384) // 16  # VQ-16, always

@@ -55,7 +55,7 @@ def write_texts(
     device: torch.device,
     advance: Callable[[int], object],
 ) -> dict[str, float]:
-    """The texts themselves are conditions: the folder holds their tokenizer, and no text may be longer than the limit."""
+    """The texts are conditions: the folder holds their tokenizer, and no text may be longer than the limit."""
     tokenizer = load_prompt_tokenizer(config.checkpoint or JANUS_PRO_1B)
     lengths = tokenizer.check_length(list(dict.fromkeys(texts)), config.tokens)
     tokenizer.save(directory)

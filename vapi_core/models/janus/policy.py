@@ -72,8 +72,8 @@ class Janus(Policy):
         return self
 
     def append_null(self, condition: Prompts) -> Prompts:
-        """Prompts [2B]: a null prompt keeps the first and the last token of its prompt, the others become padding that is
-        read like text, as in the official `generate()`."""
+        """Prompts [2B]: a null prompt keeps the first and the last token of its prompt, the others become padding that
+        is read like text, as in the official `generate()`."""
         own = condition.mask.long()
         inner = (own.cumsum(1) > 1) & (own.flip(1).cumsum(1).flip(1) > 1)
         null = condition.tokens.masked_fill(inner, self.config.pad_id)
@@ -106,7 +106,7 @@ class Janus(Policy):
         ).last_hidden_state
 
     def forward(self, condition: Prompts, prefix: Tensor) -> Tensor:
-        """Teacher-forced logits [B, T, V]: row t is read at the position before token t, the prompt's last for token 0."""
+        """Teacher-forced logits [B, T, V]: row t is read at the position before token t, first the prompt's last."""
         x = torch.cat([self._embed_prompts(condition), self.embed_image_tokens(prefix)], dim=1)
         mask = F.pad(condition.mask, (0, prefix.shape[1]), value=True)
         hidden = self._trunk(x, mask, None)[:, condition.tokens.shape[1] - 1 :]

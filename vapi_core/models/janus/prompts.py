@@ -83,8 +83,8 @@ def load_prompt_tokenizer(path: Path | str = JANUS_PRO_1B, remedy: str = REMEDY)
     """The text tokenizer of a checkpoint, or of a folder that `PromptTokenizer.save` wrote.
 
     Raises:
-        FileError: no tokenizer here, one without the tokens that a prompt for an image needs, or a file that is not what
-            `PromptTokenizer.save` wrote.
+        FileError: no tokenizer here, one without the tokens that a prompt for an image needs, or a file that is not
+            what `PromptTokenizer.save` wrote.
     """
     from transformers import PreTrainedTokenizerFast
     from transformers.utils import cached_file

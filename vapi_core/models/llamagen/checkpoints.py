@@ -1,7 +1,7 @@
 """LlamaGen's official `.pt` files, of tokenizer and generator.
 
-A tokenizer's usage buffer must be there, as the official loader has it, while the KV cache that the official `generate()`
-leaves in a state dict is no weight and is left out.
+A tokenizer's usage buffer must be there, as the official loader has it, while the KV cache that the official
+`generate()` leaves in a state dict is no weight and is left out.
 """
 
 from pathlib import Path

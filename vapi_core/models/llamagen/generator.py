@@ -87,7 +87,8 @@ OFFICIAL_GENERATORS = {
 
 
 def caption_attention_mask(mask: Tensor, start: int, stop: int) -> Tensor:
-    """Which of the positions 0..stop each of start..stop reads, bool [B, 1, stop - start, stop], of caption masks [B, C].
+    """Which of the positions 0..stop each of start..stop reads, bool [B, 1, stop - start, stop], of caption masks [B,
+    C].
 
     Causal, without the caption's padding; but every position, padding too, reads itself (official `dataset/t2i.py`), or
     its softmax would be empty.
@@ -118,7 +119,7 @@ def widened(x: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turns neighbouring pairs of x [B, S, H, head_dim] by the angles of its S positions, table [S, head_dim / 2, 2]."""
+    """Turns neighbouring pairs of x [B, S, H, head_dim] by the angles of S positions, table [S, head_dim / 2, 2]."""
     pairs = widened(x).unflatten(-1, (-1, 2))
     cos, sin = table[:, None].unbind(-1)
     even, odd = pairs.unbind(-1)
@@ -154,7 +155,7 @@ class KVCache:
 
 
 class CacheSlot:
-    """A KV cache as one decode step sees it whose position is a tensor [1]: it is read up to `stop`, masked behind that."""
+    """A KV cache as a decode step at a tensor [1] sees it: read up to `stop`, masked behind the position."""
 
     def __init__(self, store: Tensor, position: Tensor, stop: int):
         self.store, self.position, self.stop = store, position, stop
@@ -276,7 +277,7 @@ class CaptionEmbedding(nn.Module):
         self.cap_proj = CaptionProjection(config)
 
     def forward(self, captions: Captions) -> Tensor:
-        """Captions to condition tokens [B, C, dim]; while training some become the null caption, under their own mask."""
+        """Captions to condition tokens [B, C, dim]; in training some become the null caption, under their own mask."""
         features = captions.features.to(self.uncond_embedding.dtype)
         assert features.shape[1:] == self.uncond_embedding.shape, "captions of another encoder or limit"
         if self.training and self.config.class_dropout > 0:
@@ -334,7 +335,7 @@ class Generator(Policy):
     def _trunk(
         self, x: Tensor, start: int, cache: KVCache | None, caption_mask: Tensor | None, first: int = 0
     ) -> Tensor:
-        """Logits [B, S - first, V] of embedded inputs x [B, S, dim] at positions start..start+S, without the first ones."""
+        """Logits [B, S - first, V] of embedded x [B, S, dim] at positions start..start+S, without the first ones."""
         x = self.tok_dropout(x)
         if self.rotary.device != x.device:
             self.rotary = self.rotary.to(x.device)
@@ -364,7 +365,7 @@ class Generator(Policy):
         return self._trunk(self.tok_embeddings(tokens)[:, None], start, cache, cache.caption_mask)[:, -1]
 
     def decode_step_at(self, tokens: Tensor, position: Tensor, stop: int, cache: KVCache) -> Tensor:
-        """`decode_step` in shapes that do not change, over `stop` image tokens; from the current one on they are masked."""
+        """`decode_step` in fixed shapes, over `stop` image tokens; from the current one on they are masked."""
         place = position + (self.config.condition_tokens - 1)  # [1]
         stop = self.config.condition_tokens + stop
         columns = torch.arange(stop, device=place.device)

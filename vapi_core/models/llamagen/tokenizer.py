@@ -4,8 +4,9 @@ LlamaGen's architecture (official `tokenizer/tokenizer_image/vq_model.py`, a VQG
 width, depth and channel multipliers as options: the same class is VQ-8, VQ-16 at full size, and a digit tokenizer.
 Tensor names and shapes equal the official state dict.
 Our own options: fewer norm groups, which narrow models need (with one channel a group a norm takes away by how much the
-channels differ: an image's ink, a scene's colors), and a tokenizer of gray images. Its decoder's three channels are averaged and clamped to what a pixel can be;
-without that, coloured fringes that no training image has are what a network of photographs sees first.
+channels differ: an image's ink, a scene's colors), and a tokenizer of gray images. Its decoder's three channels are
+averaged and clamped to what a pixel can be; without that, coloured fringes that no training image has are what a
+network of photographs sees first.
 """
 
 from dataclasses import dataclass
@@ -288,8 +289,8 @@ def decode_bytes(config: TokenizerConfig, pixels: int, itemsize: int) -> int:
 def decode_training_bytes(config: TokenizerConfig, pixels: int) -> int:
     """About what decoding one image of `pixels` pixels keeps for its backward, in bytes.
 
-    Of each residual block two norms, activations and convolutions. Under autocast a GPU's norms are float32, and half of
-    the rest; a float32 pass keeps as much.
+    Of each residual block two norms, activations and convolutions. Under autocast a GPU's norms are float32, and half
+    of the rest; a float32 pass keeps as much.
     """
     widths = [config.base_channels * m for m in reversed(config.decoder_multipliers)]  # coarsest first
     total = 0

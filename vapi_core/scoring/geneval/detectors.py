@@ -109,7 +109,7 @@ class Mask2Former:
             self.name += f" at {shortest}-{longest}"
 
     def outputs(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
-        """Images of one size -> class logits [B, Q, K + 1], the last class being "no object", and mask logits [B, Q, h, w]."""
+        """Images of one size -> class logits [B, Q, K + 1], the last one "no object", and mask logits [B, Q, h, w]."""
         pixels = torch.stack([self._input(image) for image in images]).to(self.device)
         with torch.inference_mode():
             output = self.model(pixel_values=pixels)

@@ -1,8 +1,8 @@
 """GenEval's files: prompts, folders of images, results; each side can be swapped for the official script's.
 
-A folder holds `00000/metadata.jsonl` (one prompt) and `00000/samples/0000.png`, ... for every prompt. `results.jsonl` has
-the official fields, which the official `summary_scores.py` reads, and two of ours: which detector and options decided,
-and the sha256 of the image, so that an image that was made anew is scored anew.
+A folder holds `00000/metadata.jsonl` (one prompt) and `00000/samples/0000.png`, ... for every prompt. `results.jsonl`
+has the official fields, which the official `summary_scores.py` reads, and two of ours: which detector and options
+decided, and the sha256 of the image, so that an image that was made anew is scored anew.
 """
 
 import json

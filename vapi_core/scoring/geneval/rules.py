@@ -100,8 +100,8 @@ def relative_position(
 ) -> tuple[str, ...]:
     """Where box a is, seen from box b: none, one or two of RELATIONS, in alphabetical order.
 
-    The offset of the centres is shortened, per axis, by `threshold` of both boxes' extents; what is left counts where it
-    makes up more than half of the whole offset.
+    The offset of the centres is shortened, per axis, by `threshold` of both boxes' extents; what is left counts where
+    it makes up more than half of the whole offset.
     """
     corners = np.array([a, b])[:, :4].reshape(2, 2, 2)  # box, corner, axis
     centers = corners.mean(axis=1)

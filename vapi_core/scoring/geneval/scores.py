@@ -1,8 +1,8 @@
 """GenEval's scores: the official summary, with standard errors and bootstrap intervals.
 
-The images of one prompt are alike, so the unit of the uncertainty is the prompt: standard errors are those of a mean over
-prompts, the bootstrap draws prompts with all their images. It draws within each task, because how many prompts a task
-has is fixed by the benchmark.
+The images of one prompt are alike, so the unit of the uncertainty is the prompt: standard errors are those of a mean
+over prompts, the bootstrap draws prompts with all their images. It draws within each task, because how many prompts a
+task has is fixed by the benchmark.
 """
 
 import math

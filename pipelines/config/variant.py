@@ -1,8 +1,8 @@
 """Variants: named ways to have images drawn. Every row of every table is one, and so is every cell of a sweep.
 
-A variant is either an alignment, a method and what it changes of the settings that all share (`align`), or a control: the
-base as it is, drawn at some temperatures. It is trained with every seed of `align.seeds`, drawn with every setting, and
-scored; its names in dvc.yaml are align@NAME, sample@NAME and score@NAME (of a control sample-control@NAME, ...).
+A variant is either an alignment, a method and what it changes of the settings that all share (`align`), or a control:
+the base as it is, drawn at some temperatures. It is trained with every seed of `align.seeds`, drawn with every setting,
+and scored; its names in dvc.yaml are align@NAME, sample@NAME and score@NAME (of a control sample-control@NAME, ...).
 """
 
 import dataclasses
@@ -90,7 +90,7 @@ class Variant:
         return GENERATOR if self.alignment is None else ALIGNED / self.name / str(seed)
 
     def run_name(self, seed: int) -> str:
-        """What MLflow calls the run of a seed: `ξ 0.5 · β 0.1 · ce · seed 4`. A row of a table has its name before that."""
+        """What MLflow calls the run of a seed: `ξ 0.5 · β 0.1 · ce · seed 4`. A row of a table has its name before."""
         parts = [] if self.table == SWEEP else [self.name]
         config = None if self.alignment is None else self.alignment.config
         if isinstance(config, VaPiConfig):
@@ -122,7 +122,7 @@ class Variant:
 
     @cached_property
     def sets(self) -> list[ImageSet]:
-        """All image sets: every sampling with every seed, then what the first seed's kept weights draw without guidance."""
+        """All image sets: every sampling with every seed, then what the first seed's kept weights draw unguided."""
         whole = [self.image_set(seed, config) for config in self.samplings for seed in self.seeds]
         kept = [] if self.alignment is None else self.alignment.kept_steps
         plain = replace(self.samplings[0], guidance_scale=1.0)

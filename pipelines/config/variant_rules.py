@@ -1,10 +1,10 @@
-"""What variants need of the other parameters, and of each other. As in `config.rules`, all problems are told at once."""
+"""What variants need of the other parameters and of each other. As in `config.rules`, all problems are told."""
 
 from collections.abc import Iterator
 
 from pipelines.config.params import Params
 from pipelines.config.rules import TWICE, Problem, batch_problems, repeats
-from pipelines.variants.variant import BASE, Variant, all_variants, find_variant, key_of
+from pipelines.config.variant import BASE, Variant, all_variants, find_variant, key_of
 from vapi_core.alignment.method import Need
 from vapi_core.sampling.sampler import SamplingConfig
 

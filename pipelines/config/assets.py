@@ -1,7 +1,7 @@
 """Files that a profile takes from elsewhere: which, where to get them, and which are missing, before any work.
 
-`vapi assets check [PROFILE]` lists those of params.yaml or of a profile, and `vapi assets fetch` downloads some. Every stage
-looks for its own, and for those of the stages behind it, before it starts.
+`vapi assets check [PROFILE]` lists those of params.yaml or of a profile, and `vapi assets fetch` downloads some. Every
+stage looks for its own, and for those of the stages behind it, before it starts.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipelines.config.params import Params
 from pipelines.config.paths import REPOSITORY, STAGES
-from pipelines.variants.variant import EXPERIMENT, Variant, all_variants, key_of, variants_of
+from pipelines.config.variant import EXPERIMENT, Variant, all_variants, key_of, variants_of
 from vapi_core.data.hub import is_hub_id
 from vapi_core.errors import VapiError
 from vapi_core.models.perceptual import HEADS_FILES, VGG_FILE
@@ -163,10 +163,10 @@ def _torch_cache() -> str:
 
 
 def needed_by(stage: str, assets: list[Asset], experiment: Container[str]) -> list[Asset]:
-    """What must be there when a stage starts, by its name ("align@va-pi"): what it reads, and what stages behind it read.
+    """What must be there when a stage starts, by its name ("align@va-pi"): what it and the stages behind it read.
 
-    A run from the start so stops in seconds; a stage whose inputs were made elsewhere does not ask for what made them. Of
-    alignments only those of the `experiment` are behind a stage; another table's own are asked for when they start.
+    A run from the start so stops in seconds; a stage whose inputs were made elsewhere does not ask for what made them.
+    Of alignments only those of the `experiment` are behind a stage; another table's own are asked for when they start.
     """
     kind, _, name = stage.partition("@")
     kind = "table" if kind == "report" else kind.removesuffix("-control")

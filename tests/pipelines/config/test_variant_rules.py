@@ -2,8 +2,8 @@
 
 import pytest
 
+from pipelines.config.loading import check_params
 from pipelines.config.profiles import read_profile
-from pipelines.variants.loading import check_params
 from tests.pipelines.config.test_params import put
 from vapi_core.errors import ParameterError
 

@@ -1,7 +1,9 @@
-"""The protocol behind published ImageNet numbers, and where a run departs from it: FID is comparable only under one protocol.
+"""The protocol behind published ImageNet numbers, and where a run departs from it: FID is comparable only under one
+protocol.
 
-ADM's evaluator, which LlamaGen and VA-π use: 50,000 images at 256 pixels, Inception's features, FID against the statistics
-of `VIRTUAL_imagenet256_labeled.npz`, precision and recall against its 10,000 images, Inception Score with 10 parts.
+ADM's evaluator, which LlamaGen and VA-π use: 50,000 images at 256 pixels, Inception's features, FID against the
+statistics of `VIRTUAL_imagenet256_labeled.npz`, precision and recall against its 10,000 images, Inception Score with 10
+parts.
 """
 
 from pathlib import Path

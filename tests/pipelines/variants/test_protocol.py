@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from pipelines.reporting.protocol import departures, facts_of_protocol, warning
-from pipelines.variants.loading import load_params
+from pipelines.config.loading import load_params
+from pipelines.variants.protocol import departures, facts_of_protocol, warning
 from vapi_core.files import sha256_file
 from vapi_core.scoring.fidelity import FeatureStatistics, ReferenceBatch
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from pipelines.cli.__main__ import main
+from pipelines.config import assets
+from pipelines.config.assets import assets_of, link_assets, needed_by, require_assets
+from pipelines.config.loading import check_params
 from pipelines.config.profiles import compose, read_profile
-from pipelines.variants import assets
-from pipelines.variants.assets import assets_of, link_assets, needed_by, require_assets
-from pipelines.variants.loading import check_params
 from vapi_core.errors import VapiError
 
 FILES = {

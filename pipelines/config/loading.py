@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config import rules as config_rules
+from pipelines.config import variant_rules
 from pipelines.config.params import Params, checked, several
-from pipelines.variants import rules as variant_rules
 from vapi_core.files import read_yaml
 
 PARAMS_FILE = Path("params.yaml")

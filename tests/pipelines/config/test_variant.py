@@ -5,10 +5,10 @@ from pathlib import Path
 import networkx
 import pytest
 
+from pipelines.config.loading import check_params
 from pipelines.config.profiles import read_profile
+from pipelines.config.variant import all_variants, find_variant, variants_of
 from pipelines.reporting.tables import TABLES
-from pipelines.variants.loading import check_params
-from pipelines.variants.variant import all_variants, find_variant, variants_of
 from vapi_core.errors import ParameterError
 
 
