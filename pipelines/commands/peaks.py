@@ -6,7 +6,7 @@ from pipelines.config.loading import check_params
 from pipelines.config.params import Params
 from pipelines.config.profiles import read_profile
 from pipelines.config.variant import EXPERIMENT, RIVALS, variants_of
-from pipelines.estimates.peaks import CUDA_RESERVE, Peak, align_peak, sample_peak
+from pipelines.estimates.peaks import CUDA_RESERVE, Peak, align_peak, is_computable, sample_peak
 from pipelines.reporting.markdown import markdown_table
 
 HOLDERS = ("weights", "weights in bfloat16", "gradients", "moments", "frozen networks", "KV cache", "activations")
@@ -29,7 +29,11 @@ def peaks_of(params: Params, memory: int) -> Iterator[list[str]]:
     """A row for each alignment of the report's and the rivals' tables, and one for VA-π's image sets."""
     aligned = [variant for variant in variants_of(params, EXPERIMENT, RIVALS) if variant.alignment is not None]
     for variant in aligned:
-        yield row(params.profile, variant.stage("align"), align_peak(params, variant.name, memory))
+        stage = variant.stage("align")
+        if is_computable(params, variant.name):
+            yield row(params.profile, stage, align_peak(params, variant.name, memory))
+        else:
+            yield [params.profile, stage, *("" for _ in HOLDERS), "not computed"]
     yield row(params.profile, aligned[0].stage("sample"), sample_peak(params, aligned[0].name, memory))
 
 

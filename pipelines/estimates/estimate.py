@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pipelines.config.params import Params
 from pipelines.config.variant import EXPERIMENT, Variant, all_variants
 from pipelines.estimates.costs import Cost, alike, costs, costs_of
-from pipelines.estimates.peaks import align_peak, sample_peak
+from pipelines.estimates.peaks import align_peak, is_computable, sample_peak
 from pipelines.estimates.rates import Rates
 from pipelines.estimates.sizes import Disk, disks, disks_of
 
@@ -71,7 +71,7 @@ def memory_peaks(params: Params, memory: float | None) -> dict[str, float]:
     known: dict[object, float] = {}
     peaks: dict[str, float] = {}
     for variant in all_variants(params):
-        if (alignment := variant.alignment) is not None:
+        if (alignment := variant.alignment) is not None and is_computable(params, variant.name):
             own = alignment.optimization
             key = (alike(alignment), own.batch_size, own.micro_batch_size)
             if key not in known:
