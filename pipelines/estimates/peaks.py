@@ -55,8 +55,8 @@ class Peak:
 
 
 def is_computable(params: Params, variant: str) -> bool:
-    """Whether fake tensors can tell the peak of an alignment. Not of a Janus by VA-π: there they crash torch 2.15 now and
-    then, by a damaged heap. Why is not known."""
+    """Whether fake tensors can tell the peak of an alignment. Not of a Janus by VA-π: there they crash torch 2.15 at
+    times, by a damaged heap. Why is not known."""
     alignment = find_variant(params, variant).alignment
     return params.generator.family != "janus" or alignment is None or not isinstance(alignment.config, VaPiConfig)
 
