@@ -94,7 +94,7 @@ def test_conditions_are_filled_up_with_the_last_one():
 
 def test_a_policy_without_such_a_step_says_so():
     class Other(Policy):
-        forward = append_null = new_cache = prefill = decode_step = None
+        forward = append_null = new_cache = prefill = decode_step = cache_bytes = activation_bytes = None
 
     with pytest.raises(ParameterError, match="launch.compile"):
         Other().decode_step_at(CLASSES, torch.tensor([1]), 8, None)
