@@ -37,17 +37,17 @@ def worker(
 @command("vapi dashboards", panel=SERVERS)
 def dashboards() -> int:
     """Registers the dashboards of params.yaml's profile in MLflow and prints their addresses."""
-    from pipelines.commands import passed_on
+    from pipelines.tracking import dashboards
 
-    return passed_on.dashboards()
+    return dashboards.main()
 
 
 @command("vapi upload", panel=SERVERS)
 def upload() -> int:
     """Sends MLflow the metrics that were kept while its server was away."""
-    from pipelines.commands import passed_on
+    from pipelines.tracking.__main__ import send_kept
 
-    return passed_on.upload()
+    return send_kept()
 
 
 @command(

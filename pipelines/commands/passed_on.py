@@ -23,17 +23,3 @@ def sweep(arguments: Sequence[str]) -> int:
 def bench(arguments: Sequence[str]) -> int:
     """Our schedule beside the authors'. benchmarks/ has its own parser, because it runs on bare GPU machines too."""
     return _call(import_module("benchmarks.__main__").main, "vapi bench", arguments)
-
-
-def dashboards() -> int:
-    """MLflow's views of the profile of params.yaml."""
-    from pipelines.tracking.dashboards import main
-
-    return _call(main, "vapi dashboards", [])
-
-
-def upload() -> int:
-    """What was kept for MLflow is sent."""
-    from pipelines.tracking.__main__ import main
-
-    return _call(main, "vapi upload", ["upload"])

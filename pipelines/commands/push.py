@@ -19,6 +19,7 @@ from pipelines.config.loading import load_params
 from pipelines.config.params import Params
 from pipelines.config.paths import ALIGNED, GENERATOR, REPORTS, TOKENIZER, remedy
 from pipelines.config.variant import BASE, find_variant
+from pipelines.reporting.markdown import markdown_table
 from pipelines.variants.score_files import SCORE_TITLES
 from vapi_core.errors import FileError, ParameterError
 from vapi_core.files import atomic_path, read_json, require_sha256
@@ -175,12 +176,17 @@ vapi sample drawn --generator FOLDER {"--prompt 'a red fox'" if params.task == "
 
 def score_table(rows: Rows) -> str:
     """The scores as a Markdown table: one row for each setting and score."""
-    lines = ["| network | setting | score | mean | interval | seeds |", "| --- | --- | --- | --- | --- | --- |"]
-    for row in rows:
-        interval = "" if row["low"] is None else f"[{row['low']:.4g}, {row['high']:.4g}]"
-        cells = (row["extractor"], row["setting"], row["score"], f"{row['mean']:.4g}", interval, row["seeds"])
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+
+    def interval(row: dict[str, Any]) -> str:
+        return "" if row["low"] is None else f"[{row['low']:.4g}, {row['high']:.4g}]"
+
+    return markdown_table(
+        ("network", "setting", "score", "mean", "interval", "seeds"),
+        [
+            (row["extractor"], row["setting"], row["score"], f"{row['mean']:.4g}", interval(row), row["seeds"])
+            for row in rows
+        ],
+    )
 
 
 def base_repository(params: Params) -> str | None:

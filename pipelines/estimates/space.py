@@ -12,7 +12,7 @@ from pipelines.repository.cache import keeps_copies
 from vapi_core.errors import VapiError
 
 ANYWAY = "VAPI_ANYWAY"  # an environment variable: 1 lets stages start all the same
-ALIGNMENT = ("align", "align-control", "sample", "sample-control", "score", "score-control")
+OF_VARIANT = ("align", "sample", "sample-control", "score", "score-control")  # stages of one variant or control
 
 
 class SpaceError(VapiError):
@@ -42,14 +42,14 @@ def behind(stage: str, params: Params) -> list[Disk]:
         return []
     later = everything[names.index(stage) :]
     kind, _, own = stage.partition("@")
-    variants = {own} if kind in ALIGNMENT else experiment
+    variants = {own} if kind in OF_VARIANT else experiment
     return [disk for disk in later if _variant(disk.stage) in (None, *variants)]
 
 
 def _variant(stage: str) -> str | None:
     """The variant of a stage; None of one that all share."""
     kind, _, name = stage.partition("@")
-    return name if kind in ALIGNMENT else None
+    return name if kind in OF_VARIANT else None
 
 
 def finished(stages: list[Disk], root: Path = Path()) -> set[str]:

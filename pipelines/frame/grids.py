@@ -19,9 +19,14 @@ def tile(images: np.ndarray, columns: int) -> np.ndarray:
     return canvas.reshape(rows, columns, h, w, 3).swapaxes(1, 2).reshape(rows * h, columns * w, 3)
 
 
+def enlarged_tile(images: np.ndarray, columns: int) -> np.ndarray:
+    """`tile` of images whose side is at least `MIN_SIDE`, or nearly: small ones are enlarged."""
+    scale = max(1, MIN_SIDE // images.shape[1])
+    return tile(images, columns).repeat(scale, 0).repeat(scale, 1)
+
+
 def save_grid(path: Path, images: np.ndarray, columns: int) -> None:
     """Writes images uint8 [N, H, W, 3] as one PNG."""
-    scale = max(1, MIN_SIDE // images.shape[1])
-    picture = tile(images, columns).repeat(scale, 0).repeat(scale, 1)
+    picture = enlarged_tile(images, columns)
     with atomic_path(path) as temporary:
         Image.fromarray(picture).save(temporary, format="PNG")

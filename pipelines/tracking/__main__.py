@@ -10,14 +10,8 @@ from pipelines.tracking.runs import upload
 
 
 @one_message
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Sends metrics that were kept while the tracking server was away.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="upload")
-    commands.add_parser("upload", help="sends what is not sent yet")
-    commands.add_parser("follow")  # for stages: sends while they work
-    if parser.parse_args().command == "follow":
-        serve()
-        return
+def send_kept() -> None:
+    """Sends what is not sent yet. Exit code 1 where some of it could not be sent."""
     journals, damaged = all_journals(JOURNALS)
     result = upload([journal for journal in journals if not journal.state()["uploaded"]])
     problems = damaged + result.problems
@@ -27,6 +21,18 @@ def main() -> None:
         sys.exit(f"error: {result.away.replace('server is', 'server is still', 1)}")
     if problems:
         sys.exit(1)
+
+
+@one_message
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Sends metrics that were kept while the tracking server was away.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="upload")
+    commands.add_parser("upload", help="sends what is not sent yet")
+    commands.add_parser("follow")  # for stages: sends while they work
+    if parser.parse_args().command == "follow":
+        serve()
+        return 0
+    return send_kept()
 
 
 if __name__ == "__main__":

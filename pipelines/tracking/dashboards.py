@@ -8,7 +8,6 @@ document: what is here was read off MLflow 3.17's own user interface. tests/pipe
 it in a browser.
 """
 
-import argparse
 import base64
 import json
 import os
@@ -265,7 +264,7 @@ def register(experiment: str, dashboards: Sequence[Dashboard]) -> str:
 
 @one_message
 def main() -> None:
-    argparse.ArgumentParser(description="Registers the dashboards in MLflow and prints their URLs.").parse_args()
+    """Registers the dashboards of params.yaml's profile, and prints their addresses."""
     params = read_yaml("params.yaml")
     dashboards = dashboards_of(params)
     experiment_id = register(params["profile"], dashboards)

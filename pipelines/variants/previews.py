@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines.frame.grids import MIN_SIDE, tile
+from pipelines.frame.grids import enlarged_tile
 from pipelines.frame.stage import Stage, StageRun, UntrackedRun
 from pipelines.tracking.runs import PREVIEW
 from pipelines.variants.drawing import choose_labels, open_conditions
@@ -56,9 +56,7 @@ class Previews:
         path = self.folder / f"{steps}.png"
         if self.every == 0 or steps % self.every or path.is_file() or not distributed.is_main():
             return
-        sides = [tile(images, COLUMNS) for images in (np.load(self.base), self._draw())]
-        scale = max(1, MIN_SIDE // self.stage.params.subset.image_size)
-        base, now = (side.repeat(scale, 0).repeat(scale, 1) for side in sides)
+        base, now = (enlarged_tile(images, COLUMNS) for images in (np.load(self.base), self._draw()))
         gap = np.full((base.shape[0], GAP, 3), 255, np.uint8)
         with atomic_path(path) as temporary:
             Image.fromarray(np.concatenate([base, gap, now], axis=1)).save(temporary, format="PNG")
