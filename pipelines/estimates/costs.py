@@ -187,7 +187,7 @@ def _alignment(params: Params, variant: Variant) -> Cost:
     own, sizes = alignment.optimization, parameters(params)
     trained = sizes.decoder if alignment.method.trains == "tokenizer" else sizes.generator
     work = training(
-        lambda size: alignment_work(_Shared(params), alike(alignment), size), own, trained, params.launch.processes
+        lambda size: alignment_work(_Shared(params), alike(alignment), size), own, trained, params.launch.world_size
     )
     return Cost(variant.stage("align"), work * len(variant.seeds), shared=True, threads=alignment.threads)
 
