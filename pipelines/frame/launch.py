@@ -8,6 +8,7 @@ import ctypes
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from pipelines.frame.nodes import Group
 
 ERROR = "error: "
+LOST = "the connection to another process was lost."
+LOST_CONNECTION = r"gloo.* (closed|reset) by peer|NCCL.* remote (process|peer)"  # how torch tells it
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 P = ParamSpec("P")
 
@@ -113,6 +116,8 @@ def explain(error: BaseException) -> VapiError | None:
     """An error as a message for the user; None for a programming error."""
     if isinstance(error, VapiError):
         return error
+    if "TORCHELASTIC_ERROR_FILE" in os.environ and re.search(LOST_CONNECTION, str(error)):
+        return VapiError(LOST)
     if (problem := file_problem(error)) is None:
         return None
     name = getattr(error, "filename2", None) or getattr(error, "filename", None)
@@ -176,11 +181,11 @@ def _run_agent(arguments: list[str]) -> None:
     except ChildFailedError as error:
         told = {str(failure.message) for failure in error.failures.values()}
         messages = sorted(message.removeprefix(ERROR) for message in told if message.startswith(ERROR))
-        if messages:
-            raise VapiError(f"\n{ERROR}".join(messages)) from None
+        if causes := [message for message in messages if message != LOST]:
+            raise VapiError(f"\n{ERROR}".join(causes)) from None
         rank, failure = error.get_first_failure()
-        problem = f"process {rank} ended with code {failure.exitcode}; what it said stands above."
-        raise ProcessEnded(problem) from None
+        ended = f"process {rank} ended with code {failure.exitcode}; what it said stands above."
+        raise ProcessEnded(LOST if LOST in str(failure.message) else ended) from None
     except SignalException as error:
         raise Interrupted(error.sigval) from None
 

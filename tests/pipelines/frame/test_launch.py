@@ -13,7 +13,7 @@ import pytest
 from pipelines.config.loading import check_params
 from pipelines.config.profiles import read_profile
 from pipelines.frame import stage
-from pipelines.frame.launch import one_message
+from pipelines.frame.launch import LOST, one_message
 from vapi_core.errors import ParameterError, VapiError
 
 
@@ -22,6 +22,16 @@ def params():
     content = read_profile("mnist")
     content["launch"]["processes"] = 2
     return check_params(content)
+
+
+def test_all_nodes_together_have_as_many_processes_as_torchrun_starts(monkeypatch):
+    content = read_profile("mnist")
+    content["launch"] |= {"nodes": 2, "processes": 4}
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    stage._check_launch(check_params(content), parallel=True)
+    content["launch"]["nodes"] = 3
+    with pytest.raises(ParameterError, match=r"launch\.processes: a batch of 16 .* into 12 equal parts"):
+        check_params(content)
 
 
 @pytest.mark.parametrize(("started", "parallel"), [(4, True), (1, True), (2, False)])
@@ -45,6 +55,15 @@ def test_an_error_goes_to_stderr_or_where_torchrun_looks_for_it(monkeypatch, cap
     assert failing(VapiError("the file is missing.")) == 1
     assert capsys.readouterr().err == ""
     assert json.loads((tmp_path / "error.json").read_text())["message"] == "error: the file is missing."
+
+
+def test_a_process_that_has_lost_another_one_says_no_more_than_that(monkeypatch, tmp_path):
+    lost = RuntimeError("[/third_party/gloo/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:54454. GLHF!")
+    with pytest.raises(RuntimeError):
+        failing(lost)  # nobody started it with others
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    assert failing(lost) == 1
+    assert json.loads((tmp_path / "error.json").read_text())["message"] == f"error: {LOST}"
 
 
 @pytest.mark.parametrize(
