@@ -28,7 +28,8 @@ def node() -> None:
         stage = "@".join(job["arguments"])
         print(f"{stage} begins.", flush=True)
         command = [sys.executable, "-m", "pipelines.commands.node", json.dumps(job)]
-        code = processes.run(command, f"node-{socket.gethostname()}-{os.getpid()}", os.environ, _show)
+        quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR"} | os.environ  # or a store that ends takes forty lines
+        code = processes.run(command, f"node-{socket.gethostname()}-{os.getpid()}", quiet, _show)
         print(f"{stage} ended {'well' if code == 0 else f'with code {code}'}.", flush=True)
 
 
