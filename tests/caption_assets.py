@@ -43,6 +43,10 @@ SWIN_SMALL = {
     "window_size": 7,
 }
 
+MASK2FORMER: dict[str, Any] = {}
+JANUS_PARTS: dict[str, dict[str, Any]] = {"vision": {}, "vq": {}}
+CLIP_MODEL: dict[str, Any] = open_clip.get_model_config("ViT-L-14-quickgelu")
+
 
 def hub_folder(repository: str) -> Path:
     """Where the hub's cache keeps a repository, made anew.
@@ -120,12 +124,10 @@ def write_full_janus(params: Params) -> None:
         "vocab_size": JANUS_VOCABULARY,
     }
     with made_in(torch.bfloat16):
-        write_janus(hub_folder(ENCODERS["janus"]), {"text": text, "vision": {}, "vq": {}})
+        write_janus(hub_folder(ENCODERS["janus"]), {"text": text} | JANUS_PARTS)
 
 
 def write_judges() -> None:
     """GenEval's: Mask2Former with Swin-S, and CLIP ViT-L/14."""
-    save_mask2former(hub_folder(DETECTOR), SWIN_SMALL, {})
-    folder = hub_folder(CLIP[0])
-    if not folder.exists():
-        save_clip(folder, open_clip.get_model_config("ViT-L-14-quickgelu"))
+    save_mask2former(hub_folder(DETECTOR), SWIN_SMALL, MASK2FORMER)
+    save_clip(hub_folder(CLIP[0]), CLIP_MODEL)

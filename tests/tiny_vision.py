@@ -76,7 +76,7 @@ def save_tiny_clip(folder: Path, seed: int = 0) -> Path:
 
 def save_clip(folder: Path, shape: dict[str, Any], seed: int = 0) -> Path:
     """A random CLIP as an open_clip folder: `open_clip_config.json` and `open_clip_model.safetensors`."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     seed_torch(seed, "tiny-clip")
     model = open_clip.CLIP(**shape)
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": shape, "preprocess_cfg": {}}))
