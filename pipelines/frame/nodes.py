@@ -18,7 +18,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -220,7 +220,7 @@ class Group:
         return None
 
 
-def _wait(condition: Any, seconds: float) -> bool:
+def _wait(condition: Callable[[], bool], seconds: float) -> bool:
     """Whether something has come about within some time."""
     end = time.monotonic() + seconds
     while not (met := condition()) and time.monotonic() < end:
