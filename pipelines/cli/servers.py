@@ -34,11 +34,12 @@ def worker(
     return worker.main(limit, name, idle_minutes)
 
 
-@command("VAPI_RENDEZVOUS=node1:29500 vapi node", panel=SERVERS)
+@command("vapi node", panel=SERVERS)
 def node() -> None:
     """Runs this machine's part of every stage that another one starts with launch.nodes above 1, until Ctrl-C.
 
-    VAPI_RENDEZVOUS names the other one, the first node, and a free port there. Both need the same folder.
+    VAPI_RENDEZVOUS names the other one, the first node, and a free port there, e.g. node1:29500. Both need the same
+    folder.
     """
     from pipelines.commands import node
 
