@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -12,6 +13,9 @@ from typing import Any, ParamSpec
 
 from vapi_core.errors import FileError, VapiError, file_problem
 
+ERROR = "error: "
+LOST = "the connection to another process was lost."
+LOST_CONNECTION = r"gloo.* (closed|reset) by peer|NCCL.* remote (process|peer)"  # how torch tells it
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 P = ParamSpec("P")
 
@@ -103,6 +107,8 @@ def explain(error: BaseException) -> VapiError | None:
     """An error as a message for the user; None for a programming error."""
     if isinstance(error, VapiError):
         return error
+    if "TORCHELASTIC_ERROR_FILE" in os.environ and re.search(LOST_CONNECTION, str(error)):
+        return VapiError(LOST)
     if (problem := file_problem(error)) is None:
         return None
     name = getattr(error, "filename2", None) or getattr(error, "filename", None)
@@ -111,7 +117,7 @@ def explain(error: BaseException) -> VapiError | None:
 
 def tell(error: VapiError) -> None:
     """The message goes to stderr, or to torchrun, which has it from every process."""
-    message = f"error: {error}"
+    message = f"{ERROR}{error}"
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         with open(path, "w", encoding="utf-8") as file:
             json.dump({"message": message, "timestamp": int(time.time())}, file)

@@ -1,11 +1,11 @@
-"""Every file that a class-to-image profile needs, random, in the official formats.
+"""Every file that the report of a profile needs which imports its models, random, in the official formats.
 
 `python -m tests.smoke_assets` writes those of the profile llamagen-smoke, tiny. With `--profile NAME` they have the
 real size of that profile, so that the whole DAG can be rehearsed without any download: docs/full-size.md.
 
 LlamaGen's `.pt` files (a DDP checkpoint with arguments and optimizer, and a bare one as FSDP leaves it), torchvision's
 VGG16 with LPIPS's heads and torch-fidelity's Inception at their full size, an ADM reference batch, and a folder of
-photographs (well, gradients) with a subfolder per class.
+photographs (well, gradients) with a subfolder per class. Of text to image: `caption_assets`.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from pipelines.config.loading import check_params
 from pipelines.config.params import Params, grid_side
 from pipelines.config.profiles import read_profile
 from pipelines.config.variant import find_variant
+from pipelines.estimates.models import CAPTION_DIMS
 from vapi_core.errors import ParameterError, VapiError
 from vapi_core.models.llamagen.generator import Generator
 from vapi_core.models.llamagen.tokenizer import Tokenizer
@@ -31,6 +32,8 @@ from vapi_core.scoring.fidelity import feature_statistics
 PROFILE = "llamagen-smoke"
 SMOKE_CLASSES, IMAGENET_CLASSES = (5, 4), (1000, 2)  # how many classes, and images of each
 REFERENCE_IMAGES = 8
+CAPTIONED_IMAGES = 16
+CAPTIONED = "assets/captioned"  # in place of a data set of the hub, which is no file
 
 
 def write_images(folder: Path, side: int, classes: int, images_of_a_class: int) -> None:
@@ -57,7 +60,12 @@ def write_tokenizer(path: Path, params: Params) -> None:
 def write_generator(path: Path, params: Params, classes: int) -> None:
     """A bare state dict, as LlamaGen's FSDP training leaves it; logits of the order of 1."""
     seed_torch(0, "smoke generator")
-    generator = Generator(params.generator.config(grid_side(params), params.tokenizer.codebook_size, classes))
+    captions = params.captions
+    shape = (
+        {} if captions is None else {"caption_dim": CAPTION_DIMS[captions.encoder], "caption_tokens": captions.tokens}
+    )
+    config = params.generator.config(grid_side(params), params.tokenizer.codebook_size, classes, **shape)
+    generator = Generator(config)
     torch.nn.init.normal_(generator.output.weight, std=0.2)
     torch.save(generator.state_dict(), path)
 
@@ -102,27 +110,51 @@ def write_reference_batch(path: Path, inception: Path, side: int) -> None:
 
 
 def write_smoke_assets(params: Params, root: Path = Path()) -> None:
-    """All files, where `params` look for them, below `root`.
+    """All files, where `params` look for them, below `root`; those of the hub in HF_HUB_CACHE.
 
     Raises:
-        ParameterError: the profile makes images from captions.
+        ParameterError: the profile trains its own models.
+        VapiError: it takes some from the hub, and HF_HUB_CACHE does not say where a cache of random files is to be.
     """
-    if params.task != "c2i":
-        raise ParameterError("profile", f"{params.profile} reads captions; this writes the files of classes alone.")
-    classes, images_of_a_class = SMOKE_CLASSES if params.profile == PROFILE else IMAGENET_CLASSES
     subset, score = params.subset, params.score
     alignment = find_variant(params, "va-pi").alignment
     assert alignment is not None
     lpips = alignment.config.lpips_checkpoint
     if not (subset.path and params.tokenizer.checkpoint and params.generator.checkpoint and lpips):
         raise ParameterError("profile", f"{params.profile} imports nothing: it trains its own models.")
-    assert score.inception_checkpoint and score.reference_batch and params.sample.save_size
-    write_images(root / subset.path, params.subset.image_size, classes, images_of_a_class)
-    write_tokenizer(root / params.tokenizer.checkpoint, params)
-    write_generator(root / params.generator.checkpoint, params, classes)
+    assert score.inception_checkpoint
+    if params.task == "c2i":
+        classes, images_of_a_class = SMOKE_CLASSES if params.profile == PROFILE else IMAGENET_CLASSES
+        write_images(root / subset.path, subset.image_size, classes, images_of_a_class)
+    else:
+        classes = 1
+        write_captions(params, root)
+    if params.generator.family == "llamagen":
+        write_tokenizer(root / params.tokenizer.checkpoint, params)
+        write_generator(root / params.generator.checkpoint, params, classes)
     write_lpips(root / lpips)
     write_inception(root / score.inception_checkpoint)
-    write_reference_batch(root / score.reference_batch, root / score.inception_checkpoint, params.sample.save_size)
+    if score.reference_batch:
+        assert params.sample.save_size
+        write_reference_batch(root / score.reference_batch, root / score.inception_checkpoint, params.sample.save_size)
+
+
+def write_captions(params: Params, root: Path) -> None:
+    """Images with captions, prompts, what reads them, and what judges the images that come of them."""
+    from tests import caption_assets
+
+    subset = params.subset
+    assert subset.path and isinstance(subset.prompts, str)
+    caption_assets.write_prompts(root / subset.prompts)
+    images = subset.path if subset.source == "webdataset" else CAPTIONED
+    caption_assets.write_captioned_images(
+        root / images, subset.image_size, CAPTIONED_IMAGES, packed=subset.source == "webdataset"
+    )
+    if params.generator.family == "janus":
+        caption_assets.write_full_janus(params)
+    else:
+        caption_assets.write_text_encoder()
+    caption_assets.write_judges()
 
 
 def main(arguments: list[str]) -> int:

@@ -43,7 +43,6 @@ def test_a_full_size_profile_finds_every_file_that_its_report_needs(monkeypatch,
     assert generator.output.weight.std() > 0.1
 
 
-def test_profiles_that_read_captions_or_import_nothing_are_refused(capsys):
-    for profile, problem in (("llamagen-xl-t2i", "reads captions"), ("mnist", "imports nothing")):
-        assert smoke_assets.main(["--profile", profile]) == 1
-        assert problem in capsys.readouterr().err
+def test_a_profile_that_imports_nothing_is_refused(capsys):
+    assert smoke_assets.main(["--profile", "mnist"]) == 1
+    assert "imports nothing" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """The smallest models of the real architecture, with weights that make every part matter."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -60,17 +61,27 @@ def random_tokens(batch: int, length: int, codebook_size: int = 24, seed: int = 
     return torch.randint(codebook_size, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
+TINY_T5 = {"d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 2, "num_heads": 4}
+
+
 def write_tiny_t5(directory: Path) -> Path:
     """A whole T5 checkpoint, 16 wide, as `save_pretrained` writes FLAN-T5-XL: encoder, decoder, tokenizer."""
-    from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
+    from transformers import T5ForConditionalGeneration
+
+    return write_t5(directory, T5ForConditionalGeneration, TINY_T5)
+
+
+def write_t5(directory: Path, model_class: Any, shape: dict[str, int]) -> Path:
+    """A random T5 with a tokenizer of some words and all letters; without `vocab_size` as many embeddings as these."""
+    from transformers import T5Config, T5Tokenizer
 
     words = "a an the photo of two three green red blue cat dog cats dogs left right"
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     vocabulary += [(f"▁{word}", -3.0) for word in words.split()]
     vocabulary += [(letter, -6.0) for letter in "abcdefghijklmnopqrstuvwxyz"]
     seed_torch(0, "tiny-t5")
-    shape = {"d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 2, "num_heads": 4, "vocab_size": len(vocabulary)}
-    model = T5ForConditionalGeneration(T5Config(**shape, feed_forward_proj="gated-gelu", tie_word_embeddings=False))
+    shape = {"vocab_size": len(vocabulary)} | shape
+    model = model_class(T5Config(**shape, feed_forward_proj="gated-gelu", tie_word_embeddings=False))
     model.save_pretrained(directory)
     T5Tokenizer(vocab=vocabulary, extra_ids=0).save_pretrained(directory)
     return directory
@@ -79,11 +90,51 @@ def write_tiny_t5(directory: Path) -> Path:
 JANUS_CAPTIONS = ["a photo of two red cats", "a dog", "a photo of a blue dog left of a cat"]
 
 
+TINY_JANUS: dict[str, dict[str, Any]] = {
+    "text": {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "initializer_range": 0.2,
+    },
+    "vision": {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 4,
+        "projection_dim": 32,
+        "num_image_tokens": 16,
+    },
+    "vq": {
+        "embed_dim": 4,
+        "num_embeddings": 24,
+        "latent_channels": 32,
+        "base_channels": 32,
+        "channel_multiplier": [1, 1, 1],
+        "num_res_blocks": 1,
+        "projection_dim": 32,
+        "image_token_embed_dim": 32,
+        "initializer_range": 0.2,
+    },
+}
+
+
 def write_tiny_janus(directory: Path, seed: int = 0) -> Path:
     """A whole Janus checkpoint, 32 wide, as `save_pretrained` writes Janus-Pro-1B: understanding, generation,
     tokenizer.
 
     Images of 16 pixels are 4 x 4 tokens out of 24.
+    """
+    return write_janus(directory, TINY_JANUS, seed)
+
+
+def write_janus(directory: Path, shape: dict[str, dict[str, Any]], seed: int = 0) -> Path:
+    """A random Janus with a tokenizer of few words; without a `vocab_size` of text as many embeddings as these.
+
+    Args:
+        shape: fields of the configurations of its parts, `text`, `vision` and `vq`.
     """
     from tokenizers import Tokenizer as Bpe
     from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -113,35 +164,8 @@ def write_tiny_janus(directory: Path, seed: int = 0) -> Path:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, bos_token=tags[0], eos_token=tags[1], pad_token=tags[2], extra_special_tokens=named
     )
-    text = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        vocab_size=len(tokenizer),
-        initializer_range=0.2,
-        tie_word_embeddings=False,
-    )
-    vision = JanusVisionConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=16,
-        patch_size=4,
-        projection_dim=32,
-        num_image_tokens=16,
-    )
-    vq = JanusVQVAEConfig(
-        embed_dim=4,
-        num_embeddings=24,
-        latent_channels=32,
-        base_channels=32,
-        channel_multiplier=[1, 1, 1],
-        num_res_blocks=1,
-        projection_dim=32,
-        image_token_embed_dim=32,
-        initializer_range=0.2,
-    )
+    text = LlamaConfig(**{"vocab_size": len(tokenizer)} | shape["text"], tie_word_embeddings=False)
+    vision, vq = JanusVisionConfig(**shape["vision"]), JanusVQVAEConfig(**shape["vq"])
     config = JanusConfig(
         text_config=text, vision_config=vision, vq_config=vq, image_token_id=3, tie_word_embeddings=False
     )

@@ -1,4 +1,4 @@
-"""`vapi ui|worker|dashboards|upload|bench`: what runs in the browser, what MLflow is told, and how fast all is."""
+"""`vapi ui|worker|node|dashboards|upload|bench`: servers and helpers of other machines, MLflow, and how fast all is."""
 
 from typing import Annotated
 
@@ -32,6 +32,18 @@ def worker(
     from pipelines.flows import worker
 
     return worker.main(limit, name, idle_minutes)
+
+
+@command("vapi node", panel=SERVERS)
+def node() -> None:
+    """Runs this machine's part of every stage that another one starts with launch.nodes above 1, until Ctrl-C.
+
+    VAPI_RENDEZVOUS names the other one, the first node, and a free port there, e.g. node1:29500. Both need the same
+    folder.
+    """
+    from pipelines.commands import node
+
+    node.node()
 
 
 @command("vapi dashboards", panel=SERVERS)

@@ -41,11 +41,17 @@ class Section(BaseModel):
 
 
 class LaunchParams(Section):
+    nodes: Annotated[int, Bounds(least=1, most=1024)] = 1
     processes: Annotated[int, Bounds(least=1, most=4096)] = 1
     strategy: Literal["ddp", "fsdp"] = "ddp"
     dtype: Literal["float32", "bfloat16"] = "float32"
     activation_checkpointing: bool = False
     compile: bool = False
+
+    @property
+    def world_size(self) -> int:
+        """Processes of all nodes together."""
+        return self.nodes * self.processes
 
 
 class DatasetParams(Section):

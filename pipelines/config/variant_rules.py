@@ -63,7 +63,7 @@ def _variant(variant: Variant, p: Params) -> Iterator[Problem]:
     for name, problem in alignment.method.problems(alignment.config):
         yield key_of(variant.name, name, changes), f"{problem} (variant {variant.name})"
     for key, problem in batch_problems(
-        "align", optimization.batch_size, optimization.micro_batch_size, p.launch.processes
+        "align", optimization.batch_size, optimization.micro_batch_size, p.launch.world_size
     ):
         own = key.startswith("align.")
         yield (key_of(variant.name, key.removeprefix("align."), changes) if own else key), problem

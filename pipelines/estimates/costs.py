@@ -73,7 +73,7 @@ def _alignment(params: Params, variant: Variant) -> Cost:
         lambda size: alignment_work(CountedParams(params), alike(alignment), size),
         own,
         trained,
-        params.launch.processes,
+        params.launch.world_size,
     )
     return Cost(variant.stage("align"), work * len(variant.seeds), shared=True, threads=alignment.threads)
 

@@ -58,7 +58,7 @@ def seconds(cost: Cost, disk: Disk, params: Params, rates: Rates) -> float:
         + cost.photographs * rates.photograph
         + PASSES * (disk.output + disk.kept) / rates.storage
     )
-    return START + cost.seconds + device / (launch.processes if cost.shared else 1) + others + PER_CALL * compiled
+    return START + cost.seconds + device / (launch.world_size if cost.shared else 1) + others + PER_CALL * compiled
 
 
 def memory_peaks(params: Params, memory: float | None) -> dict[str, float]:

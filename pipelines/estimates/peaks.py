@@ -264,7 +264,7 @@ def _step(
     own, held = alignment.optimization, LiveBytes()
     if isinstance(objective, _LastTokens):
         objective.held, objective.params = held, params
-    share = own.batch_size // params.launch.processes
+    share = own.batch_size // params.launch.world_size
     size = min(own.micro_batch_size or share, share)
     weights = [p for p in trained.parameters() if p.requires_grad]
     held.hold("weights", _tensors(trained))

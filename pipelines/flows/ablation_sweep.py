@@ -93,9 +93,9 @@ def ablation_sweep(form: SweepForm = PAPERS_NOISE, dry_run: bool = False) -> Sta
         return Completed(message=f"{len(planned)} cells planned, none run")
     upstream = plan_upstream(form, baseline)
     gpus = visible_gpus(baseline.profile["device"])
-    tags = gpu_tags(gpus)
+    tags, own = gpu_tags(gpus), gpus if form.processes == 1 else []  # torchrun's processes see all
     shared = run_experiment.with_options(task_run_name=upstream.name, tags=tags)(
-        upstream, gpus, form.on_workers, return_state=True
+        upstream, own, form.on_workers, return_state=True
     )
     if not shared.is_completed():
         raise VapiError(f"{upstream.name}, on which all cells build, did not end well: {shared.message}")
@@ -107,7 +107,7 @@ def ablation_sweep(form: SweepForm = PAPERS_NOISE, dry_run: bool = False) -> Sta
 
         def submit(name: str, _: Any) -> Any:
             one = run_experiment.with_options(task_run_name=name, tags=[] if form.on_workers else tags)
-            return one.submit(by_name[name], gpus, form.on_workers)
+            return one.submit(by_name[name], own, form.on_workers)
 
         def finished(name: str, state: State) -> None:
             progress.finished(name, state)
@@ -212,7 +212,9 @@ def time_text(form: SweepForm, baseline: Baseline, cells: list[Experiment]) -> s
     """How long the cells take on this machine, by `pipelines.estimates`."""
     if (rates := here()) is None:
         return "how long it takes is not known for this GPU; `vapi estimate --gpu` knows some."
-    params = check_params(baseline.profile).model_copy(update={"threads": form.threads})
+    params = check_params(baseline.profile)
+    launch = params.launch.model_copy(update={"nodes": 1, "processes": form.processes})
+    params = params.model_copy(update={"threads": form.threads, "launch": launch})
     variants = [cell.cell for cell in cells if cell.cell is not None]
     return sweep_line(sweep_seconds(params, variants, rates), form.parallelism, rates)
 

@@ -47,7 +47,7 @@ def reproduce(target: Target = "report", parallelism: Parallelism = 2) -> State:
     graph = stage_graph(target)
     params = load_params()
     gpus = visible_gpus(params.device)
-    tags, own = gpu_tags(gpus), gpus if params.launch.processes == 1 else []  # torchrun's processes see all
+    tags, own = gpu_tags(gpus), gpus if params.launch.world_size == 1 else []  # torchrun's processes see all
 
     def submit(stage: str, needs: list[Any]) -> Any:
         task_of_stage: Any = reproduce_stage.with_options(task_run_name=stage, tags=tags)

@@ -70,7 +70,7 @@ def memory_levers(params: Params, stage_name: str) -> list[Lever]:
 
 def _of_alignment(params: Params, alignment: Alignment) -> list[Lever]:
     launch, method, config = params.launch, alignment.method, alignment.config
-    levers = _of_batch("align", alignment.optimization, launch.processes)
+    levers = _of_batch("align", alignment.optimization, launch.world_size)
     if getattr(config, "log_kl_every", 0) > 0 and config.regularizer != "kl":  # else the base is held anyway
         levers.append(Lever("align.log_kl_every", config.log_kl_every, "0"))
     if method.trains == "generator" and not launch.activation_checkpointing:

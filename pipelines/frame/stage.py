@@ -1,6 +1,6 @@
 """The frame around every DVC stage: typed params, device, tracking, metrics, errors. The stages themselves are thin.
 
-A stage that is `parallel` runs on as many processes as `launch.processes` says; its work is done by all of them, what
+A stage that is `parallel` runs on as many processes as `launch` says; its work is done by all of them, what
 is here by the main one.
 """
 
@@ -272,9 +272,9 @@ def run_stage(
         _execute(stage_plan, key, work, params, arguments)
         return 0
     with _alone(stage_plan.name, key):
-        if parallel and params.launch.processes > 1:
+        if parallel and params.launch.world_size > 1:
             dismiss_early()  # the main one of the processes has its own
-            return relaunch(params.launch.processes)
+            return relaunch(params.launch.processes, params.launch.nodes)
         _execute(stage_plan, key, work, params, arguments)
         return 0
 
@@ -297,7 +297,7 @@ def _alone(name: str, key: str) -> Iterator[None]:
 
 
 def _check_launch(params: Params, parallel: bool) -> None:
-    started, expected = int(os.environ["WORLD_SIZE"]), params.launch.processes if parallel else 1
+    started, expected = int(os.environ["WORLD_SIZE"]), params.launch.world_size if parallel else 1
     if started != expected:
         known = f"torchrun started {started} processes; this stage runs on {expected}."
         raise ParameterError("launch.processes", known)

@@ -33,7 +33,7 @@ def page(
         peaks: bytes of memory by stage, as far as they are known.
     """
     launch, tables = params.launch, dict.fromkeys(row.table for row in rows)
-    devices = f"{launch.processes} x {rates.name}" if launch.processes > 1 else rates.name
+    devices = f"{launch.world_size} x {rates.name}" if launch.world_size > 1 else rates.name
     lines = [
         f"Profile {params.profile} on {devices}, {launch.dtype}. Rates: {rates.origin}.",
         "",

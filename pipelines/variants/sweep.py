@@ -153,10 +153,10 @@ def _in_name(value: float) -> str:
 
 
 def _shared_params(form: SweepForm, baseline: Baseline) -> dict[str, Any]:
-    """The content of params.yaml for all experiments of a sweep, each of which is one process."""
+    """The content of params.yaml for all experiments of a sweep, each of which stays on one machine."""
     params = copy.deepcopy(baseline.profile)
     params["threads"] = form.threads
-    params["launch"]["processes"] = 1
+    params["launch"] |= {"nodes": 1, "processes": form.processes}
     params["align"]["seeds"] = form.seeds
     return params
 

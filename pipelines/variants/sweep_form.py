@@ -42,7 +42,7 @@ def _offer_profiles(schema: dict[str, Any]) -> None:
 class SweepForm(BaseModel):
     """What a researcher fills in. Every combination of the first five lists is a cell; each cell runs every seed.
 
-    Only `steps` and `profile` may be left out, which then are those of the params, and `on_workers`.
+    Only `steps` and `profile` may be left out, which then are those of the params, and `processes` and `on_workers`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_keep_order)
@@ -87,6 +87,10 @@ class SweepForm(BaseModel):
         json_schema_extra=_opens_with(1),
         description="CPU threads of a cell, 0: all; another number is another random draw",
     )
+    processes: Annotated[int, Field(ge=1)] = Field(
+        1,
+        description="of a cell, which with more than 1 sees all GPUs; for models that need several, with parallelism 1",
+    )
     on_workers: bool = Field(
         False, description="cells run on all workers of the pool `cells`, on any machine; otherwise here"
     )
@@ -96,6 +100,8 @@ class SweepForm(BaseModel):
         for name in ("noise_ratios", "regularizer_weights", "regularizers", "reward_terms", "credits", "seeds"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"{name}: an entry stands twice")
+        if self.processes > 1 and (self.parallelism > 1 or self.on_workers):
+            raise ValueError("processes: above 1 a cell has all GPUs: parallelism must be 1, without on_workers")
         return self
 
 

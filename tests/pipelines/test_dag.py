@@ -5,6 +5,8 @@ import hashlib
 import json
 import shutil
 import signal
+import socket
+import subprocess
 
 import numpy as np
 import pandas as pd
@@ -292,6 +294,36 @@ def test_on_two_processes_a_stage_starts_torchrun_comes_to_the_same_and_is_one_m
     names = [run.info.run_name for run in runs]
     assert names.count(VA_PI) == names.count("sample-control@base") == 1
     assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+def test_two_nodes_come_to_the_same_bytes_as_one_with_as_many_processes(parallel, checkout, tmp_path):
+    apart = launched(checkout, tmp_path / "apart", nodes=2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    environment = apart.environment() | {"VAPI_RENDEZVOUS": f"127.0.0.1:{port}"}
+    apart.environment = lambda: environment
+    node = ("python", "-m", "pipelines.cli", "node")
+    with subprocess.Popen(
+        node, cwd=apart.path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as other:
+        try:
+            for arguments in (("tokenize",), ("align", "va-pi"), ("sample", "va-pi")):
+                for copied in (parallel, apart):
+                    result = copied.run(*stage(*arguments))
+                    assert result.returncode == 0, result.stdout + result.stderr
+        finally:
+            other.send_signal(signal.SIGTERM)
+        told = other.stdout.read()
+    for kind in ("tokenize", "align@va-pi", "sample@va-pi"):
+        assert f"{kind} begins." in told and f"{kind} ended well." in told
+    for file in (
+        "data/tokens/tokens.npy",
+        "data/aligned/va-pi/0/generator.safetensors",
+        "data/samples/experiment/va-pi/t1.0-g1.0-0/images.npy",
+        "reports/curves/va-pi/0.csv",
+    ):
+        assert (apart.path / file).read_bytes() == (parallel.path / file).read_bytes(), file
+    assert [run.info.run_name for run in all_runs(apart)[1]].count(VA_PI) == 1
 
 
 def test_an_error_of_all_processes_is_told_once(parallel):

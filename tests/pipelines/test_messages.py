@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from pipelines.messages import one_message
+from pipelines.messages import LOST, one_message
 from vapi_core.errors import VapiError
 
 
@@ -25,6 +25,15 @@ def test_an_error_goes_to_stderr_or_where_torchrun_looks_for_it(monkeypatch, cap
     assert failing(VapiError("the file is missing.")) == 1
     assert capsys.readouterr().err == ""
     assert json.loads((tmp_path / "error.json").read_text())["message"] == "error: the file is missing."
+
+
+def test_a_process_that_has_lost_another_one_says_no_more_than_that(monkeypatch, tmp_path):
+    lost = RuntimeError("[/third_party/gloo/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:54454. GLHF!")
+    with pytest.raises(RuntimeError):
+        failing(lost)  # nobody started it with others
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    assert failing(lost) == 1
+    assert json.loads((tmp_path / "error.json").read_text())["message"] == f"error: {LOST}"
 
 
 @pytest.mark.parametrize(

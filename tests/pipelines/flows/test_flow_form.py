@@ -49,7 +49,9 @@ def test_bad_input_is_refused_with_the_fields_name(field, value, refused):
     assert f"Validation failed for field '{refused}'" in str(caught.value)
 
 
-@pytest.mark.parametrize("field", [name for name in OPENED if name not in ("steps", "profile", "on_workers")])
+@pytest.mark.parametrize(
+    "field", [name for name in OPENED if name not in ("steps", "profile", "processes", "on_workers")]
+)
 def test_a_field_that_was_emptied_is_refused_and_not_filled_in(field):
     """Prefect's form leaves such a field out, and may be told not to check what it submits."""
     form = {name: value for name, value in OPENED.items() if name != field}

@@ -19,6 +19,16 @@ def params():
     return check_params(content)
 
 
+def test_all_nodes_together_have_as_many_processes_as_torchrun_starts(monkeypatch):
+    content = read_profile("mnist")
+    content["launch"] |= {"nodes": 2, "processes": 4}
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    stage._check_launch(check_params(content), parallel=True)
+    content["launch"]["nodes"] = 3
+    with pytest.raises(ParameterError, match=r"launch\.processes: a batch of 16 .* into 12 equal parts"):
+        check_params(content)
+
+
 @pytest.mark.parametrize(("started", "parallel"), [(4, True), (1, True), (2, False)])
 def test_torchrun_must_start_as_many_processes_as_the_params_say(params, monkeypatch, started, parallel):
     monkeypatch.setenv("WORLD_SIZE", str(started))

@@ -229,10 +229,21 @@ def test_a_command_names_the_experiment_its_overrides_and_the_stage():
 
 
 def test_a_cell_is_one_process_however_many_the_profile_has():
-    many = baseline(launch=PARAMS["launch"] | {"processes": 4})
+    many = baseline(launch=PARAMS["launch"] | {"nodes": 2, "processes": 4})
     for experiment in (plan_upstream(opening_form(), many), *plan_cells(opening_form(), many)):
-        assert "launch.processes" not in experiment.overrides  # that of params.yaml, 1
-    assert plan_upstream(opening_form(), baseline(params=many.profile)).overrides["launch.processes"] == 1
+        assert not any(name.startswith("launch.") for name in experiment.overrides)  # those of params.yaml, 1
+    overrides = plan_upstream(opening_form(), baseline(params=many.profile)).overrides
+    assert (overrides["launch.nodes"], overrides["launch.processes"]) == (1, 1)
+
+
+def test_a_cell_may_have_several_processes_and_is_another_one_then():
+    form = opening_form(noise_ratios=[0.5], processes=2)
+    (alone,), (together,) = plan_cells(opening_form(noise_ratios=[0.5]), baseline()), plan_cells(form, baseline())
+    assert plan_upstream(form, baseline()).overrides["launch.processes"] == 2
+    assert alone.name != together.name and alone.cell == together.cell
+    for beside in ({"parallelism": 2}, {"on_workers": True}):
+        with pytest.raises(ValidationError, match="processes: above 1 a cell has all GPUs"):
+            opening_form(processes=2, **beside)
 
 
 @pytest.fixture(autouse=True)
