@@ -91,8 +91,9 @@ class SweepRun:
 
     run: tracking.StageRun
     folder: Path
-    names: list[str]  # DVC's experiments that are its cells, finished or not
+    names: list[str]  # DVC's experiments that are its cells, finished or not; of a search those that have begun
     upstream: str | None  # the experiment that has the base's scores
+    total: int  # how many cells there will be
     started: float = field(default_factory=time.monotonic)
     told: int = 0  # how many cells had ended when it last told
 
@@ -106,8 +107,8 @@ class SweepRun:
             return
         self.told = ended
         spent = time.monotonic() - self.started
-        facts = {"ended": float(ended), "cells": float(len(self.names)), "minutes": spent / 60}
-        facts["minutes_left"] = spent / ended * (len(self.names) - ended) / 60
+        facts = {"ended": float(ended), "cells": float(self.total), "minutes": spent / 60}
+        facts["minutes_left"] = spent / ended * (self.total - ended) / 60
         finished = finished_cells(self.names)
         if finished:
             grid, score = grid_of(finished), f"fid/{finished[0].main}"
@@ -140,11 +141,11 @@ class SweepRun:
         files = [self.folder / "grid.csv"]
         if finished:
             files += draw(grid, self.folder, self.base())
-            if self.told < len(self.names):
-                self.draw_answer(grid, finished[0].main, len(self.names))
+            if self.told < self.total:
+                self.draw_answer(grid, finished[0].main, self.total)
             files.append(self.folder / "answer.png")
         claim_runs(finished, profile)
-        self.run.log({"finished_cells": len(finished), "cells": len(self.names)})
+        self.run.log({"finished_cells": len(finished), "cells": self.total})
         self.run.table("grid", grid.replace({np.nan: None}).to_dict("records"))
         for file in files:
             self.run.artifact(file)
@@ -154,21 +155,27 @@ class SweepRun:
 
 @contextmanager
 def sweep_run(
-    sweep: str, profile: str, form: dict[str, Any], names: Iterable[str], upstream: str | None = None
+    sweep: str,
+    profile: str,
+    form: dict[str, Any],
+    names: Iterable[str],
+    upstream: str | None = None,
+    budget: int | None = None,
 ) -> Iterator[SweepRun]:
     """The run of a sweep for the duration of a block, in which its cells run; replaces an earlier one.
 
     Args:
         sweep: its name.
         profile: the MLflow experiment.
-        names: DVC's experiments that are its cells, finished or not.
+        names: DVC's experiments that are its cells, finished or not; of a search none, and they are added.
         upstream: the experiment that has the base's scores.
+        budget: of a search, how many cells there may be.
     """
     names = sorted(names)
-    key = tracking.stage_key("sweep", {"cells": names}, [])
+    key = tracking.stage_key("sweep", {"cells": names} if budget is None else {"search": sweep}, [])
     tags = {"stage": "sweep", "profile": profile, ABLATION: "sweep"}
     with tracking.stage_run(experiment=profile, name=sweep, key=key, params=form, tags=tags) as run:
-        yield SweepRun(run, WORK / "sweeps" / sweep, names, upstream)
+        yield SweepRun(run, WORK / "sweeps" / sweep, names, upstream, len(names) if budget is None else budget)
 
 
 def publish(
