@@ -18,6 +18,7 @@ import pandas as pd
 from pipelines.config.paths import WORK
 from pipelines.config.variant import ABLATION, BASE
 from pipelines.reporting.grid_figures import best_cell, draw, draw_answer
+from pipelines.reporting.sweep_page import write_sweep_page
 from pipelines.repository.git import experiments
 from pipelines.tracking import mlflow_runs
 from pipelines.tracking import runs as tracking
@@ -25,8 +26,9 @@ from pipelines.tracking.mlflow_runs import SCORE
 from pipelines.variants.cells import DIGITS, FinishedCell, cells_of_head, read_cell, read_key, read_variant
 from pipelines.variants.sweep import AXES, is_cell, setting
 from vapi_core.errors import FileError
-from vapi_core.files import atomic_path
+from vapi_core.files import atomic_path, read_json, write_json
 
+CELLS, PAGE = "cells.json", "sweep.html"  # of a sweep's folder
 COLUMNS = ("experiment", *AXES, "seed")
 
 
@@ -123,17 +125,11 @@ class SweepRun:
 
     def base(self) -> pd.DataFrame:
         """Scores of the base that all cells build on, a row per seed; no row where they cannot be read."""
-        if self.upstream is None:
-            return pd.DataFrame()
-        try:
-            base = read_variant(self.upstream, BASE)
-        except FileError as error:
-            print(f"warning: {error}", file=sys.stderr)
-            return pd.DataFrame()
-        return pd.DataFrame([{n.removeprefix(SCORE): v for n, v in found.items()} for found in base.scores.values()])
+        scores = {} if (base := base_of(self.upstream)) is None else base.scores
+        return pd.DataFrame([{n.removeprefix(SCORE): v for n, v in found.items()} for found in scores.values()])
 
     def conclude(self, profile: str) -> pd.DataFrame:
-        """Attaches grid and figures, and makes the runs of the cells its own; returns the grid."""
+        """Attaches grid, figures and page, and makes the runs of the cells its own; returns the grid."""
         finished = finished_cells(self.names)
         grid = grid_of(finished)
         with atomic_path(self.folder / "grid.csv") as temporary:
@@ -144,6 +140,9 @@ class SweepRun:
             if self.told < self.total:
                 self.draw_answer(grid, finished[0].main, self.total)
             files.append(self.folder / "answer.png")
+            write_json(self.folder / CELLS, {"cells": self.names, "upstream": self.upstream})
+            files.append(self.folder / PAGE)
+            write_sweep_page(files[-1], self.folder.name, grid, finished, base_of(self.upstream))
         claim_runs(finished, profile)
         self.run.log({"finished_cells": len(finished), "cells": self.total})
         self.run.table("grid", grid.replace({np.nan: None}).to_dict("records"))
@@ -151,6 +150,35 @@ class SweepRun:
             self.run.artifact(file)
         self.run.adopt(mlflow_runs.keys_of_experiments(profile, self.names))
         return grid
+
+
+def base_of(upstream: str | None) -> FinishedCell | None:
+    """The base that all cells build on; None where its scores cannot be read, which is told."""
+    if upstream is None:
+        return None
+    try:
+        return read_variant(upstream, BASE)
+    except FileError as error:
+        print(f"warning: {error}", file=sys.stderr)
+        return None
+
+
+def write_page_again(sweep: str, file: Path | None = None) -> Path:
+    """Writes the page of a sweep that has ended in this folder, from its experiments; returns where.
+
+    Raises:
+        FileError: there is no such sweep, or none of its cells can be read.
+    """
+    folder = WORK / "sweeps" / sweep
+    if not (folder / CELLS).is_file():
+        known = ", ".join(sorted(path.parent.name for path in folder.parent.glob(f"*/{CELLS}"))) or "none yet"
+        raise FileError(folder, f"no sweep of this name has ended here; there are: {known}.", "Run the sweep again.")
+    facts = read_json(folder / CELLS)
+    if not (finished := finished_cells(facts["cells"])):
+        raise FileError(folder / CELLS, "git has none of these experiments any more.", "Run the sweep again.")
+    path = folder / PAGE if file is None else file
+    write_sweep_page(path, sweep, grid_of(finished), finished, base_of(facts["upstream"]))
+    return path
 
 
 @contextmanager

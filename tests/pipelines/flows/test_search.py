@@ -1,4 +1,4 @@
-"""A search as its users run it, from plain Python in a toy repository, where a cell's FID is 10 less its noise ratio."""
+"""A search as its users run it, from plain Python in a toy repository: a cell's FID is 10 less its noise ratio."""
 
 import json
 import os
