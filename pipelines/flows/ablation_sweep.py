@@ -9,7 +9,6 @@ import base64
 import math
 import os
 import re
-import shlex
 import sys
 from typing import Any, get_origin
 from urllib.parse import urlsplit
@@ -18,6 +17,7 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import (
     create_image_artifact,
     create_link_artifact,
+    create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
     update_progress_artifact,
@@ -26,21 +26,17 @@ from prefect.states import Completed, State
 from pydantic import ValidationError
 
 from pipelines import processes
-from pipelines.config.loading import check_params
 from pipelines.config.paths import WORK
-from pipelines.estimates.estimate import sweep_seconds
-from pipelines.estimates.rates import here
 from pipelines.flows.cell import cancel_all, hand_out
 from pipelines.flows.running import gpu_tags, run_all, run_command, visible_gpus
 from pipelines.flows.search import open_search, run_search
 from pipelines.messages import one_message
-from pipelines.reporting.estimates import sweep_line
 from pipelines.reporting.grid import sweep_run
+from pipelines.reporting.sweep_plan import plan_text, size_text
 from pipelines.repository.git import experiments
 from pipelines.repository.sharing import check_shareable, fetch_experiments
 from pipelines.tracking import dashboards
 from pipelines.variants.cells import read_scores
-from pipelines.variants.search import finished_before, search_name, search_text
 from pipelines.variants.sweep import (
     Baseline,
     Experiment,
@@ -82,7 +78,8 @@ def ablation_sweep(form: SweepForm = PAPERS_NOISE, dry_run: bool = False) -> Sta
     seed.
 
     Args:
-        form: the grid.
+        form: the grid, or what a search looks through. How many cells that is, and how long they take, is the first of
+            the run's artifacts, before anything runs; for the form as it opens, it stands in the deployment's text.
         dry_run: only print the plan and its commands.
     """
     logger = get_run_logger()
@@ -90,6 +87,8 @@ def ablation_sweep(form: SweepForm = PAPERS_NOISE, dry_run: bool = False) -> Sta
     planned = plan_cells(form, baseline, {})  # refuses a form before anything runs
     if form.on_workers:
         check_shareable()
+    size = size_text(form, baseline, planned)
+    create_markdown_artifact(size, key="ablation-sweep-plan", description="What is to come")
     if dry_run:
         logger.info(plan_text(form, baseline))
         return Completed(message=f"{len(planned)} cells planned, none run")
@@ -241,42 +240,6 @@ def scores_row(scores: dict[str, list[float]]) -> dict[str, str]:
         mean, error = mean_and_standard_error(values)
         row[name.removeprefix("score/")] = f"{mean:.4g}" if math.isnan(error) else f"{mean:.4g} ± {error:.2g}"
     return row
-
-
-def plan_text(form: SweepForm, baseline: Baseline) -> str:
-    """The plan of a sweep for people: every experiment and the command that runs it; of a search what it would do."""
-    existing, upstream = experiments(), plan_upstream(form, baseline)
-    made = existing.get(upstream.name)
-    bases = read_bases(made) if made else {}
-    cells = plan_cells(form, baseline, bases)
-    if form.search == "optuna":
-        name = search_name(form, baseline, bases)
-        first = [f"{name}: {search_text(form, finished_before(name))}" if made else search_text(form)]
-        shown = [upstream]
-    elif made:
-        finished = sum(cell.name in existing for cell in cells)
-        first = [f"{sweep_name(cells)}: {len(cells)} cells, {finished} of them finished before"]
-        shown = [upstream, *cells]
-    else:
-        first = [f"{len(cells)} cells; their names end otherwise when what they build on is made, by {upstream.name}"]
-        shown = [upstream, *cells]
-    lines = list(first)
-    for cell in shown:
-        note = " (finished before)" if cell.name in existing else ""
-        lines += ["", f"{cell.name}{note}", f"  {shlex.join(command(cell, form.on_workers))}"]
-    return "\n".join([*lines, "", time_text(form, baseline, cells)])
-
-
-def time_text(form: SweepForm, baseline: Baseline, cells: list[Experiment]) -> str:
-    """How long the cells take on this machine, by `pipelines.estimates`."""
-    if (rates := here()) is None:
-        return "how long it takes is not known for this GPU; `vapi estimate --gpu` knows some."
-    params = check_params(baseline.profile).model_copy(update={"threads": form.threads})
-    variants = [cell.cell for cell in cells if cell.cell is not None]
-    seconds = sweep_seconds(params, variants, rates)
-    if form.search == "optuna":  # whose cells are like those of the grid; a pruned one takes less
-        seconds = [sum(seconds) / len(seconds)] * form.cells
-    return sweep_line(seconds, form.parallelism, rates)
 
 
 def parse_form(arguments: list[str]) -> tuple[SweepForm, bool]:

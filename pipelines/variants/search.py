@@ -179,13 +179,12 @@ def search_text(form: SweepForm, finished: int = 0) -> str:
         spans.append(f"{name} {low:g}" if low == high else f"{name} {low:g} to {high:g}")
     lists = (form.regularizers, form.reward_terms, form.credits)
     space = ", ".join([*spans, *(" or ".join(values) for values in lists)])
-    lines = [
-        f"a search of {form.cells} cells, {finished} of them finished before: {space}",
-        f"The first {STARTUP} are drawn at random, the others by TPE, for a small FID over {len(seeds)} seeds.",
-    ]
-    if len(seeds) >= PRUNED_FROM:
-        lines.append(f"A cell that does badly with seed {seeds[0]} alone is pruned.")
-    return "\n".join(lines)
+    pruned = f" A cell that does badly with seed {seeds[0]} alone is pruned." if len(seeds) >= PRUNED_FROM else ""
+    before = f", {finished} of them finished before" if finished else ""
+    return (
+        f"a search of {form.cells} cells{before}: {space}. The first {STARTUP} are drawn at random, the others by TPE, "
+        f"for a small FID.{pruned}"
+    )
 
 
 def setting_of(trial: BaseTrial, form: SweepForm) -> SweepForm:
