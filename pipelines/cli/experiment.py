@@ -124,15 +124,18 @@ def report(
     return run.report(table, readme)
 
 
-@command("vapi page", "vapi page report.html --device cpu", panel=EXPERIMENT)
+@command("vapi page", "vapi page report.html --device cpu", "vapi page --sweep sweep-1a2b3c4d", panel=EXPERIMENT)
 def page(
-    file: Annotated[Path, typer.Argument(help="what to write")] = Path("reports/report.html"),
+    file: Annotated[
+        Path | None, typer.Argument(help="what to write (default: reports/report.html, .work/sweeps/NAME/sweep.html)")
+    ] = None,
     device: Device = "auto",
+    sweep: Annotated[str | None, typer.Option(metavar="NAME", help="of a sweep that has ended, instead")] = None,
 ) -> None:
-    """Writes the report as one HTML file for a browser, with its samples to look through."""
+    """Writes the report, or a sweep, as one HTML file for a browser, with its samples to look through."""
     from pipelines.commands import page
 
-    page.page(file, device)
+    page.page(file, device, sweep)
 
 
 @command(

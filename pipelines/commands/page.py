@@ -1,7 +1,7 @@
-"""The report as one file for a browser, reports/report.html: `vapi page`.
+"""The report as one file for a browser, reports/report.html: `vapi page`. A sweep as one: `vapi page --sweep NAME`.
 
-It needs the image sets of the experiment: `vapi run`, or `dvc pull`. It is not committed, since images make it
-large.
+They need the image sets of the experiment, or of the cells: `vapi run` or `vapi sweep`, or `dvc pull`. They are not
+committed, since images make them large.
 """
 
 from pathlib import Path
@@ -33,8 +33,23 @@ def open_reward(params: Params, device: torch.device) -> ReconstructionReward:
     return ReconstructionReward(tokenizer, alignment.config.reward, open_perceptual(alignment.config, setting))
 
 
-def page(file: Path = REPORTS / "report.html", device_name: str = "auto") -> None:
-    """Writes it."""
+def page(file: Path | None = None, device_name: str = "auto", sweep: str | None = None) -> None:
+    """Writes it.
+
+    Args:
+        file: where; by default reports/report.html, or beside the figures of the sweep.
+        sweep: name of one that has ended here.
+    """
+    if sweep is not None:
+        from pipelines.reporting.grid import write_page_again
+
+        told(write_page_again(sweep, file))
+        return
+    file = file or REPORTS / "report.html"
     params, device = load_params(), torch.device(choose_device(device_name))
     write_page(file, TABLES["report"], params, open_reward(params, device), device)
+    told(file)
+
+
+def told(file: Path) -> None:
     print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")

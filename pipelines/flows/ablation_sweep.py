@@ -9,7 +9,6 @@ import base64
 import math
 import os
 import re
-import shlex
 import sys
 from typing import Any, get_origin
 from urllib.parse import urlsplit
@@ -18,6 +17,7 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import (
     create_image_artifact,
     create_link_artifact,
+    create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
     update_progress_artifact,
@@ -26,15 +26,13 @@ from prefect.states import Completed, State
 from pydantic import ValidationError
 
 from pipelines import processes
-from pipelines.config.loading import check_params
 from pipelines.config.paths import WORK
-from pipelines.estimates.estimate import sweep_seconds
-from pipelines.estimates.rates import here
 from pipelines.flows.cell import cancel_all, hand_out
 from pipelines.flows.running import gpu_tags, run_all, run_command, visible_gpus
+from pipelines.flows.search import open_search, run_search
 from pipelines.messages import one_message
-from pipelines.reporting.estimates import sweep_line
 from pipelines.reporting.grid import sweep_run
+from pipelines.reporting.sweep_plan import plan_text, size_text
 from pipelines.repository.git import experiments
 from pipelines.repository.sharing import check_shareable, fetch_experiments
 from pipelines.tracking import dashboards
@@ -80,7 +78,8 @@ def ablation_sweep(form: SweepForm = PAPERS_NOISE, dry_run: bool = False) -> Sta
     seed.
 
     Args:
-        form: the grid.
+        form: the grid, or what a search looks through. How many cells that is, and how long they take, is the first of
+            the run's artifacts, before anything runs; for the form as it opens, it stands in the deployment's text.
         dry_run: only print the plan and its commands.
     """
     logger = get_run_logger()
@@ -88,6 +87,8 @@ def ablation_sweep(form: SweepForm = PAPERS_NOISE, dry_run: bool = False) -> Sta
     planned = plan_cells(form, baseline, {})  # refuses a form before anything runs
     if form.on_workers:
         check_shareable()
+    size = size_text(form, baseline, planned)
+    create_markdown_artifact(size, key="ablation-sweep-plan", description="What is to come")
     if dry_run:
         logger.info(plan_text(form, baseline))
         return Completed(message=f"{len(planned)} cells planned, none run")
@@ -99,59 +100,112 @@ def ablation_sweep(form: SweepForm = PAPERS_NOISE, dry_run: bool = False) -> Sta
     )
     if not shared.is_completed():
         raise VapiError(f"{upstream.name}, on which all cells build, did not end well: {shared.message}")
-    cells = plan_cells(form, baseline, read_bases(experiments()[upstream.name]))
-    progress = Progress(cells)
-    by_name = {cell.name: cell for cell in cells}
-    profile = baseline.profile["profile"]
-    with sweep_run(sweep_name(cells), profile, form.model_dump(), by_name, upstream.name) as tracked:
+    bases = read_bases(experiments()[upstream.name])
+    tags = [] if form.on_workers else tags
 
-        def submit(name: str, _: Any) -> Any:
-            one = run_experiment.with_options(task_run_name=name, tags=[] if form.on_workers else tags)
-            return one.submit(by_name[name], own, form.on_workers)
+    def start(experiment: Experiment) -> Any:
+        one = run_experiment.with_options(task_run_name=experiment.name, tags=tags)
+        return one.submit(experiment, own, form.on_workers)
+
+    end = cancel_all if form.on_workers else processes.end_all
+    if form.search == "optuna":
+        states = search_cells(form, baseline, bases, upstream, start, end)
+    else:
+        states = grid_cells(form, baseline, bases, upstream, start, end)
+    failed = [name for name, state in states.items() if not state.is_completed()]
+    if failed:
+        raise VapiError(f"{len(failed)} of {len(states)} cells did not end well: {', '.join(failed)}")
+    return Completed(message=f"{len(states)} cells are finished")
+
+
+def grid_cells(
+    form: SweepForm, baseline: Baseline, bases: dict[str, str], upstream: Experiment, start: Any, end: Any
+) -> dict[str, State]:
+    """Every cell of the form; their final states."""
+    by_name = {cell.name: cell for cell in plan_cells(form, baseline, bases)}
+    progress = Progress(list(by_name.values()))
+    profile = baseline.profile["profile"]
+    with sweep_run(progress.key, profile, form.model_dump(), by_name, upstream.name) as tracked:
 
         def finished(name: str, state: State) -> None:
             progress.finished(name, state)
             tracked.update(progress.ended)
 
-        end = cancel_all if form.on_workers else processes.end_all
-        states = run_all(dict.fromkeys(by_name, []), submit, form.parallelism, finished, end)
+        graph: dict[str, list[str]] = dict.fromkeys(by_name, [])
+        states = run_all(graph, lambda name, _: start(by_name[name]), form.parallelism, finished, end)
         tracked.conclude(profile)
     progress.conclude(baseline.profile)
-    failed = [name for name, state in states.items() if not state.is_completed()]
-    if failed:
-        raise VapiError(f"{len(failed)} of {len(cells)} cells did not end well: {', '.join(failed)}")
-    return Completed(message=f"{len(cells)} cells are finished")
+    return states
+
+
+def search_cells(
+    form: SweepForm, baseline: Baseline, bases: dict[str, str], upstream: Experiment, start: Any, end: Any
+) -> dict[str, State]:
+    """The cells that a search tries, those of its earlier runs included; their final states."""
+    profile = baseline.profile["profile"]
+    with open_search(form, baseline, bases) as search:
+        earlier = search.earlier()
+        budget = max(form.cells, len(earlier))
+        progress = Progress([], search.name, budget)
+        with sweep_run(search.name, profile, form.model_dump(), [], upstream.name, budget) as tracked:
+
+            def ended(cell: Experiment, scored: Experiment, state: State) -> None:
+                tracked.names.append(scored.name)
+                progress.finished(cell.name, state, scored.name)
+                tracked.update(progress.ended)
+
+            states: dict[str, State] = {}
+            for cell, scored in earlier:
+                progress.begin(cell)
+                states[cell.name] = Completed(name=SKIPPED, message="the search has it")
+                ended(cell, scored, states[cell.name])
+            states |= run_search(search, start, progress.begin, ended, end)
+            tracked.conclude(profile)
+    progress.conclude(baseline.profile)
+    if len(states) < budget:
+        get_run_logger().warning("The form's ranges have no more than %d cells, all of which were tried.", len(states))
+    return states
 
 
 class Progress:
-    """The sweep's artifacts: its grid as a table and how much is done, renewed as cells end; then figures and links."""
+    """The sweep's artifacts: its grid as a table and how much is done, renewed as cells end; then figures and links.
 
-    def __init__(self, cells: list[Experiment]):
-        self._key = sweep_name(cells)
+    A search has a name and a number of cells before it has cells, which begin one by one.
+    """
+
+    def __init__(self, cells: list[Experiment], search: str | None = None, budget: int | None = None):
+        self.key = search or sweep_name(cells)
         self._rows = {cell.name: row_of(cell) for cell in cells}
-        self._bar: Any = create_progress_artifact(0.0, key=f"{self._key}-progress", description=f"{len(cells)} cells")
+        self._total = len(cells) if budget is None else budget
+        bar, told = f"{self.key}-progress", f"{self._total} cells"
+        self._bar: Any = create_progress_artifact(0.0, key=bar, description=told)
         self.ended = 0
         self._show()
 
-    def finished(self, name: str, state: State) -> None:
+    def begin(self, cell: Experiment) -> None:
+        self._rows[cell.name] = row_of(cell) | {"state": "running"}
+        self._show()
+
+    def finished(self, name: str, state: State, scored: str | None = None) -> None:
+        """A cell has ended. `scored`: the experiment of its scores, where a search has pruned it another one."""
         self.ended += 1
-        row = self._rows[name]
-        row["state"] = str(state.name).lower()
+        row, scored = self._rows[name], scored or name
+        row["state"] = "pruned" if state.is_completed() and scored != name else str(state.name).lower()
         if state.is_completed():
             try:
-                row |= scores_row(read_scores(name))
+                row |= scores_row(read_scores(scored))
             except FileError as error:  # the experiment has been removed since its task read it
                 row["problem"] = str(error)
         else:
             row["problem"] = (state.message or "no message").strip().splitlines()[-1]
-        update_progress_artifact(self._bar, 100 * self.ended / len(self._rows))
+        update_progress_artifact(self._bar, 100 * self.ended / self._total)
         self._show()
 
     def conclude(self, profile: dict[str, Any]) -> None:
         """The figures that `publish` drew, and links to the runs in MLflow if that is a server."""
-        for path in sorted((WORK / "sweeps" / self._key).glob("*.png")):
+        for path in sorted((WORK / "sweeps" / self.key).glob("*.png")):
             image = base64.b64encode(path.read_bytes()).decode()
-            key = re.sub("[^a-z0-9]+", "-", f"{self._key}-{path.stem}")
+            key = re.sub("[^a-z0-9]+", "-", f"{self.key}-{path.stem}")
             create_image_artifact(f"data:image/png;base64,{image}", key=key, description=str(path))
         server = os.environ.get("MLFLOW_TRACKING_URI", "")
         if not server.startswith("http"):
@@ -161,20 +215,16 @@ class Progress:
         server = address._replace(netloc=address.netloc.rpartition("@")[2]).geturl().rstrip("/")
         boards = dashboards.dashboards_of(profile)
         experiment = dashboards.register(profile["profile"], boards)
-        create_link_artifact(
-            f"{server}/#/experiments/{experiment}", key=f"{self._key}-runs", link_text="runs in MLflow"
-        )
+        create_link_artifact(f"{server}/#/experiments/{experiment}", key=f"{self.key}-runs", link_text="runs in MLflow")
         for board in boards:
             link = dashboards.url(server, experiment, board)
-            create_link_artifact(link, key=f"{self._key}-{board.key}", link_text=f"dashboard {board.key}")
+            create_link_artifact(link, key=f"{self.key}-{board.key}", link_text=f"dashboard {board.key}")
 
     def _show(self) -> None:
         names = list(dict.fromkeys(name for row in self._rows.values() for name in row))
         table = [{name: row.get(name, "") for name in names} for row in self._rows.values()]
-        left = len(table) - self.ended
-        create_table_artifact(
-            table, key=self._key, description=f"{self.ended} of {len(table)} cells ended, {left} left"
-        )
+        told = f"{self.ended} of {self._total} cells ended, {self._total - self.ended} left"
+        create_table_artifact(table, key=self.key, description=told)
 
 
 def row_of(experiment: Experiment) -> dict[str, Any]:
@@ -190,33 +240,6 @@ def scores_row(scores: dict[str, list[float]]) -> dict[str, str]:
         mean, error = mean_and_standard_error(values)
         row[name.removeprefix("score/")] = f"{mean:.4g}" if math.isnan(error) else f"{mean:.4g} ± {error:.2g}"
     return row
-
-
-def plan_text(form: SweepForm, baseline: Baseline) -> str:
-    """The plan of a sweep for people: every experiment and the command that runs it."""
-    existing, upstream = experiments(), plan_upstream(form, baseline)
-    made = existing.get(upstream.name)
-    cells = plan_cells(form, baseline, read_bases(made) if made else {})
-    if made:
-        finished = sum(cell.name in existing for cell in cells)
-        lines = [f"{sweep_name(cells)}: {len(cells)} cells, {finished} of them finished before"]
-    else:
-        lines = [f"{len(cells)} cells; their names end otherwise when what they build on is made, by {upstream.name}"]
-    for cell in (upstream, *cells):
-        note = " (finished before)" if cell.name in existing else ""
-        lines += ["", f"{cell.name}{note}", f"  {shlex.join(command(cell, form.on_workers))}"]
-    return "\n".join([*lines, "", time_text(form, baseline, cells)])
-
-
-def time_text(form: SweepForm, baseline: Baseline, cells: list[Experiment]) -> str:
-    """How long the cells take on this machine, by `pipelines.estimates`."""
-    if (rates := here()) is None:
-        return "how long it takes is not known for this GPU; `vapi estimate --gpu` knows some."
-    params = check_params(baseline.profile)
-    launch = params.launch.model_copy(update={"nodes": 1, "processes": form.processes})
-    params = params.model_copy(update={"threads": form.threads, "launch": launch})
-    variants = [cell.cell for cell in cells if cell.cell is not None]
-    return sweep_line(sweep_seconds(params, variants, rates), form.parallelism, rates)
 
 
 def parse_form(arguments: list[str]) -> tuple[SweepForm, bool]:

@@ -174,7 +174,7 @@ def serve(stack: ExitStack, host: str) -> None:
     for service, url in started:
         service.wait_for(url)
     create_pools(env["PREFECT_API_URL"], env.get("PREFECT_API_AUTH_STRING"))
-    run(["prefect", "--no-prompt", "deploy", "--all"], env)
+    run([sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"], env)
     dashboards = run([sys.executable, "-m", "pipelines.tracking.dashboards"], env)
     prefect_ui = env["PREFECT_API_URL"].removesuffix("/api")
     print(masked(f"Prefect: {prefect_ui}/deployments"), flush=True)

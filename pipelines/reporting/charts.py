@@ -23,6 +23,13 @@ def draw_lines(axes: Any, lines: Points, log: bool = False) -> None:
         axes.legend(fontsize=7)
 
 
+def draw_points(axes: Any, points: pd.DataFrame, log: bool = False) -> None:
+    """One point with its error per row of x, y, error."""
+    axes.errorbar(points["x"], points["y"], yerr=points["error"], fmt="o", markersize=4, capsize=3)
+    if log:
+        axes.set_xscale("log")
+
+
 def draw_bars(axes: Any, points: pd.DataFrame) -> None:
     """One bar with its error per row of x, y, error."""
     positions = np.arange(len(points))

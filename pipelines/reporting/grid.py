@@ -18,6 +18,7 @@ import pandas as pd
 from pipelines.config.paths import WORK
 from pipelines.config.variant import ABLATION, BASE
 from pipelines.reporting.grid_figures import best_cell, draw, draw_answer
+from pipelines.reporting.sweep_page import write_sweep_page
 from pipelines.repository.git import experiments
 from pipelines.tracking import mlflow_runs
 from pipelines.tracking import runs as tracking
@@ -25,8 +26,9 @@ from pipelines.tracking.mlflow_runs import SCORE
 from pipelines.variants.cells import DIGITS, FinishedCell, cells_of_head, read_cell, read_key, read_variant
 from pipelines.variants.sweep import AXES, is_cell, setting
 from vapi_core.errors import FileError
-from vapi_core.files import atomic_path
+from vapi_core.files import atomic_path, read_json, write_json
 
+CELLS, PAGE = "cells.json", "sweep.html"  # of a sweep's folder
 COLUMNS = ("experiment", *AXES, "seed")
 
 
@@ -91,8 +93,9 @@ class SweepRun:
 
     run: tracking.StageRun
     folder: Path
-    names: list[str]  # DVC's experiments that are its cells, finished or not
+    names: list[str]  # DVC's experiments that are its cells, finished or not; of a search those that have begun
     upstream: str | None  # the experiment that has the base's scores
+    total: int  # how many cells there will be
     started: float = field(default_factory=time.monotonic)
     told: int = 0  # how many cells had ended when it last told
 
@@ -106,8 +109,8 @@ class SweepRun:
             return
         self.told = ended
         spent = time.monotonic() - self.started
-        facts = {"ended": float(ended), "cells": float(len(self.names)), "minutes": spent / 60}
-        facts["minutes_left"] = spent / ended * (len(self.names) - ended) / 60
+        facts = {"ended": float(ended), "cells": float(self.total), "minutes": spent / 60}
+        facts["minutes_left"] = spent / ended * (self.total - ended) / 60
         finished = finished_cells(self.names)
         if finished:
             grid, score = grid_of(finished), f"fid/{finished[0].main}"
@@ -122,17 +125,11 @@ class SweepRun:
 
     def base(self) -> pd.DataFrame:
         """Scores of the base that all cells build on, a row per seed; no row where they cannot be read."""
-        if self.upstream is None:
-            return pd.DataFrame()
-        try:
-            base = read_variant(self.upstream, BASE)
-        except FileError as error:
-            print(f"warning: {error}", file=sys.stderr)
-            return pd.DataFrame()
-        return pd.DataFrame([{n.removeprefix(SCORE): v for n, v in found.items()} for found in base.scores.values()])
+        scores = {} if (base := base_of(self.upstream)) is None else base.scores
+        return pd.DataFrame([{n.removeprefix(SCORE): v for n, v in found.items()} for found in scores.values()])
 
     def conclude(self, profile: str) -> pd.DataFrame:
-        """Attaches grid and figures, and makes the runs of the cells its own; returns the grid."""
+        """Attaches grid, figures and page, and makes the runs of the cells its own; returns the grid."""
         finished = finished_cells(self.names)
         grid = grid_of(finished)
         with atomic_path(self.folder / "grid.csv") as temporary:
@@ -140,11 +137,14 @@ class SweepRun:
         files = [self.folder / "grid.csv"]
         if finished:
             files += draw(grid, self.folder, self.base())
-            if self.told < len(self.names):
-                self.draw_answer(grid, finished[0].main, len(self.names))
+            if self.told < self.total:
+                self.draw_answer(grid, finished[0].main, self.total)
             files.append(self.folder / "answer.png")
+            write_json(self.folder / CELLS, {"cells": self.names, "upstream": self.upstream})
+            files.append(self.folder / PAGE)
+            write_sweep_page(files[-1], self.folder.name, grid, finished, base_of(self.upstream))
         claim_runs(finished, profile)
-        self.run.log({"finished_cells": len(finished), "cells": len(self.names)})
+        self.run.log({"finished_cells": len(finished), "cells": self.total})
         self.run.table("grid", grid.replace({np.nan: None}).to_dict("records"))
         for file in files:
             self.run.artifact(file)
@@ -152,23 +152,58 @@ class SweepRun:
         return grid
 
 
+def base_of(upstream: str | None) -> FinishedCell | None:
+    """The base that all cells build on; None where its scores cannot be read, which is told."""
+    if upstream is None:
+        return None
+    try:
+        return read_variant(upstream, BASE)
+    except FileError as error:
+        print(f"warning: {error}", file=sys.stderr)
+        return None
+
+
+def write_page_again(sweep: str, file: Path | None = None) -> Path:
+    """Writes the page of a sweep that has ended in this folder, from its experiments; returns where.
+
+    Raises:
+        FileError: there is no such sweep, or none of its cells can be read.
+    """
+    folder = WORK / "sweeps" / sweep
+    if not (folder / CELLS).is_file():
+        known = ", ".join(sorted(path.parent.name for path in folder.parent.glob(f"*/{CELLS}"))) or "none yet"
+        raise FileError(folder, f"no sweep of this name has ended here; there are: {known}.", "Run the sweep again.")
+    facts = read_json(folder / CELLS)
+    if not (finished := finished_cells(facts["cells"])):
+        raise FileError(folder / CELLS, "git has none of these experiments any more.", "Run the sweep again.")
+    path = folder / PAGE if file is None else file
+    write_sweep_page(path, sweep, grid_of(finished), finished, base_of(facts["upstream"]))
+    return path
+
+
 @contextmanager
 def sweep_run(
-    sweep: str, profile: str, form: dict[str, Any], names: Iterable[str], upstream: str | None = None
+    sweep: str,
+    profile: str,
+    form: dict[str, Any],
+    names: Iterable[str],
+    upstream: str | None = None,
+    budget: int | None = None,
 ) -> Iterator[SweepRun]:
     """The run of a sweep for the duration of a block, in which its cells run; replaces an earlier one.
 
     Args:
         sweep: its name.
         profile: the MLflow experiment.
-        names: DVC's experiments that are its cells, finished or not.
+        names: DVC's experiments that are its cells, finished or not; of a search none, and they are added.
         upstream: the experiment that has the base's scores.
+        budget: of a search, how many cells there may be.
     """
     names = sorted(names)
-    key = tracking.stage_key("sweep", {"cells": names}, [])
+    key = tracking.stage_key("sweep", {"cells": names} if budget is None else {"search": sweep}, [])
     tags = {"stage": "sweep", "profile": profile, ABLATION: "sweep"}
     with tracking.stage_run(experiment=profile, name=sweep, key=key, params=form, tags=tags) as run:
-        yield SweepRun(run, WORK / "sweeps" / sweep, names, upstream)
+        yield SweepRun(run, WORK / "sweeps" / sweep, names, upstream, len(names) if budget is None else budget)
 
 
 def publish(

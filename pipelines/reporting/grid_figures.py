@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipelines.reporting.charts import draw_heatmap, draw_lines, panels
+from pipelines.reporting.charts import draw_heatmap, draw_lines, draw_points, panels
 from pipelines.reporting.figures import save_figure
 from pipelines.reporting.statistics import LOWER_IS_BETTER
 from pipelines.variants.score_files import SCORE_TITLES
@@ -64,10 +64,17 @@ def answer_scores(grid: pd.DataFrame, main: str) -> list[str]:
     return [f"fid/{main}", *[score for score in wanted if score in grid][:1]]
 
 
+def ranking(grid: pd.DataFrame, score: str) -> list[str]:
+    """Experiments by their mean of a score over seeds, the best first; those behind that a search has pruned, which
+    have fewer seeds."""
+    cells = grid.groupby("experiment").agg(mean=(score, "mean"), seeds=("seed", "nunique"))
+    cells["pruned"] = cells["seeds"] < cells["seeds"].max()
+    return list(cells.sort_values(["pruned", "mean"], ascending=[True, lower_is_better(score)], kind="stable").index)
+
+
 def best_cell(grid: pd.DataFrame, score: str) -> str:
     """The experiment with the best mean of a score over seeds."""
-    means = grid.groupby("experiment")[score].mean()
-    return str(means.idxmin() if lower_is_better(score) else means.idxmax())
+    return ranking(grid, score)[0]
 
 
 def draw_answer(path: Path, grid: pd.DataFrame, base: pd.DataFrame, main: str) -> None:
@@ -79,8 +86,7 @@ def draw_answer(path: Path, grid: pd.DataFrame, base: pd.DataFrame, main: str) -
     from matplotlib.figure import Figure
 
     scores = answer_scores(grid, main)
-    ascending = lower_is_better(scores[0])
-    order = list(grid.groupby("experiment")[scores[0]].mean().sort_values(ascending=ascending).index)
+    order = ranking(grid, scores[0])
     cells = [(cell_name(rows.iloc[0]), rows) for rows in (grid[grid["experiment"] == name] for name in order)]
     figure = Figure(figsize=(4.4 * len(scores) + 2, 1.6 + 0.3 * len(cells)), layout="constrained")
     panels_ = np.atleast_1d(figure.subplots(1, len(scores), sharey=True))
@@ -106,6 +112,19 @@ def draw_answer(path: Path, grid: pd.DataFrame, base: pd.DataFrame, main: str) -
     told = f"best of {len(cells)}: {name}, {titled(scores[0]).partition(':')[0]} {rows[scores[0]].mean():.3g}"
     figure.suptitle(f"{told}\nmean and 95 % interval over {count} seeds; a dot is a seed", fontsize=10)
     save_figure(path, figure)
+
+
+def is_table(cells: pd.DataFrame, rows: str, columns: str) -> bool:
+    """Whether at least half of the combinations of two axes are there; a search's cells are scattered."""
+    return 2 * len(cells.drop_duplicates([rows, columns])) >= cells[rows].nunique() * cells[columns].nunique()
+
+
+def draw_axis(axes: Any, lines: dict[str, pd.DataFrame], log: bool) -> None:
+    """Lines over an axis; where no two cells differ in that axis alone, as of a search, their points."""
+    if len(lines) > 1 and all(len(line) == 1 for line in lines.values()):
+        draw_points(axes, pd.concat(lines.values()), log)
+    else:
+        draw_lines(axes, lines, log)
 
 
 def draw(grid: pd.DataFrame, folder: Path, base: pd.DataFrame) -> list[Path]:
@@ -135,11 +154,11 @@ def draw(grid: pd.DataFrame, folder: Path, base: pd.DataFrame) -> list[Path]:
             log = axis == "regularizer_weight" and bool((grid[axis] > 0).all())
             figure(
                 f"over-{axis}",
-                lambda ax, score, axis=axis, log=log: draw_lines(ax, over_axis(grid, axis, score), log),
+                lambda ax, score, axis=axis, log=log: draw_axis(ax, over_axis(grid, axis, score), log),
                 xlabel=LABELS[axis],
             )
     for rows, columns in (("regularizer_weight", "noise_ratio"), ("reward", "regularizer")):
-        if {rows, columns} <= varied:
+        if {rows, columns} <= varied and is_table(grid, rows, columns):
             figure(
                 f"{rows}-by-{columns}",
                 lambda ax, score, rows=rows, columns=columns: draw_heatmap(ax, over_plane(grid, rows, columns, score)),

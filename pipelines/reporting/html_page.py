@@ -185,5 +185,5 @@ def picture(path: Path) -> str:
     return inlined(path.read_bytes())
 
 
-def inlined(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+def inlined(content: bytes, kind: str = "png") -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

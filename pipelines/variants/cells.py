@@ -2,6 +2,8 @@
 
 import io
 import json
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +13,13 @@ import yaml
 from pipelines.config.loading import PARAMS_FILE, check_params
 from pipelines.config.params import short_name
 from pipelines.config.paths import RUN_FILE, SCORES
-from pipelines.config.variant import Variant, find_variant
+from pipelines.config.variant import GRID, Variant, find_variant
 from pipelines.repository.git import experiments, git
 from pipelines.variants.run_scores import metrics_by_seed
 from pipelines.variants.score_files import GENEVAL_TABLE, SCORES_TABLE
 from pipelines.variants.sweep import is_cell, variant_name
 from vapi_core.errors import FileError, VapiError
+from vapi_core.sampling.sampler import SamplingConfig
 
 DIGITS = 6  # of a score, as in the metrics files
 
@@ -90,6 +93,25 @@ def read_key(cell: FinishedCell, seed: int, root: Path = Path()) -> str | None:
         return json.loads(read(str(cell.variant.output(seed) / RUN_FILE), str(root), cell.commit))["key"]
     except (DvcException, OSError):
         return None
+
+
+def read_grids(
+    cell: FinishedCell, config: SamplingConfig, seeds: Iterable[int], root: Path = Path()
+) -> dict[int, bytes]:
+    """Seed -> PNG of the first images of its set, from the cell's output; without those that DVC's cache has lost."""
+    from dvc.api import DVCFileSystem
+    from dvc.exceptions import DvcException
+
+    found = {}
+    try:
+        files = DVCFileSystem(str(root), rev=cell.commit)
+        for seed in set(seeds) & set(cell.variant.seeds):
+            path = cell.variant.image_set(seed, config).directory / GRID
+            with suppress(OSError):
+                found[seed] = files.read_bytes(str(path))
+    except (DvcException, OSError):
+        pass
+    return dict(sorted(found.items()))
 
 
 def _read(root: Path, commit: str, path: Path) -> str:

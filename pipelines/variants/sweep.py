@@ -63,15 +63,18 @@ def plan_upstream(form: SweepForm, baseline: Baseline) -> Experiment:
     """The experiment of all that the cells share."""
     params = _shared_params(form, baseline)
     overrides = differences(baseline.params, params)
-    name = f"upstream-{_digest([baseline.revision, params])}"
+    name = f"upstream-{identity([baseline.revision, params])}"
     return Experiment(name, baseline.head, baseline.state, overrides, UPSTREAM)
 
 
-def plan_cells(form: SweepForm, baseline: Baseline, bases: dict[str, str]) -> list[Experiment]:
+def plan_cells(
+    form: SweepForm, baseline: Baseline, bases: dict[str, str], seeds: list[int] | None = None
+) -> list[Experiment]:
     """The cells of a form, in the order of its lists; without those that have nothing to learn from: the base.
 
     Args:
         bases: what the cells build on, as `read_bases` has it of the finished upstream.
+        seeds: of the cells, where they are not those of the form, which what the cells share has.
 
     Raises:
         ParameterError: a cell breaks a rule between parameters, or there is no cell; names the parameter.
@@ -99,10 +102,11 @@ def plan_cells(form: SweepForm, baseline: Baseline, bases: dict[str, str]) -> li
         if form.steps is not None:
             changes["steps"] = form.steps
         params = _shared_params(form, baseline)
+        params["align"]["seeds"] = form.seeds if seeds is None else seeds
         params["variants"][name] = {"table": SWEEP, "method": SUBJECT, "align": changes, "guidance_scales": [1.0]}
         cell = find_variant(check_params(params), name)
         overrides = differences(_shared_params(form, baseline), params)
-        experiment = f"{name}-{_digest([baseline.revision, params, bases])}"
+        experiment = f"{name}-{identity([baseline.revision, params, bases])}"
         # of kind none all weights, of a reward all orders of its terms, and without one all credits are one cell
         cells[experiment] = Experiment(experiment, baseline.head, upstream.name, overrides, cell.stage("score"), cell)
     if not cells:
@@ -130,7 +134,7 @@ def setting(alignment: Alignment) -> dict[str, Any]:
 
 def sweep_name(cells: Iterable[Experiment]) -> str:
     """Identity of a sweep: that of its cells, in any order."""
-    return f"sweep-{_digest(sorted(cell.name for cell in cells))}"
+    return f"sweep-{identity(sorted(cell.name for cell in cells))}"
 
 
 def command(experiment: Experiment, shared: bool = False) -> list[str]:
@@ -189,7 +193,8 @@ def _hydra(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _digest(content: Any) -> str:
+def identity(content: Any) -> str:
+    """A short hash that names whatever JSON can hold."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -205,7 +210,7 @@ def read_baseline(profile: str | None, root: Path = Path()) -> Baseline:
     content = params if profile is None else read_profile(profile, root)
     if not (head := git(root, "rev-parse", "--verify", "--quiet", "HEAD").strip()):
         raise FileError(root, "git has no commit here, on which experiments build.", "Run `git add -A; git commit`.")
-    revision = _digest([head, git(root, "diff", "HEAD", "--", *CODE)])
+    revision = identity([head, git(root, "diff", "HEAD", "--", *CODE)])
     return Baseline(head, state_of(root), revision, params, content)
 
 

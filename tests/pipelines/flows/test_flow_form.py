@@ -41,6 +41,10 @@ def test_a_form_that_can_work_is_taken():
         ("seeds", [], "form.seeds"),
         ("profile", "mnits", "form.profile"),
         ("parallelism", 0, "form.parallelism"),
+        ("search", "random", "form.search"),
+        ("cells", 0, "form.cells"),
+        ("cells", 5000, "form.cells"),
+        ("search_seed", -1, "form.search_seed"),
     ],
 )
 def test_bad_input_is_refused_with_the_fields_name(field, value, refused):
@@ -66,6 +70,21 @@ def test_the_form_opens_with_the_papers_table_and_needs_neither_steps_nor_profil
     assert {name: field["default"] for name, field in fields.items()} == OPENED
     assert OPENED["noise_ratios"] == [0.0, 0.25, 0.5, 0.75, 0.95] and OPENED["seeds"] == [4, 5, 6]
     validate({"form": {n: v for n, v in OPENED.items() if n not in ("steps", "profile")}}, SCHEMA, raise_on_error=True)
+
+
+def test_every_field_says_what_it_does_and_what_it_may_be():
+    fields = SCHEMA["definitions"]["SweepForm"]["properties"]
+    assert all(len(field["description"]) > 40 for field in fields.values())
+    for name, words in {"noise_ratios": "0 to 1", "regularizer_weights": "0 or more", "parallelism": "1 to 64"}.items():
+        assert words in fields[name]["description"]
+    for name in ("regularizers", "credits"):
+        assert all(f"{choice}:" in fields[name]["description"] for choice in fields[name]["items"]["enum"])
+    assert all(f"{choice}:" in fields["search"]["description"] for choice in fields["search"]["enum"])
+
+
+def test_a_search_has_options_too():
+    form, _ = parse_form(["--search", "optuna", "--cells", "8", "--search-seed", "3"])
+    assert (form.search, form.cells, form.search_seed) == ("optuna", 8, 3)
 
 
 def test_an_option_that_is_not_given_is_as_the_form_opens_and_one_that_is_given_empty_is_refused():
