@@ -17,8 +17,8 @@ def told(**changes):
 
 
 def test_a_grid_tells_its_cells_and_their_time_and_a_search_its_budget_and_that_of_as_many():
-    assert told().startswith("2 cells. Seeds of a cell: 1.\n\nabout ") and ": 2 x " in told()
-    search = told(search="optuna", cells=7)
+    grid, search = told(), told(search="optuna", cells=7)
+    assert grid.startswith("2 cells. Seeds of a cell: 1.\n\nabout ") and ": 2 x " in grid
     assert search.startswith("a search of 7 cells: ξ 0 to 0.5, β 0.1, ce,") and ": 7 x " in search
 
 
