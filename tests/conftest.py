@@ -14,6 +14,8 @@ LONGEST = (
     "test_distributed.py",
     "test_runs.py",
     "test_ablation_sweep.py",
+    "test_search.py",
+    "test_nodes.py",
     "test_uploader.py",
     "test_temporary_experiments.py",
     "test_dashboards.py",
