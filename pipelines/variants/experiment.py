@@ -23,7 +23,7 @@ from pipelines.frame.launch import one_message
 from pipelines.repository.clones import free_clone, new_files, start_from
 from pipelines.repository.git import experiments
 from pipelines.repository.graph import stage_graph
-from pipelines.repository.lockfile import locked_stages
+from pipelines.repository.lockfile import locked_stages, short_lock
 from pipelines.repository.sharing import fetch_experiments, origin_url, push_small_outputs
 from vapi_core.errors import VapiError
 
@@ -51,15 +51,17 @@ def run_experiment(name: str, baseline: str, base: str, overrides: list[str], st
     made = locked_stages(Path())
     if overrides:
         apply_overrides("params.yaml", overrides)
-    if there := [needed for needed in stage_graph(stage) if needed in made]:
-        get = ["pull", "--run-cache"] if shared_by else ["checkout"]
-        run_dvc(*get, "--quiet", "--allow-missing", *there)  # what is missing DVC makes
-    run_dvc("repro", *(["--pull"] if shared_by else []), stage)
+    needed = list(stage_graph(stage))
+    with short_lock(needed):
+        if there := [name for name in needed if name in made]:
+            get = ["pull", "--run-cache"] if shared_by else ["checkout"]
+            run_dvc(*get, "--quiet", "--allow-missing", *there)  # what is missing DVC makes
+        run_dvc("repro", *(["--pull"] if shared_by else []), stage)
     untracked = [option for path in new_files(Path()) for option in ("--include-untracked", path)]
     run_dvc("exp", "save", "--quiet", "--force", "--name", name, *untracked, stage)
     if shared_by:
-        run_dvc("push", "--quiet", "--run-cache", *stage_graph(stage))
-        push_small_outputs(stage_graph(stage))
+        run_dvc("push", "--quiet", "--run-cache", *needed)
+        push_small_outputs(needed)
         run_dvc("exp", "push", "--quiet", "--no-cache", shared_by, name)  # unless another machine was first
     else:
         run_dvc("exp", "push", "--quiet", "--force", "--no-cache", "origin", name)
