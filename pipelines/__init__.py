@@ -7,6 +7,6 @@ import sys
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if sys.argv[0] == "-m":  # so Python calls a command while it looks for its module
-    from pipelines.frame.launch import heed_signals
+    from pipelines.messages import heed_signals
 
     heed_signals()

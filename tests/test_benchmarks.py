@@ -128,7 +128,8 @@ def test_holes_of_freed_memory_are_not_in_a_peak():
         blocks = [torch.ones(2**18) for _ in range(megabytes)][::4]  # 1 MB each, of which a quarter stays
         blocks += [torch.ones(2**20) for _ in range(12)]  # 4 MB fit in no hole
 
-    assert megabytes * 2**20 * 0.9 < peak(work, CPU) < megabytes * 2**20 * 1.4
+    peaks = [peak(work, CPU) for _ in range(3)]  # whatever else the process does then only adds to them
+    assert megabytes * 2**20 * 0.9 < min(peaks) < megabytes * 2**20 * 1.4, peaks
 
 
 def test_a_peak_that_a_gpu_does_not_hold_is_unknown():

@@ -1,4 +1,4 @@
-"""`vapi_core` is made of layers: no modules or folders lead back to each other, and no pipeline is below."""
+"""The code is made of layers: no modules or folders lead back to each other, and no pipeline is below `vapi_core`."""
 
 import ast
 from graphlib import CycleError, TopologicalSorter
@@ -53,14 +53,20 @@ def circles(imports: Imports, package: str) -> list[list[str]]:
     return found + [circle for folder in sorted(folders) for circle in circles(imports, folder)]
 
 
+def imports_in(package: str) -> Imports:
+    return read_imports({module_of(path): path.read_text(encoding="utf-8") for path in Path(package).rglob("*.py")})
+
+
 @pytest.fixture(scope="module")
 def imports() -> Imports:
-    return read_imports({module_of(path): path.read_text(encoding="utf-8") for path in Path(ROOT).rglob("*.py")})
+    return imports_in(ROOT)
 
 
-def test_no_modules_or_folders_import_each_other(imports):
+@pytest.mark.parametrize("package", [ROOT, "pipelines"])
+def test_no_modules_or_folders_import_each_other(package):
+    imports = imports_in(package)
     assert len(imports) > 50
-    assert circles(imports, ROOT) == []
+    assert circles(imports, package) == []
 
 
 def test_the_science_imports_nothing_of_the_pipeline(imports):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from typer.core import TyperCommand
 
-from pipelines.frame.launch import one_message
+from pipelines.messages import one_message
 from vapi_core.errors import VapiError
 
 EXPERIMENT, IMAGES, SERVERS = "The experiment", "Images and models", "Servers and speed"  # panels of the help

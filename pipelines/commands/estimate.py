@@ -5,8 +5,8 @@ from pathlib import Path
 from pipelines.commands.assets import params_of
 from pipelines.estimates.estimate import estimate as estimate_stages
 from pipelines.estimates.estimate import memory_peaks
-from pipelines.estimates.pages import comparison, page
 from pipelines.estimates.rates import EPYC, GPUS, measure_cpu
+from pipelines.reporting.estimates import comparison, page
 from pipelines.repository.cache import keeps_copies
 from vapi_core.errors import ParameterError, quoted
 

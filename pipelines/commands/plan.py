@@ -6,7 +6,7 @@ Committed plans name `python -m pipelines.commands.plan`, which is `vapi plan`.
 import sys
 
 from pipelines.config.loading import load_params
-from pipelines.frame.launch import one_message
+from pipelines.messages import one_message
 from pipelines.reporting.plan import plan_texts
 from vapi_core.files import atomic_path
 

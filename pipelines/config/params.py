@@ -269,3 +269,8 @@ def decimal(value: float) -> str:
     """A number as it stands in names of files and stages: 0.7, 1.0, 1.75."""
     assert math.isfinite(value)
     return f"{value:.6g}" if value != int(value) else f"{value:.1f}"
+
+
+def short_name(extractor: str) -> str:
+    """What a metric's name calls an extractor: `scorer` of scorer-classifier."""
+    return extractor.removesuffix("-classifier")

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from pipelines.config.params import Params
 from pipelines.config.variant import EXPERIMENT, Variant, all_variants
-from pipelines.estimates.costs import Cost, alike, costs, costs_of
+from pipelines.estimates.costs import Cost, costs, costs_of
 from pipelines.estimates.peaks import align_peak, is_computable, sample_peak
 from pipelines.estimates.rates import Rates
 from pipelines.estimates.sizes import Disk, disks, disks_of
+from pipelines.estimates.trainings import alike
 
 MAIN_MEMORY = 16e9  # bytes that a CPU is taken to have, where images are drawn as many at once as fit
 START = 1.0  # seconds until a stage works: devices, models, the run; measured, see docs/estimate.md

@@ -47,6 +47,9 @@ class Work:
         return Work({name: count * times for name, count in self.operations.items()})
 
 
+NOTHING = Work()
+
+
 def operation(flops: float, size: float) -> Work:
     """One operation of so many FLOPs that moves so many bytes."""
     return Work({(flops, size): 1})

@@ -25,15 +25,15 @@ from prefect.artifacts import (
 from prefect.states import Completed, State
 from pydantic import ValidationError
 
+from pipelines import processes
 from pipelines.config.loading import check_params
 from pipelines.config.paths import WORK
 from pipelines.estimates.estimate import sweep_seconds
-from pipelines.estimates.pages import sweep_line
 from pipelines.estimates.rates import here
 from pipelines.flows.cell import cancel_all, hand_out
 from pipelines.flows.running import gpu_tags, run_all, run_command, visible_gpus
-from pipelines.frame import processes
-from pipelines.frame.launch import one_message
+from pipelines.messages import one_message
+from pipelines.reporting.estimates import sweep_line
 from pipelines.reporting.grid import sweep_run
 from pipelines.repository.git import experiments
 from pipelines.repository.sharing import check_shareable, fetch_experiments

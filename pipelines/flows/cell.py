@@ -17,7 +17,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling, Crashed, State
 
 from pipelines.flows.running import run_command, visible_gpus
-from pipelines.frame.processes import end_with_parent
+from pipelines.processes import end_with_parent
 from pipelines.variants.sweep import Experiment, command
 from vapi_core.errors import VapiError
 

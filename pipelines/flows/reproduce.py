@@ -13,7 +13,7 @@ from pydantic import Field, WithJsonSchema
 
 from pipelines.config.loading import load_params
 from pipelines.flows.running import gpu_tags, run_all, run_command, visible_gpus
-from pipelines.frame.launch import one_message
+from pipelines.messages import one_message
 from pipelines.repository.graph import stage_graph, stage_names
 from vapi_core.errors import FileError, VapiError
 

@@ -16,8 +16,8 @@ from prefect.exceptions import ObjectNotFound
 from prefect.futures import PrefectFuture, as_completed
 from prefect.states import State
 
+from pipelines import processes
 from pipelines.config.paths import WORK
-from pipelines.frame import processes
 from pipelines.tracking.masking import masked
 from pipelines.tracking.stores import DEFAULT_URI
 

@@ -27,8 +27,8 @@ from prefect.workers.process import ProcessWorker
 from pipelines.config.paths import WORK
 from pipelines.flows.cell import POOL as CELLS
 from pipelines.flows.running import environment
-from pipelines.frame.launch import one_message
-from pipelines.frame.processes import Guarded
+from pipelines.messages import one_message
+from pipelines.processes import Guarded
 from pipelines.tracking.masking import masked
 from vapi_core.errors import VapiError
 

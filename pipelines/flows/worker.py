@@ -24,8 +24,8 @@ from prefect.settings import PREFECT_API_URL
 
 from pipelines.flows.cell import POOL
 from pipelines.flows.running import environment, visible_gpus
-from pipelines.frame.launch import one_message
-from pipelines.frame.processes import Guarded
+from pipelines.messages import one_message
+from pipelines.processes import Guarded
 from pipelines.repository.sharing import check_remotes
 from pipelines.tracking.masking import masked
 from vapi_core.errors import VapiError

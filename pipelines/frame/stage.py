@@ -25,10 +25,11 @@ from pipelines.config.loading import load_params
 from pipelines.config.params import Params
 from pipelines.config.paths import CURVES, REPORTS, RUN_FILE, STAGE_METRICS, SUBSET, WORK, remedy
 from pipelines.estimates.space import require_space
-from pipelines.frame.launch import live_with_launcher, one_message, relaunch
+from pipelines.frame.launch import live_with_launcher, relaunch
 from pipelines.frame.memory_advice import memory_advice, memory_explained
-from pipelines.frame.processes import only_one
 from pipelines.frame.progress import Advance, progress
+from pipelines.messages import one_message
+from pipelines.processes import only_one
 from pipelines.tracking.runs import StageRun, stage_key, stage_run
 from pipelines.tracking.uploader import dismiss_early
 from vapi_core import distributed

@@ -17,14 +17,14 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from pipelines.config.params import Params
+from pipelines.config.params import Params, short_name
 from pipelines.config.paths import FIGURES, TABLES
 from pipelines.config.variant import Variant, variants_of
 from pipelines.frame.grids import tile
 from pipelines.frame.inputs import open_prompts, open_samples, open_split, open_subset, open_tokenizer
 from pipelines.reporting.statistics import LOWER_IS_BETTER
 from pipelines.reporting.tables import Table
-from pipelines.variants.score_files import SCORE_TITLES, short_name
+from pipelines.variants.score_files import SCORE_TITLES
 from vapi_core.alignment.reward import ReconstructionReward
 from vapi_core.data.images import to_uint8
 from vapi_core.errors import FileError

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipelines.frame.processes import working_directories
+from pipelines.processes import working_directories
 from pipelines.repository.git import git
 
 LINKS = (

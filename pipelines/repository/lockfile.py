@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from pipelines.frame.launch import one_message
+from pipelines.messages import one_message
 from pipelines.repository.git import git
 from vapi_core.errors import FileError
 from vapi_core.files import check_merged

@@ -8,7 +8,7 @@ import sys
 from importlib import import_module
 
 from pipelines.config.paths import STAGES
-from pipelines.frame.processes import end_with_dvc
+from pipelines.processes import end_with_dvc
 from pipelines.tracking.uploader import start_early
 
 

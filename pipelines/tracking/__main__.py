@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from pipelines.frame.launch import one_message
+from pipelines.messages import one_message
 from pipelines.tracking.following import serve
 from pipelines.tracking.journal import JOURNALS, all_journals
 from pipelines.tracking.runs import upload

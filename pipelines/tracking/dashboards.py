@@ -18,12 +18,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.config.params import short_name
 from pipelines.config.variant import ABLATION, SWEEP
-from pipelines.frame.launch import one_message
+from pipelines.messages import one_message
 from pipelines.tracking.masking import masked
 from pipelines.tracking.mlflow_runs import metric_names, register_view
 from pipelines.tracking.runs import ANSWER, PREVIEW, SAMPLED
-from pipelines.variants.score_files import short_name
 from vapi_core.files import read_yaml
 
 LOCAL_SERVER = "http://127.0.0.1:5000"

@@ -9,11 +9,12 @@ import pandas as pd
 import yaml
 
 from pipelines.config.loading import PARAMS_FILE, check_params
+from pipelines.config.params import short_name
 from pipelines.config.paths import RUN_FILE, SCORES
 from pipelines.config.variant import Variant, find_variant
 from pipelines.repository.git import experiments, git
 from pipelines.variants.run_scores import metrics_by_seed
-from pipelines.variants.score_files import GENEVAL_TABLE, SCORES_TABLE, short_name
+from pipelines.variants.score_files import GENEVAL_TABLE, SCORES_TABLE
 from pipelines.variants.sweep import is_cell, variant_name
 from vapi_core.errors import FileError, VapiError
 

@@ -19,7 +19,7 @@ from dvc.cli import main as dvc
 from dvc.utils.hydra import apply_overrides
 
 from pipelines.config.paths import SHARED, WORK
-from pipelines.frame.launch import one_message
+from pipelines.messages import one_message
 from pipelines.repository.clones import free_clone, new_files, start_from
 from pipelines.repository.git import experiments
 from pipelines.repository.graph import stage_graph

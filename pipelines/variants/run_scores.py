@@ -9,13 +9,13 @@ from typing import Any
 
 import pandas as pd
 
-from pipelines.config.params import Params, decimal
+from pipelines.config.params import Params, decimal, short_name
 from pipelines.config.paths import RUN_FILE, remedy
 from pipelines.config.variant import GRID, Variant
 from pipelines.frame.stage import Stage, outputs_hash
 from pipelines.tracking.journal import Header
 from pipelines.tracking.runs import SAMPLED, add_scores, flatten, now, stage_key
-from pipelines.variants.score_files import SCORE_TITLES, overall_scores, short_name, whole_alignments
+from pipelines.variants.score_files import SCORE_TITLES, overall_scores, whole_alignments
 from vapi_core.files import read_texts
 
 COMPARED = ("fid", "recall", "accuracy", "overall")

@@ -19,11 +19,6 @@ SCORE_TITLES = {
 }
 
 
-def short_name(extractor: str) -> str:
-    """What a metric's name calls an extractor: `scorer` of scorer-classifier."""
-    return extractor.removesuffix("-classifier")
-
-
 def read_table(path: Path) -> pd.DataFrame:
     """One of the tables of a variant's scores. Raises FileError where it is missing or damaged."""
     try:

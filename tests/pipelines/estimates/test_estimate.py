@@ -10,9 +10,9 @@ from pipelines.config.profiles import read_profile
 from pipelines.config.variant import find_variant
 from pipelines.estimates.costs import costs_of
 from pipelines.estimates.estimate import estimate, memory_peaks, seconds, sweep_seconds
-from pipelines.estimates.pages import disk_bytes, duration, page, sweep_line
 from pipelines.estimates.rates import EPYC, GPUS, measure_cpu
 from pipelines.estimates.sizes import Disk
+from pipelines.reporting.estimates import disk_bytes, duration, page, sweep_line
 from vapi_core.errors import ParameterError
 
 ROOT = Path(__file__).parents[3]

@@ -7,7 +7,7 @@ from pipelines.config.loading import load_params
 from pipelines.estimates import space
 from pipelines.estimates.sizes import Disk
 from pipelines.estimates.space import ANYWAY, SpaceError, behind, finished, require_space, to_come
-from pipelines.frame.launch import one_message
+from pipelines.messages import one_message
 
 STAGES = [Disk("tokenizer", 10, working=5), Disk("align@va-pi", 20, working=7), Disk("score@va-pi", 0, kept=3)]
 

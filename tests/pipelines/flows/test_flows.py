@@ -345,9 +345,7 @@ def test_a_cancelled_run_and_a_killed_worker_leave_no_process_and_another_run_re
 
     run = ui.submit("ablation-sweep/ablation-sweep", form=form(0.2))
     wait_until(lambda: ui.events().count(began(0.2)) == 2)
-    (worker,) = [
-        p for p in ui.processes() if {"worker", "pipelines.frame.processes"} & {*command_line(p)} == {"worker"}
-    ]
+    (worker,) = [p for p in ui.processes() if {"worker", "pipelines.processes"} & {*command_line(p)} == {"worker"}]
     worker.kill()
     wait_until(lambda: not ui.stages())
 

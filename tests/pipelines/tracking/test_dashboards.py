@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from pipelines.config.params import short_name
 from pipelines.tracking import dashboards
 from pipelines.tracking import runs as tracking
-from pipelines.variants.score_files import short_name
 from tests.browser import needs_browser, open_browser, picture
 
 EXTRACTORS = ("efficientnet-lite0", "scorer-classifier")

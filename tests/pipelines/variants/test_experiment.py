@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines.frame.processes import Guarded, marked
+from pipelines.processes import Guarded, marked
 from pipelines.repository.clones import state_of
 from pipelines.repository.git import experiments
 from pipelines.variants.sweep import Experiment, command

@@ -1,16 +1,13 @@
 """LlamaGen's cleaning of captions: what its FLAN-T5 features were made of (official `language/t5.py`, there from
 PixArt).
 
-The rules are the official ones, in the official order, and a caption passes them twice. Departure: markup is taken out
-by the standard library's HTML parser, where the official code has BeautifulSoup on top of the same parser; broken
-markup may come out otherwise. Cleaning removes much, product codes and CJK characters among it: it is for generators
-that were trained so.
+The rules are the official ones, in the official order, and a caption passes them twice. Cleaning removes much, product
+codes and CJK characters among it: it is for generators that were trained so.
 """
 
 import html
-import html.entities
-import html.parser
 import re
+import warnings
 from urllib.parse import unquote_plus
 
 _HOSTS = r"[a-zA-Z0-9.\-]+[.](?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b/?(?!@)"
@@ -94,34 +91,8 @@ def _apply(rules: Rules, caption: str) -> str:
 
 
 def _text_of(markup: str) -> str:
-    parser = _TextParser()
-    parser.feed(markup)
-    parser.close()
-    return "".join(parser.parts)
+    from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning
 
-
-class _TextParser(html.parser.HTMLParser):
-    """Collects text as BeautifulSoup's `.text` does: references resolved, an unknown one left with its ampersand."""
-
-    HIDDEN = frozenset({"script", "style", "template", "rt", "rp"})
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=False)
-        self.parts: list[str] = []
-        self.hidden = 0  # open elements whose text does not count
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.hidden += tag in self.HIDDEN
-
-    def handle_endtag(self, tag: str) -> None:
-        self.hidden -= tag in self.HIDDEN and self.hidden > 0
-
-    def handle_data(self, data: str) -> None:
-        if not self.hidden:
-            self.parts.append(data)
-
-    def handle_charref(self, name: str) -> None:
-        self.handle_data(html.unescape(f"&#{name};"))
-
-    def handle_entityref(self, name: str) -> None:
-        self.handle_data(html.entities.html5.get(f"{name};", f"&{name}"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MarkupResemblesLocatorWarning)  # a caption may look like an address
+        return BeautifulSoup(markup, features="html.parser").text

@@ -36,7 +36,7 @@ class Guarded:
 
     def __init__(self, command: Sequence[str], name: str, environment: Mapping[str, str] | None = None):
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.frame.processes", name, *command],
+            [sys.executable, "-m", "pipelines.processes", name, *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -8,7 +8,8 @@ from pipelines.config.loading import check_params
 from pipelines.config.params import Params
 from pipelines.config.profiles import read_profile
 from pipelines.config.variant import find_variant
-from pipelines.estimates.costs import COUNTED_LOGITS, _Shared, alignment_work, alike, training
+from pipelines.estimates.drawing import CountedParams
+from pipelines.estimates.trainings import COUNTED_LOGITS, alignment_work, alike, training
 from pipelines.estimates.work import operation
 from vapi_core.files import read_json
 from vapi_core.training.loop import OptimizationConfig
@@ -23,7 +24,7 @@ def profile(name: str) -> Params:
 def flops_per_image(params: Params, name: str, images: int) -> float:
     alignment = find_variant(params, name).alignment
     assert alignment is not None
-    return alignment_work(_Shared(params), alike(alignment), images).flops / images
+    return alignment_work(CountedParams(params), alike(alignment), images).flops / images
 
 
 @pytest.mark.parametrize("name", ["kl-0_1", "cross-entropy", "ste", "tokenizer-post-training", "ar-grpo"])
