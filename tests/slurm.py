@@ -13,7 +13,8 @@ import pytest
 PATH = f"{os.environ['PATH']}:/usr/sbin"
 PROGRAMS = [shutil.which(name, path=PATH) for name in ("munged", "slurmctld", "slurmd", "sbatch")]
 needs_slurm = pytest.mark.skipif(
-    not all(PROGRAMS) or os.getuid() != 0, reason="there is no Slurm here, or nobody who may start it: slurmd wants root"
+    not all(PROGRAMS) or os.getuid() != 0,
+    reason="there is no Slurm here, or nobody who may start it: slurmd wants root",
 )
 CONFIG = """
 ClusterName=lab
@@ -52,7 +53,10 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
     (folder / "munge.key").write_bytes(os.urandom(128))
     (folder / "munge.key").chmod(0o600)
     folder.chmod(0o755)  # munged wants its socket in reach of all
-    own = [f"--{name}={folder}/munge.{name.partition('-')[0]}" for name in ("key-file", "socket", "pid-file", "log-file", "seed-file")]
+    own = [
+        f"--{name}={folder}/munge.{name.partition('-')[0]}"
+        for name in ("key-file", "socket", "pid-file", "log-file", "seed-file")
+    ]
     with ExitStack() as stack:
         for command in ([munged, "--foreground", *own], [slurmctld, "-D", "-f", config], [slurmd, "-D", "-f", config]):
             log = stack.enter_context((folder / f"{Path(command[0]).name}.out").open("w"))

@@ -65,7 +65,11 @@ class Machine:
     def ran(self) -> list[str]:
         """The stages that began here, in their order."""
         log = self.work / "stages.log"
-        return [line.split()[1] for line in log.read_text().splitlines() if line.startswith("began")] if log.exists() else []
+        return (
+            [line.split()[1] for line in log.read_text().splitlines() if line.startswith("began")]
+            if log.exists()
+            else []
+        )
 
 
 def test_a_cell_builds_on_what_another_machine_made_and_is_there_for_it_in_turn(store, tmp_path):
