@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -39,8 +40,17 @@ PartitionName=lab Nodes=ALL Default=YES State=UP
 
 
 @contextmanager
-def slurm(folder: Path) -> Iterator[dict[str, str]]:
-    """Runs the cluster, its files in a folder, and gives the environment in which Slurm's commands know it."""
+def slurm() -> Iterator[dict[str, str]]:
+    """Runs the cluster, and gives the environment in which Slurm's commands know it."""
+    # not below pytest's folder, which is for one user alone: munged wants its socket in reach of all
+    with tempfile.TemporaryDirectory(prefix="vapi-slurm-") as folder:
+        Path(folder).chmod(0o755)
+        with _cluster(Path(folder)) as environment:
+            yield environment
+
+
+@contextmanager
+def _cluster(folder: Path) -> Iterator[dict[str, str]]:
     munged, slurmctld, slurmd, _ = PROGRAMS
     host = socket.gethostname().partition(".")[0]
     controller, daemon = free_ports(2)
@@ -52,17 +62,27 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
         (folder / name).mkdir()
     (folder / "munge.key").write_bytes(os.urandom(128))
     (folder / "munge.key").chmod(0o600)
-    folder.chmod(0o755)  # munged wants its socket in reach of all
     own = [
         f"--{name}={folder}/munge.{name.partition('-')[0]}"
         for name in ("key-file", "socket", "pid-file", "log-file", "seed-file")
     ]
+    environment = {"SLURM_CONF": str(config)}
     with ExitStack() as stack:
-        for command in ([munged, "--foreground", *own], [slurmctld, "-D", "-f", config], [slurmd, "-D", "-f", config]):
-            log = stack.enter_context((folder / f"{Path(command[0]).name}.out").open("w"))
-            server = stack.enter_context(subprocess.Popen(command, stdout=log, stderr=log))
+
+        def start(*command: object) -> subprocess.Popen:
+            log = stack.enter_context((folder / f"{Path(str(command[0])).name}.log").open("w"))
+            server = stack.enter_context(subprocess.Popen(list(map(str, command)), stdout=log, stderr=log))
             stack.callback(server.terminate)
-        yield {"SLURM_CONF": str(config)}
+            return server
+
+        munge = start(munged, "--foreground", *own)
+        while not (folder / "munge.socket").exists():
+            assert munge.poll() is None, (folder / "munged.log").read_text()
+        servers = [start(slurmctld, "-D", "-f", config), start(slurmd, "-D", "-f", config)]
+        asked = {"env": os.environ | environment, "capture_output": True, "text": True, "check": False}
+        while "idle" not in subprocess.run(["sinfo", "--noheader", "--format=%T"], **asked).stdout:
+            assert all(server.poll() is None for server in servers), (folder / "slurmctld.log").read_text()
+        yield environment
 
 
 def free_ports(count: int) -> list[int]:

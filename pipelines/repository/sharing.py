@@ -71,6 +71,7 @@ def push_small_outputs(stages: Iterable[str], root: Path = Path()) -> None:
     with Repo(str(root)) as repo:
         for output in (out for stage in repo.index.stages if stage.addressing in wanted for out in stage.outs):
             if not output.use_cache:
-                files = output.get_obj() if output.hash_info.isdir else ()
-                content |= {output.hash_info, *(digest for _, _, digest in files)}
-        repo.cloud.push(content)
+                files = output.get_obj() if output.hash_info.isdir else None
+                content |= {output.hash_info, *(digest for _, _, digest in files or ())}
+        # what another machine made is not in this cache, and perhaps in none: it came by git
+        repo.cloud.push({digest for digest in content if repo.cache.local.exists(digest.value)})

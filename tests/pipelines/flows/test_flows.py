@@ -632,13 +632,13 @@ def test_a_sweep_on_two_machines_is_that_of_one_though_a_worker_is_killed_and_no
 
 
 @needs_slurm
-def test_a_job_of_slurm_is_a_worker_that_runs_a_cell_and_ends_when_no_more_come(ui, second, tmp_path):
+def test_a_job_of_slurm_is_a_worker_that_runs_a_cell_and_ends_when_no_more_come(ui, second):
     (second / ".venv").symlink_to(sys.prefix)
     run = ui.submit(SWEEP, form=form(0.41, on_workers=True))
     wait_until(
         lambda: [r for r in ui.client.read_flow_runs() if r.parameters.get("stage") == f"score@{variant_of(0.41)}"]
     )
-    with slurm(tmp_path) as cluster:
+    with slurm() as cluster:
         settings = {"MLFLOW_TRACKING_URI": ui.printed["MLflow"], "PYTHONPATH": str(second)}
         command = ["sbatch", "--wait", str(ROOT / "scripts/slurm/worker.sbatch"), "--idle-minutes", "0.1"]
         job = subprocess.run(command, cwd=second, env=ui.environment | settings | cluster, check=False)

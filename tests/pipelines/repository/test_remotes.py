@@ -100,3 +100,7 @@ def test_a_cell_builds_on_what_another_machine_made_and_is_there_for_it_in_turn(
     assert commits[first.name] == experiments(other.root)[first.name]
     scores = f"reports/scores/sweep/{variant_of(0.2)}/scores.csv"
     assert len({git(one.root, "show", f"{commits[name]}:{scores}") for name in (first.name, again.name)}) == 1
+    git(tmp_path, "clone", "-q", "origin.git", "third")
+    third = Machine(tmp_path / "third")
+    third.run(Experiment("copy", head, first.name, {}, first.stage))  # of which everything is made
+    assert third.ran() == [] and experiments(third.root).keys() >= {"copy"}
