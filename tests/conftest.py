@@ -19,6 +19,7 @@ LONGEST = (
     "test_uploader.py",
     "test_temporary_experiments.py",
     "test_dashboards.py",
+    "test_remotes.py",
     "test_benchmarks.py",
 )
 

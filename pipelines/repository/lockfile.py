@@ -3,8 +3,10 @@
 `vapi run` says so after DVC has failed; nothing where another thing is the cause.
 """
 
+import re
 import sys
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
@@ -15,6 +17,7 @@ from vapi_core.errors import FileError
 from vapi_core.files import check_merged
 
 LOCK = "dvc.lock"
+HEADER = "schema: '2.0'\nstages:\n"  # of it
 RUN_CACHE = ".dvc/cache/runs"  # STAGE'S HASH[:2]/STAGE'S HASH/OUTPUTS' HASH
 FILES = ("params.yaml", "dvc.yaml", LOCK)
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the lock file may be long
@@ -44,6 +47,33 @@ def locked_stages(root: Path = Path()) -> list[str]:
     """The stages that dvc.lock has a finished run of."""
     lock = root / LOCK
     return list((yaml.load(lock.read_bytes(), Loader) or {}).get("stages", {})) if lock.is_file() else []
+
+
+@contextmanager
+def short_lock(stages: Iterable[str], root: Path = Path()) -> Iterator[None]:
+    """dvc.lock has only these stages meanwhile; then what it has come to have, and all others as they were.
+
+    DVC reads and writes the whole file with every stage, some seconds where it has a hundred.
+    """
+    lock, kept = root / LOCK, set(stages)
+    before = _blocks(lock)
+    _write(lock, {name: block for name, block in before.items() if name in kept})
+    yield
+    _write(lock, before | _blocks(lock))
+
+
+def _blocks(lock: Path) -> dict[str, str]:
+    """Stage -> its lines in a lock file as DVC writes it: no format is lost, as it would be by parsing."""
+    blocks = re.split(r"(?m)^(?=  \S)", lock.read_text(encoding="utf-8")) if lock.is_file() else []
+    return {block.partition(":\n")[0].strip(): block for block in blocks[1:]}
+
+
+def _write(lock: Path, blocks: dict[str, str]) -> None:
+    """Writes a lock file of these stages; DVC refuses one of none."""
+    if blocks:
+        lock.write_text(HEADER + "".join(blocks.values()), encoding="utf-8")
+    else:
+        lock.unlink(missing_ok=True)
 
 
 def output_hashes(content: str) -> dict[str, str]:

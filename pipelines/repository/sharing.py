@@ -57,3 +57,21 @@ def origin_url(root: Path) -> str:
     """The address of origin for a clone elsewhere on this machine."""
     url = git(root, "remote", "get-url", ORIGIN).strip()
     return str((root / url).resolve()) if (root / url).exists() else url
+
+
+def push_small_outputs(stages: Iterable[str], root: Path = Path()) -> None:
+    """Sends DVC's default remote those outputs of finished stages that git has: metrics and plots.
+
+    DVC's run cache restores a stage with all its outputs or not at all, and `dvc push --run-cache` (3.67) leaves these
+    out.
+    """
+    from dvc.repo import Repo
+
+    wanted, content = set(stages), set()
+    with Repo(str(root)) as repo:
+        for output in (out for stage in repo.index.stages if stage.addressing in wanted for out in stage.outs):
+            if not output.use_cache:
+                files = output.get_obj() if output.hash_info.isdir else None
+                content |= {output.hash_info, *(digest for _, _, digest in files or ())}
+        # what another machine made is not in this cache, and perhaps in none: it came by git
+        repo.cloud.push({digest for digest in content if repo.cache.local.exists(digest.value)})

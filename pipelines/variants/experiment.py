@@ -3,8 +3,8 @@
 `python -m pipelines.variants.experiment --name NAME --baseline COMMIT --base COMMIT --set-param ... STAGE` does what a
 person would do in another clone: it takes the files of `base`, changes params.yaml, and calls `dvc checkout`, `dvc
 repro`, `dvc exp save --name NAME` and `dvc exp push`, which gives the experiment to this repository. With `--shared` it
-is `dvc pull` for `dvc checkout`, and data and experiment go to the remotes of DVC and git, where other machines find
-them. DVC's own command line runs in this process, so that it is loaded once.
+is `dvc pull` for `dvc checkout`, and data, run cache and experiment go to the remotes of DVC and git, where other
+machines find them. DVC's own command line runs in this process, so that it is loaded once.
 
 Only one process of a name may run at a time, as `processes` sees to in a sweep.
 """
@@ -23,8 +23,8 @@ from pipelines.messages import one_message
 from pipelines.repository.clones import free_clone, new_files, start_from
 from pipelines.repository.git import experiments
 from pipelines.repository.graph import stage_graph
-from pipelines.repository.lockfile import locked_stages
-from pipelines.repository.sharing import fetch_experiments, origin_url
+from pipelines.repository.lockfile import locked_stages, short_lock
+from pipelines.repository.sharing import fetch_experiments, origin_url, push_small_outputs
 from vapi_core.errors import VapiError
 
 
@@ -51,13 +51,17 @@ def run_experiment(name: str, baseline: str, base: str, overrides: list[str], st
     made = locked_stages(Path())
     if overrides:
         apply_overrides("params.yaml", overrides)
-    if there := [needed for needed in stage_graph(stage) if needed in made]:
-        run_dvc("pull" if shared_by else "checkout", "--quiet", "--allow-missing", *there)  # what is missing DVC makes
-    run_dvc("repro", stage)
+    needed = list(stage_graph(stage))
+    with short_lock(needed):
+        if there := [name for name in needed if name in made]:
+            get = ["pull", "--run-cache"] if shared_by else ["checkout"]
+            run_dvc(*get, "--quiet", "--allow-missing", *there)  # what is missing DVC makes
+        run_dvc("repro", *(["--pull"] if shared_by else []), stage)
     untracked = [option for path in new_files(Path()) for option in ("--include-untracked", path)]
     run_dvc("exp", "save", "--quiet", "--force", "--name", name, *untracked, stage)
     if shared_by:
-        run_dvc("push", "--quiet", *stage_graph(stage))
+        run_dvc("push", "--quiet", "--run-cache", *needed)
+        push_small_outputs(needed)
         run_dvc("exp", "push", "--quiet", "--no-cache", shared_by, name)  # unless another machine was first
     else:
         run_dvc("exp", "push", "--quiet", "--force", "--no-cache", "origin", name)

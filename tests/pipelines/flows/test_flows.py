@@ -44,7 +44,8 @@ from websockets.sync.client import connect
 
 from pipelines.variants.sweep_form import SweepForm, opening_form
 from tests.browser import needs_browser, open_browser, picture
-from tests.toy import NOISE, WORK, make_toy, variant_of
+from tests.slurm import needs_slurm, slurm
+from tests.toy import NOISE, ROOT, WORK, make_toy, variant_of
 
 pytestmark = pytest.mark.skipif(
     "VAPI_TEST_SERVERS" not in os.environ,
@@ -570,8 +571,10 @@ def git(root: Path, *arguments: str) -> str:
     return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
 
 
-def share(root: Path, folder: Path) -> Path:
-    """Gives a repository remotes of git and DVC; a clone of it as another machine has one."""
+@pytest.fixture(scope="module")
+def second(ui, tmp_path_factory):
+    """A clone as another machine has one; the first has remotes of git and DVC now."""
+    root, folder = ui.root, tmp_path_factory.mktemp("shared")
     git(folder, "init", "--quiet", "--bare", "origin.git")
     git(root, "remote", "add", "origin", str(folder / "origin.git"))
     (root / ".dvc/config").write_text(f"[core]\n    remote = store\n['remote \"store\"']\n    url = {folder}/store\n")
@@ -581,9 +584,8 @@ def share(root: Path, folder: Path) -> Path:
     return folder / "second"
 
 
-def test_a_sweep_on_two_machines_is_that_of_one_though_a_worker_is_killed_and_nothing_is_run_twice(ui, tmp_path):
-    ratios = (0.31, 0.32, 0.33, 0.34)
-    root = share(ui.root, tmp_path)
+def test_a_sweep_on_two_machines_is_that_of_one_though_a_worker_is_killed_and_nothing_is_run_twice(ui, second):
+    ratios, root = (0.31, 0.32, 0.33, 0.34), second
     git(ui.root, "commit", "-q", "--allow-empty", "-m", "not pushed")
     asked = form(*ratios, parallelism=4, on_workers=True)
     state = ui.finish(ui.submit(SWEEP, form=asked))
@@ -627,6 +629,24 @@ def test_a_sweep_on_two_machines_is_that_of_one_though_a_worker_is_killed_and_no
     assert ui.finish(cell.id).is_cancelled()
     one.worker.terminate()
     one.worker.wait()
+
+
+@needs_slurm
+def test_a_job_of_slurm_is_a_worker_that_runs_a_cell_and_ends_when_no_more_come(ui, second):
+    (second / ".venv").symlink_to(sys.prefix)
+    run = ui.submit(SWEEP, form=form(0.41, on_workers=True))
+    wait_until(
+        lambda: [r for r in ui.client.read_flow_runs() if r.parameters.get("stage") == f"score@{variant_of(0.41)}"]
+    )
+    with slurm() as cluster:
+        settings = {"MLFLOW_TRACKING_URI": ui.printed["MLflow"], "PYTHONPATH": str(second)}
+        command = ["sbatch", "--wait", str(ROOT / "scripts/slurm/worker.sbatch"), "--idle-minutes", "0.1"]
+        job = subprocess.run(command, cwd=second, env=ui.environment | settings | cluster, check=False)
+    (log,) = second.glob("slurm-worker-*.log")
+    assert job.returncode == 0 and "the worker ends" in log.read_text(), log.read_text()
+    (events,) = second.glob(".work/*/stages.log")  # by the node's name
+    assert ended(0.41) in events.read_text()
+    assert ui.finish(run).is_completed(), ui.log(run)
 
 
 def test_ctrl_c_stops_everything(ui):

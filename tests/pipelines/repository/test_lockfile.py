@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.repository.graph import stage_graph
-from pipelines.repository.lockfile import check_dvc_files
+from pipelines.repository.lockfile import check_dvc_files, locked_stages, short_lock
 from pipelines.variants.sweep import read_baseline
 from tests.toy import WORK, make_toy
 from vapi_core.errors import FileError
@@ -132,3 +132,22 @@ def test_make_runs_the_same(toy):
     for target, command in (("repro", "vapi run"), ("rivals", "vapi run table@rivals")):
         told = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True)
         assert command in told.stdout.splitlines()
+
+
+def test_a_short_lock_has_what_dvc_needs_and_then_all_the_rest_as_it_was(toy):
+    with short_lock(["subset", "tokenize", "unknown"]):
+        assert sorted(locked_stages()) == ["subset", "tokenize"]
+        toy.run("dvc", "repro", "classifier@reward")  # which DVC adds, from its run cache
+        assert sorted(locked_stages()) == ["classifier@reward", "subset", "tokenize"]
+    assert toy.lock.read_bytes() == toy.whole
+
+
+def test_a_short_lock_of_no_stage_is_no_file_and_a_new_one_may_come_of_it(toy):
+    with short_lock(["unknown"]):
+        assert not toy.lock.exists()
+        toy.run("dvc", "repro", "subset")
+    assert toy.lock.read_bytes() == toy.whole
+    toy.lock.unlink()
+    with short_lock(["subset"]):
+        toy.run("dvc", "repro", "subset")
+    assert locked_stages() == ["subset"]
