@@ -644,7 +644,8 @@ def test_a_job_of_slurm_is_a_worker_that_runs_a_cell_and_ends_when_no_more_come(
     with slurm() as cluster:
         settings = {"MLFLOW_TRACKING_URI": ui.printed["MLflow"], "PYTHONPATH": str(second)}
         command = ["sbatch", "--wait", str(ROOT / "scripts/slurm/worker.sbatch"), "--idle-minutes", "0.1"]
-        job = subprocess.run(command, cwd=second, env=ui.environment | settings | cluster, check=False)
+        environment = ui.environment | settings | cluster
+        job = subprocess.run(command, cwd=second, env=environment, check=False, timeout=SECONDS)
     (log,) = second.glob("slurm-worker-*.log")
     assert job.returncode == 0 and "the worker ends" in log.read_text(), log.read_text()
     (events,) = second.glob(".work/*/stages.log")  # by the node's name
