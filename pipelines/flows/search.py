@@ -1,6 +1,5 @@
 """The cells of a search, as tasks: each is begun where those before scored well, and a pruned one ends early."""
 
-import fcntl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from prefect.futures import PrefectFuture, as_completed
 from prefect.states import State
 
-from pipelines.config.paths import WORK
+from pipelines.processes import only_one
 from pipelines.repository.git import experiments
 from pipelines.variants.cells import read_cell
 from pipelines.variants.search import Proposal, Search, main_scores, search_name
@@ -20,12 +19,7 @@ from vapi_core.errors import FileError
 @contextmanager
 def open_search(form: SweepForm, baseline: Baseline, bases: dict[str, str]) -> Iterator[Search]:
     """A search that no other process has, for the duration of a block; waits for one that has it."""
-    folder = WORK / "running"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{search_name(form, baseline, bases)}.lock").open(
-        "w"
-    ) as lock:  # which ends with the process that has it
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with only_one(search_name(form, baseline, bases)):
         yield Search(form, baseline, bases)
 
 

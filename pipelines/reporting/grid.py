@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +121,18 @@ class SweepRun:
 
     def draw_answer(self, grid: pd.DataFrame, main: str, step: int) -> None:
         path = self.folder / "answer.png"
-        draw_answer(path, grid, self.base(), main)
+        draw_answer(path, grid, self.base_scores, main)
         self.run.image(tracking.ANSWER, path, step)
 
-    def base(self) -> pd.DataFrame:
-        """Scores of the base that all cells build on, a row per seed; no row where they cannot be read."""
-        scores = {} if (base := base_of(self.upstream)) is None else base.scores
+    @cached_property
+    def base(self) -> FinishedCell | None:
+        """The base that all cells build on; it is finished before they begin."""
+        return base_of(self.upstream)
+
+    @property
+    def base_scores(self) -> pd.DataFrame:
+        """Scores of the base, a row per seed; no row where they cannot be read."""
+        scores = {} if self.base is None else self.base.scores
         return pd.DataFrame([{n.removeprefix(SCORE): v for n, v in found.items()} for found in scores.values()])
 
     def conclude(self, profile: str) -> pd.DataFrame:
@@ -136,13 +143,13 @@ class SweepRun:
             grid.to_csv(temporary, index=False, lineterminator="\n")
         files = [self.folder / "grid.csv"]
         if finished:
-            files += draw(grid, self.folder, self.base())
+            files += draw(grid, self.folder, self.base_scores)
             if self.told < self.total:
                 self.draw_answer(grid, finished[0].main, self.total)
             files.append(self.folder / "answer.png")
             write_json(self.folder / CELLS, {"cells": self.names, "upstream": self.upstream})
             files.append(self.folder / PAGE)
-            write_sweep_page(files[-1], self.folder.name, grid, finished, base_of(self.upstream))
+            write_sweep_page(files[-1], self.folder.name, grid, finished, self.base)
         claim_runs(finished, profile)
         self.run.log({"finished_cells": len(finished), "cells": self.total})
         self.run.table("grid", grid.replace({np.nan: None}).to_dict("records"))

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from string import Template
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +20,7 @@ from pipelines.reporting.html_page import inlined
 from pipelines.variants.cells import FinishedCell, read_grids
 from pipelines.variants.sweep import AXES
 from vapi_core.files import atomic_path
+from vapi_core.sampling.sampler import SamplingConfig
 
 TEMPLATE = Path(__file__).with_name("sweep_page.html")
 LARGEST_SIDE = 700  # pixels of a picture; a larger one is made smaller, and a JPEG
@@ -40,12 +40,14 @@ class Place:
     height: float
 
 
-def write_sweep_page(path: Path, title: str, grid: pd.DataFrame, finished: list[FinishedCell], base: Any) -> None:
+def write_sweep_page(
+    path: Path, title: str, grid: pd.DataFrame, finished: list[FinishedCell], base: FinishedCell | None
+) -> None:
     """Writes the page of cells that are finished, of which there is one at least.
 
     Args:
         grid: their scores, as `grid.grid_of` has them.
-        base: what they build on, a FinishedCell; None where its scores cannot be read.
+        base: what they build on; None where its scores cannot be read.
     """
     config, seeds = finished[0].variant.samplings[0], finished[0].variant.seeds[:SEEDS_SHOWN]
     main = f"fid/{finished[0].main}"
@@ -128,7 +130,7 @@ def scores_of(cell: FinishedCell, names: Sequence[str]) -> dict[str, float]:
     return {name: float(found[f"score/{name}"]) for name in names if f"score/{name}" in found}
 
 
-def pictures(cell: FinishedCell, config: Any, seeds: Sequence[int]) -> dict[str, str]:
+def pictures(cell: FinishedCell, config: SamplingConfig, seeds: Sequence[int]) -> dict[str, str]:
     """Seed -> the grid of its samples, inlined; without those that DVC's cache has lost."""
     return {str(seed): shrunk(png) for seed, png in read_grids(cell, config, seeds).items()}
 

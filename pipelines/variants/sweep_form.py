@@ -108,8 +108,8 @@ class SweepForm(BaseModel):
     )
     processes: Annotated[int, Field(ge=1)] = Field(
         1,
-        description="Processes of a cell, 1 or more. With more than 1 a cell sees all GPUs: for models that need several, "
-        "with parallelism 1.",
+        description="Processes of a cell, 1 or more. With more than 1 a cell sees all GPUs: for models that need several, with "
+        "parallelism 1.",
     )
     on_workers: bool = Field(
         False, description="On: cells run on all workers of the pool `cells`, on any machine. Off: on this machine."
