@@ -8,9 +8,12 @@ folder, which DVC does not empty, so that a stage that was killed goes on from t
 
 import json
 import shutil
+from contextlib import nullcontext
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
+import torch
 
 from pipelines.config.params import Params
 from pipelines.config.paths import OWN_WORK, RUN_FILE, SUBSET, TOKENS, remedy
@@ -39,6 +42,7 @@ from vapi_core.models.checkpoints import model_hash
 from vapi_core.models.policy import Conditions
 from vapi_core.sampling.drawing import choose_classes, draw_images
 from vapi_core.sampling.sampler import Sampler, batch_in_memory
+from vapi_core.threads import parallel_map
 
 GRID_IMAGES, GRID_COLUMNS = 100, 10
 
@@ -85,7 +89,13 @@ def batch_size(stage: Stage, sets: list[ImageSet]) -> int:
     generator = open_generator(sets[0].generator, stage.device).to(stage.dtype)
     tokenizer = open_tokenizer(stage.device, sets[0].tokenizer)
     guided = any(s.config.guidance_scale != 1.0 for s in sets)
-    return int(distributed.from_main(batch_in_memory(free_bytes(stage.device), generator, tokenizer, guided)))
+    free = free_bytes(stage.device) // drawers(stage)
+    return int(distributed.from_main(batch_in_memory(free, generator, tokenizer, guided)))
+
+
+def drawers(stage: Stage) -> int:
+    """How many batches are drawn at a time: on a CPU one for each of torch's threads."""
+    return torch.get_num_threads() if stage.device.type == "cpu" else 1
 
 
 def open_arrays(stage: Stage, sets: list[ImageSet]) -> list[PartialArray]:
@@ -148,12 +158,23 @@ def fill(images: PartialArray, parts: list[range], image_set: ImageSet, stage: S
     conditions = open_conditions(stage.params, choose_labels(stage.params, seed))
     generator = open_generator(image_set.generator, stage.device).to(stage.dtype)
     tokenizer = open_tokenizer(stage.device, image_set.tokenizer)
-    sampler = Sampler(generator, image_set.config, stage.params.launch.compile)
-    size = images.shape[1]
-    for part in parts:
-        condition = batch_conditions(conditions, np.asarray(part), stage.device)
-        images.write(part, draw_images(sampler, tokenizer, condition, part, seed, size))
-        advance(len(part) * distributed.world_size())  # the others are about as far
+    compiled = stage.params.launch.compile
+    samplers: SimpleQueue[Sampler] = SimpleQueue()  # one for each thread: a sampler has one KV cache
+    for _ in range(1 if compiled else drawers(stage)):
+        samplers.put(Sampler(generator, image_set.config, compiled))
+
+    def draw(part: range) -> np.ndarray:
+        sampler = samplers.get()
+        try:
+            condition = batch_conditions(conditions, np.asarray(part), stage.device)
+            return draw_images(sampler, tokenizer, condition, part, seed, images.shape[1])
+        finally:
+            samplers.put(sampler)
+
+    with nullcontext(map) if compiled else parallel_map(stage.device, len(parts)) as each:
+        for part, drawn in zip(parts, each(draw, parts), strict=True):
+            images.write(part, drawn)
+            advance(len(part) * distributed.world_size())  # the others are about as far
 
 
 def grid_items(params: Params, count: int) -> np.ndarray:
