@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vapi_core.models.policy import compute_dtype
 
-LEAST_WIDTH = 512  # weights of narrower layers stay in the CPU's caches, where no order is faster
+LEAST_WIDTH = 512  # narrower weights stay in the CPU's caches: at 128 channels packed ones take longer
 MOST_ROWS = 64  # with more, a product's arithmetic takes longer than reading its weight
 FAST_ROWS = 4  # oneDNN takes longer for fewer rows than for four
 
