@@ -2,13 +2,18 @@
 
 import argparse
 import copy
+import statistics
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from unittest.mock import patch
 
 import torch
 
 from benchmarks import authors
-from benchmarks.measure import Results, flops, machine, matmul_rate, memory_rate, pairs, peak
+from benchmarks.measure import Results, flops, in_turn, machine, matmul_rate, memory_rate, pairs, peak
 from benchmarks.models import CLASSES, Setting, build_generator, setting
 from vapi_core.models.llamagen.generator import Generator
+from vapi_core.sampling import packing
 from vapi_core.sampling.sampler import Sampler, SamplingConfig, sampling_uniforms
 
 COMPARED_ON_CPU = 4  # images: in float64 all of a batch would cost as much as two pairs
@@ -42,10 +47,11 @@ def benchmark(options: argparse.Namespace) -> Results:
     compared = s.images if s.device.type == "cuda" else min(s.images, COMPARED_ON_CPU)
     same = equal_tokens(generator, config, options.compile, class_ids[:compared], uniforms[:compared])
     one = class_ids[:1], uniforms[:1]  # of how many it is proportional to
-    work = {
-        "ours": s.images * flops(lambda: Sampler(generator, config)(*one)),  # plain: a compiled one's cannot be counted
-        "authors": s.images * flops(lambda: authors.generate(generator, *one, config)),
-    }
+    with plain_layers():  # operations of compiled steps and of packed weights cannot be counted
+        work = {
+            "ours": s.images * flops(lambda: Sampler(generator, config)(*one)),
+            "authors": s.images * flops(lambda: authors.generate(generator, *one, config)),
+        }
     results: Results = {
         "setting": s.describe() | {"guidance_scale": s.guidance_scale, "compiled": options.compile},
         "machine": machine(s.device),
@@ -69,8 +75,32 @@ def benchmark(options: argparse.Namespace) -> Results:
         "share_of_memory_limit": {n: limit / t for n, t in results["median_seconds"].items()},
         "images_per_second": {n: s.images / t for n, t in results["median_seconds"].items()},
     }
+    if packing.packable_layers(generator, len(class_ids) * (2 if guided else 1)) and not options.compile:
+        results["packing"] = packing_gain(ours, s.device, options.pairs)
     if options.growth:
         results["growth"] = growth(s, generator, config)
+    return results
+
+
+def plain_layers() -> AbstractContextManager[object]:
+    """Within, no weights are packed."""
+    return patch.object(packing, "MOST_ROWS", 0)
+
+
+def packing_gain(draw: Callable[[], torch.Tensor], device: torch.device, count: int) -> Results:
+    """How many times as fast packed weights are as plain ones, in turn, and where the tokens are the same."""
+
+    def plain() -> torch.Tensor:
+        with plain_layers():
+            return draw()
+
+    same = draw() == plain()
+    sides = in_turn({"packed": draw, "plain": plain}, device, count)
+    results: Results = {"equal_tokens": float(same.float().mean())}
+    for name, quantity in (("ratio", "seconds"), ("cpu_ratio", "cpu_seconds")):
+        runs = zip(sides["packed"], sides["plain"], strict=True)
+        ratios = [getattr(p, quantity) / getattr(packed, quantity) for packed, p in runs]
+        results |= {name: statistics.median(ratios), f"{name}_range": [min(ratios), max(ratios)]}
     return results
 
 

@@ -24,6 +24,13 @@ def summary(name: str, results: dict[str, Any]) -> list[str]:
         lines.append(f"by CPU time {results['cpu_ratio']:.2f} ({low:.2f} to {high:.2f})")
     if results.get("share_of_flop_ratio") is not None:
         lines.append(f"FLOPs allow {results['flop_ratio']:.2f}; {results['share_of_flop_ratio']:.0%} of it")
+    if "packing" in results:
+        packing = results["packing"]
+        low, high = packing["cpu_ratio_range"]
+        gain = f"{packing['cpu_ratio']:.2f} ({low:.2f} to {high:.2f})"
+        lines.append(
+            f"packed weights, by CPU time beside plain ones: {gain}; {packing['equal_tokens']:.1%} equal tokens"
+        )
     sides = [(title, factor, form, results[key]) for key, title, factor, form in ROWS if _measured(results, key)]
     if sides:
         lines.append(f"{'':40}{'ours':>12}{'authors':>12}")

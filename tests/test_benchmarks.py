@@ -13,12 +13,13 @@ from benchmarks.align import Sides, grown
 from benchmarks.figures import save_figure, save_start_up
 from benchmarks.measure import least_disturbed_ratio, pairs, peak, run
 from benchmarks.models import setting
-from benchmarks.sample import equal_tokens
+from benchmarks.sample import equal_tokens, packing_gain
 from benchmarks.summary import summary
 from tests.tiny import tiny_generator
-from vapi_core.models.llamagen.generator import OFFICIAL_GENERATORS, GeneratorConfig
+from vapi_core.models.llamagen.generator import OFFICIAL_GENERATORS, Generator, GeneratorConfig
 from vapi_core.models.llamagen.tokenizer import TokenizerConfig
-from vapi_core.sampling.sampler import SamplingConfig, sampling_uniforms
+from vapi_core.sampling import packing
+from vapi_core.sampling.sampler import SamplingConfig, generate, sampling_uniforms
 
 CPU = torch.device("cpu")
 WORK_OF_XL = {"policy": 0.93, "decode": 0.57, "lpips": 0.09, "encode": 0.31}  # TFLOP an image at 384
@@ -97,6 +98,16 @@ def test_pairs_alternate_and_their_figure_is_drawn(tmp_path):
     results["growth"] = [{"quantity": "images", "value": n, "ours": n * 2**20, "authors": None} for n in (1, 2)]
     save_figure(tmp_path / "figure.png", "align", results)
     assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_packed_weights_are_compared_with_plain_ones():
+    generator = Generator(GeneratorConfig(dim=512, layers=1, heads=8, grid=2, codebook_size=512, classes=3)).eval()
+    class_ids, uniforms = torch.tensor([0]), torch.rand(1, 4)
+    if not packing.packable_layers(generator, 1):
+        pytest.skip("this PyTorch cannot pack")
+    results = packing_gain(lambda: generate(generator, class_ids, uniforms, SamplingConfig()), CPU, 3)
+    low, high = results["cpu_ratio_range"]
+    assert low <= results["cpu_ratio"] <= high and results["equal_tokens"] == 1.0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the process's peak memory is Linux's")
@@ -192,6 +203,7 @@ def test_the_command_prints_every_measured_quantity_of_both_sides():
         "cpu_ratio_range": [2.1, 2.3],
         "flop_ratio": 2.5,
         "share_of_flop_ratio": 0.88,
+        "packing": {"cpu_ratio": 1.6, "cpu_ratio_range": [1.5, 1.7], "equal_tokens": 1.0},
         "median_seconds": {"ours": 1.5, "authors": 3.0},
         "peak_bytes": {"ours": 2**20, "authors": None},  # a GPU could not hold theirs
         "flops": {"ours": 2e12, "authors": 5e12},
@@ -201,6 +213,7 @@ def test_the_command_prints_every_measured_quantity_of_both_sides():
         "align-xl: 2.00 times as fast (1.90 to 2.10)",
         "by CPU time 2.20 (2.10 to 2.30)",
         "FLOPs allow 2.50; 88% of it",
+        "packed weights, by CPU time beside plain ones: 1.60 (1.50 to 1.70); 100.0% equal tokens",
         "ours authors",
         "seconds, median 1.5 3",
         "peak memory, MiB 1.0 -",

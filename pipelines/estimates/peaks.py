@@ -5,8 +5,8 @@ An alignment is a step that is not the first: weights, moments and the frozen ne
 step has several backward passes. Of a micro-batch's parts the first two run, since all are alike; of the tokens that
 AR-GRPO or a sampler draws, the last, when the KV cache is longest. Of the policy's layers a few run: every phase of a
 stage grows by the same with each, which a test compares with all of them. Assumed is what `models` assumes. Not counted
-are the CUDA context, what libraries allocate inside an operation, what an allocator cannot use between its blocks, and
-what `launch.compile` saves.
+are the CUDA context, what libraries allocate inside an operation, what an allocator cannot use between its blocks, what
+`launch.compile` saves, and the packed weights with which a CPU draws few images.
 """
 
 from collections.abc import Callable, Iterator

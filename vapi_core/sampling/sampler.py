@@ -20,6 +20,7 @@ from vapi_core.models.llamagen.tokenizer import Tokenizer, decode_bytes
 from vapi_core.models.policy import Condition, Policy
 from vapi_core.randomness import stream
 from vapi_core.sampling.decoding import StaticDecoder
+from vapi_core.sampling.packing import packed_linears
 
 MOST_IMAGES = 1024  # of a batch: more fill no machine better
 
@@ -120,14 +121,15 @@ def generate(
     uniforms = uniforms.to(generator.device)
     tokens = torch.empty(batch, generator.config.length, dtype=torch.long, device=generator.device)
     logits = generator.prefill(condition, cache)
-    for position, scale in enumerate(scales):
-        if position > 0:
-            previous = tokens[:, position - 1].clamp(max=generator.config.codebook_size - 1)
-            logits = generator.decode_step(previous.repeat(2) if guided else previous, position, cache)
-        probabilities = filtered_probabilities(
-            guide(logits, scale, batch), config.temperature, config.top_k, config.top_p
-        )
-        tokens[:, position] = invert_cdf(probabilities, uniforms[:, position, None])[:, 0]
+    with packed_linears(generator, rows=len(condition)):
+        for position, scale in enumerate(scales):
+            if position > 0:
+                previous = tokens[:, position - 1].clamp(max=generator.config.codebook_size - 1)
+                logits = generator.decode_step(previous.repeat(2) if guided else previous, position, cache)
+            probabilities = filtered_probabilities(
+                guide(logits, scale, batch), config.temperature, config.top_k, config.top_p
+            )
+            tokens[:, position] = invert_cdf(probabilities, uniforms[:, position, None])[:, 0]
     return tokens
 
 
