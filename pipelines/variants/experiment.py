@@ -55,16 +55,16 @@ def run_experiment(name: str, baseline: str, base: str, overrides: list[str], st
     with short_lock(needed):
         if there := [name for name in needed if name in made]:
             get = ["pull", "--run-cache"] if shared_by else ["checkout"]
-            run_dvc(*get, "--quiet", "--allow-missing", *there)  # what is missing DVC makes
+            run_dvc(*get, "--force", "--allow-missing", *there)  # over what a killed attempt left; DVC makes the rest
         run_dvc("repro", *(["--pull"] if shared_by else []), stage)
     untracked = [option for path in new_files(Path()) for option in ("--include-untracked", path)]
-    run_dvc("exp", "save", "--quiet", "--force", "--name", name, *untracked, stage)
+    run_dvc("exp", "save", "--force", "--name", name, *untracked, stage)
     if shared_by:
-        run_dvc("push", "--quiet", "--run-cache", *needed)
+        run_dvc("push", "--run-cache", *needed)
         push_small_outputs(needed)
-        run_dvc("exp", "push", "--quiet", "--no-cache", shared_by, name)  # unless another machine was first
+        run_dvc("exp", "push", "--no-cache", shared_by, name)  # unless another machine was first
     else:
-        run_dvc("exp", "push", "--quiet", "--force", "--no-cache", "origin", name)
+        run_dvc("exp", "push", "--force", "--no-cache", "origin", name)
 
 
 @one_message
