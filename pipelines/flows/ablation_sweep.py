@@ -52,7 +52,6 @@ from pipelines.variants.sweep_form import SweepForm, opening_form
 from vapi_core.errors import FileError, VapiError
 from vapi_core.scoring.statistics import mean_and_standard_error
 
-PAPERS_NOISE = opening_form()  # table 5
 SKIPPED = "Skipped"  # name of the state of a cell that was finished before
 
 
@@ -73,7 +72,7 @@ def run_experiment(experiment: Experiment, gpus: list[str], shared: bool) -> Sta
 
 
 @flow(name="ablation-sweep")
-def ablation_sweep(form: SweepForm = PAPERS_NOISE, dry_run: bool = False) -> State:
+def ablation_sweep(form: SweepForm, dry_run: bool = False) -> State:
     """Runs VA-π with every combination of noise ratios, regularizers, their weights, rewards and credits, with every
     seed.
 

@@ -119,7 +119,7 @@ def test_where_git_cannot_be_asked_a_sweep_is_one_message_from_the_command_line_
     assert err.startswith("error: ") and words in err and "Traceback" not in err
     monkeypatch.setattr(ablation_sweep, "get_run_logger", lambda: logging.getLogger("flow"))
     with pytest.raises(FileError, match=words):  # which Prefect shows as the state of the run
-        ablation_sweep.ablation_sweep.fn(dry_run=True)
+        ablation_sweep.ablation_sweep.fn(opening_form(), dry_run=True)
 
 
 @pytest.fixture(scope="module")
