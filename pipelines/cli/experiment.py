@@ -138,6 +138,17 @@ def page(
     page.page(file, device, sweep)
 
 
+@command("vapi plots", "vapi plots reports/curves/generator.csv --out curves", panel=EXPERIMENT)
+def plots(
+    targets: Annotated[list[str] | None, typer.Argument(help="files of plots (default: all)")] = None,
+    out: Annotated[Path, typer.Option(help="folder of the page")] = Path("dvc_plots"),
+) -> int:
+    """Writes DVC's plots as one HTML file that needs no network: the curves and figures of all stages."""
+    from pipelines.commands import plots
+
+    return plots.plots(targets or [], out)
+
+
 @command(
     "vapi sweep --noise-ratios 0 0.25 0.5 --regularizers ce kl --seeds 4 5 6 --dry-run",
     "vapi sweep -- --help",

@@ -6,6 +6,7 @@ from its last checkpoint. From plain Python: `vapi sweep --noise-ratios 0 0.5 --
 
 import argparse
 import base64
+import json
 import math
 import os
 import re
@@ -22,10 +23,13 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.states import Completed, State
 from pydantic import ValidationError
 
 from pipelines import processes
+from pipelines.config.params import short_name
 from pipelines.config.paths import WORK
 from pipelines.flows.cell import cancel_all, hand_out
 from pipelines.flows.running import gpu_tags, run_all, run_command, visible_gpus
@@ -52,7 +56,7 @@ from pipelines.variants.sweep_form import SweepForm, opening_form
 from vapi_core.errors import FileError, VapiError
 from vapi_core.scoring.statistics import mean_and_standard_error
 
-PAPERS_NOISE = opening_form()  # table 5
+FIGURES, SCORES = {"answer": "Which cell is best, and the base as a line."}, "Scores over the grid."
 SKIPPED = "Skipped"  # name of the state of a cell that was finished before
 
 
@@ -73,7 +77,7 @@ def run_experiment(experiment: Experiment, gpus: list[str], shared: bool) -> Sta
 
 
 @flow(name="ablation-sweep")
-def ablation_sweep(form: SweepForm = PAPERS_NOISE, dry_run: bool = False) -> State:
+def ablation_sweep(form: SweepForm, dry_run: bool = False) -> State:
     """Runs VA-π with every combination of noise ratios, regularizers, their weights, rewards and credits, with every
     seed.
 
@@ -123,7 +127,7 @@ def grid_cells(
 ) -> dict[str, State]:
     """Every cell of the form; their final states."""
     by_name = {cell.name: cell for cell in plan_cells(form, baseline, bases)}
-    progress = Progress(list(by_name.values()))
+    progress = Progress(list(by_name.values()), main_extractor(baseline))
     profile = baseline.profile["profile"]
     with sweep_run(progress.key, profile, form.model_dump(), by_name, upstream.name) as tracked:
 
@@ -146,7 +150,7 @@ def search_cells(
     with open_search(form, baseline, bases) as search:
         earlier = search.earlier()
         budget = max(form.cells, len(earlier))
-        progress = Progress([], search.name, budget)
+        progress = Progress([], main_extractor(baseline), search.name, budget)
         with sweep_run(search.name, profile, form.model_dump(), [], upstream.name, budget) as tracked:
 
             def ended(cell: Experiment, scored: Experiment, state: State) -> None:
@@ -170,15 +174,17 @@ def search_cells(
 class Progress:
     """The sweep's artifacts: its grid as a table and how much is done, renewed as cells end; then figures and links.
 
-    A search has a name and a number of cells before it has cells, which begin one by one.
+    A search has a name and a number of cells before it has cells, which begin one by one. The scores of the main
+    extractor come first.
     """
 
-    def __init__(self, cells: list[Experiment], search: str | None = None, budget: int | None = None):
-        self.key = search or sweep_name(cells)
+    def __init__(self, cells: list[Experiment], main: str, search: str | None = None, budget: int | None = None):
+        self.key, self._main = search or sweep_name(cells), main
         self._rows = {cell.name: row_of(cell) for cell in cells}
         self._total = len(cells) if budget is None else budget
         bar, told = f"{self.key}-progress", f"{self._total} cells"
         self._bar: Any = create_progress_artifact(0.0, key=bar, description=told)
+        self._table: Any = None
         self.ended = 0
         self._show()
 
@@ -193,7 +199,7 @@ class Progress:
         row["state"] = "pruned" if state.is_completed() and scored != name else str(state.name).lower()
         if state.is_completed():
             try:
-                row |= scores_row(read_scores(scored))
+                row |= scores_row(read_scores(scored), self._main)
             except FileError as error:  # the experiment has been removed since its task read it
                 row["problem"] = str(error)
         else:
@@ -206,7 +212,9 @@ class Progress:
         for path in sorted((WORK / "sweeps" / self.key).glob("*.png")):
             image = base64.b64encode(path.read_bytes()).decode()
             key = re.sub("[^a-z0-9]+", "-", f"{self.key}-{path.stem}")
-            create_image_artifact(f"data:image/png;base64,{image}", key=key, description=str(path))
+            create_image_artifact(
+                f"data:image/png;base64,{image}", key=key, description=f"{FIGURES.get(path.stem, SCORES)} In {path}"
+            )
         server = os.environ.get("MLFLOW_TRACKING_URI", "")
         if not server.startswith("http"):
             get_run_logger().info("No links to MLflow, which is no server here: MLFLOW_TRACKING_URI names none.")
@@ -215,16 +223,23 @@ class Progress:
         server = address._replace(netloc=address.netloc.rpartition("@")[2]).geturl().rstrip("/")
         boards = dashboards.dashboards_of(profile)
         experiment = dashboards.register(profile["profile"], boards)
-        create_link_artifact(f"{server}/#/experiments/{experiment}", key=f"{self.key}-runs", link_text="runs in MLflow")
+        link, told = f"{server}/#/experiments/{experiment}", "All runs of the profile in MLflow, those of stages too."
+        create_link_artifact(link, key=f"{self.key}-mlflow", link_text="runs in MLflow", description=told)
         for board in boards:
-            link = dashboards.url(server, experiment, board)
-            create_link_artifact(link, key=f"{self.key}-{board.key}", link_text=f"dashboard {board.key}")
+            link, told = dashboards.url(server, experiment, board), f"A view of MLflow's: {board.key}."
+            create_link_artifact(
+                link, key=f"{self.key}-{board.key}", link_text=f"dashboard {board.key}", description=told
+            )
 
     def _show(self) -> None:
         names = list(dict.fromkeys(name for row in self._rows.values() for name in row))
         table = [{name: row.get(name, "") for name in names} for row in self._rows.values()]
         told = f"{self.ended} of {self._total} cells ended, {self._total - self.ended} left"
-        create_table_artifact(table, key=self.key, description=told)
+        if self._table is None:
+            self._table = create_table_artifact(table, key=self.key, description=told)
+        else:
+            with get_client(sync_client=True) as client:  # one table, and not one for each cell
+                client.update_artifact(self._table, ArtifactUpdate(data=json.dumps(table), description=told))
 
 
 def row_of(experiment: Experiment) -> dict[str, Any]:
@@ -233,11 +248,17 @@ def row_of(experiment: Experiment) -> dict[str, Any]:
     return {"cell": experiment.name, **setting(experiment.cell.alignment), "state": "waiting"}
 
 
-def scores_row(scores: dict[str, list[float]]) -> dict[str, str]:
-    """Scores of a finished cell for the table: mean ± standard error over seeds; of one seed the score alone."""
+def main_extractor(baseline: Baseline) -> str:
+    """The one that the profile judges by, as in the names of scores."""
+    return short_name(baseline.profile["score"]["extractors"][-1])
+
+
+def scores_row(scores: dict[str, list[float]], main: str) -> dict[str, str]:
+    """Scores of a finished cell for the table, those of the main extractor first: mean ± standard error over seeds; of
+    one seed the score alone."""
     row = {}
-    for name, values in scores.items():
-        mean, error = mean_and_standard_error(values)
+    for name in sorted(scores, key=lambda name: not name.endswith(f"/{main}")):
+        mean, error = mean_and_standard_error(scores[name])
         row[name.removeprefix("score/")] = f"{mean:.4g}" if math.isnan(error) else f"{mean:.4g} ± {error:.2g}"
     return row
 

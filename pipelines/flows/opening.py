@@ -1,4 +1,10 @@
-"""A step of prefect.yaml: what the form of a sweep comes to as it opens, for the text of its deployment."""
+"""A step of prefect.yaml: the form of a sweep as it opens, and what it comes to, for the text of the deployment.
+
+The flow itself has no form of its own: Prefect would call it optional. A run that is given none, on a schedule say, has
+the deployment's.
+"""
+
+from typing import Any
 
 from pipelines.reporting.sweep_plan import size_text
 from pipelines.variants.sweep import plan_cells, read_baseline
@@ -6,11 +12,12 @@ from pipelines.variants.sweep_form import opening_form
 from vapi_core.errors import VapiError
 
 
-def size() -> dict[str, str]:
-    """The number of cells and their time on this machine, under `size`."""
+def opened() -> dict[str, Any]:
+    """The form, and under `size` the number of its cells and their time on this machine."""
     form = opening_form()
     try:
         baseline = read_baseline(form.profile)
-        return {"size": size_text(form, baseline, plan_cells(form, baseline, {}))}
+        size = size_text(form, baseline, plan_cells(form, baseline, {}))
     except VapiError as error:  # which a run tells too; the deployment is there all the same
-        return {"size": f"its size is not known: {error}"}
+        size = f"its size is not known: {error}"
+    return {"form": form.model_dump(), "size": size}

@@ -6,6 +6,7 @@ The servers answer pages of their own address only; with PREFECT_SERVER_API_AUTH
 it too. Passwords reach the servers by their environment: command lines are for all users of a machine to read.
 """
 
+import itertools
 import os
 import signal
 import socket
@@ -16,16 +17,16 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import httpx
-from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.settings import PREFECT_SERVER_API_AUTH_STRING
 from prefect.workers.process import ProcessWorker
 
 from pipelines.config.paths import WORK
 from pipelines.flows.cell import POOL as CELLS
+from pipelines.flows.lost import client_of, end_runs_of, look
 from pipelines.flows.running import environment
 from pipelines.messages import one_message
 from pipelines.processes import Guarded
@@ -128,11 +129,11 @@ def allowed_hosts(host: str, port: int, others: str | None) -> str:
     return ",".join([f"{host}:{port}", f"localhost:{port}", *([others] if others else [])])
 
 
-def create_pools(api: str, login: str | None) -> None:
+def create_pools(env: Mapping[str, str]) -> None:
     """The work pools of prefect.yaml, unless they are there. Raises VapiError if the server cannot be asked."""
-    template = ProcessWorker.get_default_base_job_template()
+    template, api = ProcessWorker.get_default_base_job_template(), env["PREFECT_API_URL"]
     try:
-        with SyncPrefectClient(api=api, auth_string=login) as client:
+        with client_of(env) as client:
             there = {pool.name for pool in client.read_work_pools()}
             for name in {POOL, CELLS} - there:
                 pool = WorkPoolCreate(name=name, type=ProcessWorker.type, base_job_template=template)
@@ -173,7 +174,7 @@ def serve(stack: ExitStack, host: str) -> None:
         print(f"warning: {told}", file=sys.stderr, flush=True)
     for service, url in started:
         service.wait_for(url)
-    create_pools(env["PREFECT_API_URL"], env.get("PREFECT_API_AUTH_STRING"))
+    create_pools(env)
     run([sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"], env)
     dashboards = run([sys.executable, "-m", "pipelines.tracking.dashboards"], env)
     prefect_ui = env["PREFECT_API_URL"].removesuffix("/api")
@@ -181,15 +182,19 @@ def serve(stack: ExitStack, host: str) -> None:
     print(masked(f"MLflow:  {env['MLFLOW_TRACKING_URI']}"), flush=True)
     print(dashboards, end="")
     print(f"Logs:    {LOGS}. Ctrl-C stops everything.", flush=True)
+    threading.Thread(target=look, args=(env, threading.Event()), daemon=True).start()
     worker = ["prefect", "worker", "start", "--pool", POOL, "--limit", "4"]
-    while True:
-        with ExitStack() as turn:
-            service = Service("prefect-worker", worker, env, turn)
+    for turn in itertools.count(1):
+        name = f"{socket.gethostname()}-{os.getpid()}-{turn}"
+        with ExitStack() as life:
+            service = Service("prefect-worker", [*worker, "--name", name], env, life)
             while service.process.running:
                 time.sleep(0.5)
                 for server, _ in started:
                     server.check()
         print("The worker has ended; another one starts.", file=sys.stderr, flush=True)
+        with suppress(httpx.HTTPError), client_of(env) as client:  # where the server is away, the heartbeats tell it
+            end_runs_of(name, POOL, client)
 
 
 @one_message

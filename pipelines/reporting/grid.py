@@ -116,13 +116,15 @@ class SweepRun:
         if finished:
             grid, score = grid_of(finished), f"fid/{finished[0].main}"
             facts[f"best/{score}"] = grid[grid["experiment"] == best_cell(grid, score)][score].mean()
-            self.draw_answer(grid, finished[0].main, ended)
+            self.draw_answer(grid, finished[0].main)
         self.run.log({f"sweep/{name}": value for name, value in facts.items()}, step=ended)
 
-    def draw_answer(self, grid: pd.DataFrame, main: str, step: int) -> None:
+    def draw_answer(self, grid: pd.DataFrame, main: str) -> None:
+        """The answer so far. All have step 0, of which MLflow shows the newest; of several steps it would show none
+        before somebody moves the slider."""
         path = self.folder / "answer.png"
         draw_answer(path, grid, self.base_scores, main)
-        self.run.image(tracking.ANSWER, path, step)
+        self.run.image(tracking.ANSWER, path, 0)
 
     @cached_property
     def base(self) -> FinishedCell | None:
@@ -145,7 +147,7 @@ class SweepRun:
         if finished:
             files += draw(grid, self.folder, self.base_scores)
             if self.told < self.total:
-                self.draw_answer(grid, finished[0].main, self.total)
+                self.draw_answer(grid, finished[0].main)
             files.append(self.folder / "answer.png")
             write_json(self.folder / CELLS, {"cells": self.names, "upstream": self.upstream})
             files.append(self.folder / PAGE)

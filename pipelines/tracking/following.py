@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from queue import Queue
 
 from pipelines.tracking.journal import Journal
@@ -49,17 +49,18 @@ class Orders:
 def serve() -> None:
     """The other side of `uploader.UploadProcess`: follows one journal after the other, and answers what went wrong."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ends when its input does; until then there may be a run to close
-    orders = Orders(sys.stdin)
-    import_client()
-    while (journal := orders.next_run()) is not None:
-        state, name = journal.state(), journal.header().name
-        problem = follow(journal.directory, orders.over.wait)
-        if others := orders.ended():
-            report(upload(others), SCORES_LATER)
-        if problem == KILLED:
-            print(words_for_killed(name, state.get("advice", "")), file=sys.stderr)
-        with suppress(BrokenPipeError):  # the stage was killed
-            print(json.dumps(problem), flush=True)
+    orders, answers = Orders(sys.stdin), sys.stdout
+    with redirect_stdout(sys.stderr):  # what MLflow prints is no answer
+        import_client()
+        while (journal := orders.next_run()) is not None:
+            state, name = journal.state(), journal.header().name
+            problem = follow(journal.directory, orders.over.wait)
+            if others := orders.ended():
+                report(upload(others), SCORES_LATER)
+            if problem == KILLED:
+                print(words_for_killed(name, state.get("advice", "")), file=sys.stderr)
+            with suppress(BrokenPipeError):  # the stage was killed
+                print(json.dumps(problem), file=answers, flush=True)
 
 
 def words_for_killed(name: str, advice: str) -> str:

@@ -32,9 +32,12 @@ class DvcFailed(VapiError):
     """A command of DVC's ended with an error, which it has told."""
 
 
-def run_dvc(*arguments: str) -> None:
-    """A command of DVC's. Raises DvcFailed."""
-    if (code := dvc(list(arguments))) != 0:
+def run_dvc(*arguments: str, quiet: bool = False) -> None:
+    """A command of DVC's; a quiet one says only why it fails. Raises DvcFailed."""
+    code = dvc([*arguments, *(["--quiet"] if quiet else [])])
+    if code != 0 and quiet:
+        code = dvc(list(arguments))  # once more: DVC is quiet about its errors too
+    if code != 0:
         raise DvcFailed(f"`dvc {' '.join(arguments[:2])}` ended with code {code}; what it said stands above.")
 
 
@@ -55,16 +58,16 @@ def run_experiment(name: str, baseline: str, base: str, overrides: list[str], st
     with short_lock(needed):
         if there := [name for name in needed if name in made]:
             get = ["pull", "--run-cache"] if shared_by else ["checkout"]
-            run_dvc(*get, "--quiet", "--allow-missing", *there)  # what is missing DVC makes
+            run_dvc(*get, "--force", "--allow-missing", *there, quiet=True)  # over what a killed attempt left
         run_dvc("repro", *(["--pull"] if shared_by else []), stage)
     untracked = [option for path in new_files(Path()) for option in ("--include-untracked", path)]
-    run_dvc("exp", "save", "--quiet", "--force", "--name", name, *untracked, stage)
+    run_dvc("exp", "save", "--force", "--name", name, *untracked, stage, quiet=True)
     if shared_by:
-        run_dvc("push", "--quiet", "--run-cache", *needed)
+        run_dvc("push", "--run-cache", *needed, quiet=True)
         push_small_outputs(needed)
-        run_dvc("exp", "push", "--quiet", "--no-cache", shared_by, name)  # unless another machine was first
+        run_dvc("exp", "push", "--no-cache", shared_by, name, quiet=True)  # unless another machine was first
     else:
-        run_dvc("exp", "push", "--quiet", "--force", "--no-cache", "origin", name)
+        run_dvc("exp", "push", "--force", "--no-cache", "origin", name, quiet=True)
 
 
 @one_message

@@ -106,13 +106,15 @@ class SweepForm(BaseModel):
         json_schema_extra=_opens_with(1),
         description="CPU threads of a cell, 0: all cores. Another number is another random draw.",
     )
-    processes: Annotated[int, Field(ge=1)] = Field(
-        1,
+    processes: int = Field(
+        ge=1,
+        json_schema_extra=_opens_with(1),
         description="Processes of a cell, 1 or more. With more than 1 a cell sees all GPUs: for models that need several, with "
         "parallelism 1.",
     )
     on_workers: bool = Field(
-        False, description="On: cells run on all workers of the pool `cells`, on any machine. Off: on this machine."
+        json_schema_extra=_opens_with(False),
+        description="On: cells run on all workers of the pool `cells`, on any machine. Off: on this machine.",
     )
     search: Strategy = Field(
         json_schema_extra=_opens_with("grid"),

@@ -187,3 +187,10 @@ def test_code_that_is_reached_through_several_modules_would_be_missed():
     found = missing(align | {"deps": without})
     assert {"vapi_core/alignment/noise.py", "vapi_core/alignment/ar_grpo.py"} <= set(found)
     assert "vapi_core/scoring/fidelity.py" not in found  # scores have no part in an alignment
+
+
+def test_dvcs_run_cache_has_every_stage_but_those_that_write_pages():
+    """Plain outputs that git has keep a stage out of it; it would run again for every sweep on another commit."""
+    stages = {name: stage.get("do", stage) for name, stage in STAGES.items()}
+    plain = {name for name, stage in stages.items() for out in stage.get("outs", []) if isinstance(out, dict)}
+    assert plain == {"report", "table"}

@@ -71,7 +71,7 @@ def test_at_its_end_a_sweep_shows_its_figures_and_links_to_its_runs_and_dashboar
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://lab:correct-horse@mlflow.example:5000")
     registered = []
     monkeypatch.setattr(dashboards, "register", lambda profile, boards: registered.append((profile, boards)) or "7")
-    progress = ablation_sweep.Progress([CELL])
+    progress = ablation_sweep.Progress([CELL], "toy")
     (sweep,) = (key for key, (kind, *_) in made.items() if kind == "table")
     figure = tmp_path / "sweeps" / sweep / "over-noise_ratio.png"
     figure.parent.mkdir(parents=True)
@@ -85,19 +85,24 @@ def test_at_its_end_a_sweep_shows_its_figures_and_links_to_its_runs_and_dashboar
     ((profile, boards),) = registered
     assert profile == "tiny" and {board.key for board in boards} == {"ablation", "methods", "runs"}
     runs = f"{server}/#/experiments/7"
-    assert links == {"runs": runs, **{board.key: dashboards.url(server, "7", board) for board in boards}}
+    assert links == {"mlflow": runs, **{board.key: dashboards.url(server, "7", board) for board in boards}}
     assert all(re.fullmatch("[a-z0-9-]+", key) for key in made)  # Prefect takes no other
 
 
 def test_a_cell_whose_scores_are_gone_is_listed_with_its_problem_and_ends_nothing(made):
-    ablation_sweep.Progress([CELL]).finished(CELL.name, Completed())
+    ablation_sweep.Progress([CELL], "toy").finished(CELL.name, Completed())
     ((row,),) = (content for kind, content, _ in made.values() if kind == "table")
     assert "there is no such experiment" in row["problem"] and made["done"][1] == 100
 
 
 def test_the_scores_of_several_seeds_have_a_standard_error_and_that_of_one_seed_stands_alone():
-    assert ablation_sweep.scores_row({"score/fid/toy": [1.0, 3.0]}) == {"fid/toy": "2 ± 1"}
-    assert ablation_sweep.scores_row({"score/fid/toy": [9.25]}) == {"fid/toy": "9.25"}
+    assert ablation_sweep.scores_row({"score/fid/toy": [1.0, 3.0]}, "toy") == {"fid/toy": "2 ± 1"}
+    assert ablation_sweep.scores_row({"score/fid/toy": [9.25]}, "toy") == {"fid/toy": "9.25"}
+
+
+def test_the_scores_of_the_main_extractor_come_first():
+    scores = {"score/fid/uci": [1.0], "score/recall/uci": [1.0], "score/fid/toy": [1.0], "score/recall/toy": [1.0]}
+    assert list(ablation_sweep.scores_row(scores, "toy")) == ["fid/toy", "recall/toy", "fid/uci", "recall/uci"]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +124,7 @@ def test_where_git_cannot_be_asked_a_sweep_is_one_message_from_the_command_line_
     assert err.startswith("error: ") and words in err and "Traceback" not in err
     monkeypatch.setattr(ablation_sweep, "get_run_logger", lambda: logging.getLogger("flow"))
     with pytest.raises(FileError, match=words):  # which Prefect shows as the state of the run
-        ablation_sweep.ablation_sweep.fn(dry_run=True)
+        ablation_sweep.ablation_sweep.fn(opening_form(), dry_run=True)
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +154,7 @@ def test_a_cell_with_spoilt_metrics_is_red_and_listed_and_the_others_go_on(told)
     states = {name.partition("-")[0]: state for name, state in told["tasks"].items() if name.startswith("noise")}
     assert states == {"noise0": "Completed", "noise0_5": "Failed", "noise0_75": "Completed"}
     assert told["problem"].startswith("1 of 3 cells did not end well: noise0_5-")
-    *_, table = (json.loads(data) for kind, data in told["artifacts"] if kind == "table")
+    (table,) = (json.loads(data) for kind, data in told["artifacts"] if kind == "table")
     rows = {row["noise_ratio"]: row for row in table}
     assert [rows[n]["state"] for n in (0.0, 0.5, 0.75)] == ["completed", "failed", "completed"]
     assert "no scores there that can be read" in rows[0.5]["problem"] and rows[0.75]["fid/scorer"] == "9.25"

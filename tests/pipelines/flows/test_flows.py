@@ -164,6 +164,15 @@ class Ui:
         tables = [json.loads(a.data) for a in sorted(artifacts, key=lambda a: a.created) if a.type == "table"]
         return [table for table in tables if len(table) == rows][-1]
 
+    def open_in_mlflow(self) -> list[dict]:
+        """The runs that MLflow calls running."""
+        api = f"{self.printed['MLflow']}/api/2.0/mlflow"
+        found = requests.post(f"{api}/experiments/search", json={"max_results": 100}, timeout=60).json()
+        asked = {"experiment_ids": [e["experiment_id"] for e in found["experiments"]]}
+        asked["filter"] = "attributes.status = 'RUNNING'"
+        runs = requests.post(f"{api}/runs/search", json=asked, timeout=60).json().get("runs", [])
+        return [run["info"] for run in runs]
+
     def processes(self) -> list[psutil.Process]:
         """Everything that runs in the repository."""
         return [p for p in psutil.process_iter() if works_in(p, self.root)]
@@ -346,13 +355,38 @@ def test_a_cancelled_run_and_a_killed_worker_leave_no_process_and_another_run_re
     run = ui.submit("ablation-sweep/ablation-sweep", form=form(0.2))
     wait_until(lambda: ui.events().count(began(0.2)) == 2)
     (worker,) = [p for p in ui.processes() if {"worker", "pipelines.processes"} & {*command_line(p)} == {"worker"}]
+    assert [tracked["status"] for tracked in ui.open_in_mlflow()] == ["RUNNING"]  # the sweep's own
     worker.kill()
     wait_until(lambda: not ui.stages())
+    wait_until(lambda: ui.state(run).is_crashed())
+    wait_until(lambda: ui.tasks(run)[variant_of(0.2)] == "Crashed")
+    wait_until(lambda: not ui.open_in_mlflow())
 
     hold.unlink()
     run = ui.submit("ablation-sweep/ablation-sweep", form=form(0.2))  # `make ui` starts another worker
     assert ui.finish(run).is_completed(), ui.log(run)
     assert ui.events()[-2:] == [began(0.2), ended(0.2)]
+
+
+def test_a_run_of_which_nobody_saw_the_end_crashes_by_its_heartbeats_and_a_long_one_beside_it_does_not(ui):
+    holds = [ui.sign("hold-0.22"), ui.sign("hold-0.23")]
+    long = ui.submit(SWEEP, form=form(0.22))
+    wait_until(lambda: began(0.22) in ui.events())
+    known = ui.runs()
+    command = ui.start("-m", "pipelines.flows.ablation_sweep", "--noise-ratios", "0.23", "--seeds", "1")
+    wait_until(lambda: began(0.23) in ui.events())
+    (run,) = ui.runs() - known
+    command.kill()
+    command.communicate()
+    assert ui.state(run).is_running()
+    wait_until(lambda: ui.state(run).is_crashed())
+    assert "has not been heard of for 90 s" in ui.state(run).message
+    wait_until(lambda: ui.tasks(run)[variant_of(0.23)] == "Crashed")
+    wait_until(lambda: len(ui.open_in_mlflow()) == 1)
+    assert ui.state(long).is_running() and ui.tasks(long)[variant_of(0.22)] == "Running"
+    for hold in holds:
+        hold.unlink()
+    assert ui.finish(long).is_completed(), ui.log(long)
 
 
 @pytest.mark.parametrize(
@@ -395,6 +429,8 @@ def test_the_form_opens_in_a_browser_with_every_field_in_its_order_and_tells_of_
             wait_until(lambda: fields() == titles, 120)
         finally:
             browser.save_screenshot(picture("prefect-form", tmp_path))
+        optional = [line for line in text().splitlines() if line.endswith("(Optional)")]
+        assert optional == ["Steps (Optional)", "Profile (Optional)", "dry_run (Optional)"]
         shown = wait_until(lambda: browser.execute_script(FIRST_LIST), 120)
         assert shown == ["0", "0.25", "0.5", "0.75", "0.95"]
         wait_until(lambda: browser.execute_script(EMPTY_FIRST_LIST) == 0 and "No items in this list" in text(), 120)
@@ -475,7 +511,7 @@ def test_a_server_with_a_login_lets_in_who_knows_it(tmp_path):
     program = "import contextlib, time; from pipelines.flows import ui; env = dict(ui.environment())\n"
     program += "with contextlib.ExitStack() as stack:\n"
     program += "    service = ui.start_prefect(env, stack); service.wait_for(env['PREFECT_API_URL'] + '/health')\n"
-    program += "    ui.create_pools(env['PREFECT_API_URL'], env['PREFECT_API_AUTH_STRING'])\n"
+    program += "    ui.create_pools(env)\n"
     program += (
         "    print(ui.run(['prefect', 'work-pool', 'ls'], env)); print(env['PREFECT_API_URL'], flush=True); input()\n"
     )
@@ -496,6 +532,7 @@ def test_a_server_with_a_login_lets_in_who_knows_it(tmp_path):
 
 def test_schedules_make_runs_that_run_and_a_dry_run_prints_its_commands_and_runs_nothing(ui):
     deployment = ui.client.read_deployment_by_name("ablation-sweep/ablation-sweep")
+    assert deployment.parameters == {"form": opening_form().model_dump()}  # of a run that is given none
     ui.client._client.patch(
         f"/deployments/{deployment.id}", json={"parameters": {"form": form(0.25), "dry_run": True}}
     ).raise_for_status()

@@ -225,5 +225,5 @@ def test_a_sweep_tells_how_far_it_is_while_its_cells_run(sweep):
     assert told["best/fid/scorer"] == pytest.approx(0.833333, rel=1e-5)
     images = mlflow_runs.connect().list_artifacts(run.info.run_id, "images")
     assert [file.path.split("+")[:3] for file in images if file.path.endswith(".png")] == [
-        ["images/answer", "step", "2"]
+        ["images/answer", "step", "0"]
     ]

@@ -24,4 +24,4 @@ def test_a_grid_tells_its_cells_and_their_time_and_a_search_its_budget_and_that_
 
 def test_where_the_size_cannot_be_told_the_deployment_says_why(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # which is no repository
-    assert opening.size()["size"].startswith("its size is not known: ")
+    assert opening.opened()["size"].startswith("its size is not known: ")

@@ -54,6 +54,18 @@ def test_a_stage_leaves_mlflow_to_the_process(workplace):
     assert tracking.Journal(tracking.JOURNALS, "k1").state()["uploaded"]
 
 
+def test_what_mlflow_prints_of_a_run_on_a_server_is_no_answer_to_the_stage(server, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    stage = start(STAGE)
+    told, errors = stage.communicate()
+    assert (stage.returncode, told.decode()) == (0, ""), errors.decode()
+    assert [run.info.status for run in live()] == ["FINISHED"]
+    monkeypatch.setenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "false")
+    stage = start(STAGE)
+    told, errors = stage.communicate()
+    assert (stage.returncode, told.decode()) == (0, "") and "View run align@va-pi-0" in errors.decode()
+
+
 def test_ctrl_c_reaches_the_stage_alone_and_its_run_is_closed(workplace):
     listen = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # a shell's background jobs do not
     interrupted = f"        {listen}\n        os.killpg(0, signal.SIGINT)\n        while True:\n            pass\n"

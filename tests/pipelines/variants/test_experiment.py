@@ -1,6 +1,7 @@
 """Experiments side by side in one repository: each runs once, in a clone of its own, and has its own result."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -128,3 +129,14 @@ def test_the_clone_of_a_killed_experiment_is_used_again_when_nobody_works_in_it_
     assert toy.start(toy.cell(0.19)).wait() == 0
     left = [path for path in map(str, place.rglob("*")) if f"/{variant_of(0.16)}" in path]
     assert place.name == "0" and left == [] and toy.result(0.19) == 9.81
+
+
+def test_what_a_failed_attempt_left_is_written_over_where_no_cache_has_the_outputs_of_the_commit(toy):
+    """As in a fresh clone, whose dvc.lock names outputs that were made elsewhere."""
+    shutil.rmtree(toy.root / ".dvc/cache")
+    half_made = toy.work / "clones/0/data/subset"
+    half_made.unlink(missing_ok=True)
+    half_made.write_text("half of it")
+    again = Experiment("again", toy.head, "upstream", {"align.seeds": [1]}, "score-control@base")
+    assert toy.start(again).wait() == 0
+    assert half_made.read_text() == "made" and again.name in experiments(toy.root)
