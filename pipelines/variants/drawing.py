@@ -39,8 +39,9 @@ from vapi_core.files import atomic_path, read_texts
 from vapi_core.fingerprint import fingerprint, training_code
 from vapi_core.memory import free_bytes
 from vapi_core.models.checkpoints import model_hash
-from vapi_core.models.policy import Conditions
+from vapi_core.models.policy import Conditions, Policy
 from vapi_core.sampling.drawing import choose_classes, draw_images
+from vapi_core.sampling.packing import packable_layers
 from vapi_core.sampling.sampler import Sampler, batch_in_memory
 from vapi_core.threads import parallel_map
 
@@ -89,13 +90,19 @@ def batch_size(stage: Stage, sets: list[ImageSet]) -> int:
     generator = open_generator(sets[0].generator, stage.device).to(stage.dtype)
     tokenizer = open_tokenizer(stage.device, sets[0].tokenizer)
     guided = any(s.config.guidance_scale != 1.0 for s in sets)
-    free = free_bytes(stage.device) // drawers(stage)
+    free = free_bytes(stage.device) // batches_at_once(stage, generator)
     return int(distributed.from_main(batch_in_memory(free, generator, tokenizer, guided)))
 
 
-def drawers(stage: Stage) -> int:
-    """How many batches are drawn at a time: on a CPU one for each of torch's threads."""
-    return torch.get_num_threads() if stage.device.type == "cpu" else 1
+def batches_at_once(stage: Stage, generator: Policy) -> int:
+    """How many batches are drawn side by side: on a CPU one for each of torch's threads.
+
+    A wide generator draws one at a time: its products have enough for all threads, and packed weights are for one
+    batch.
+    """
+    if stage.device.type != "cpu" or stage.params.launch.compile or packable_layers(generator, rows=1):
+        return 1
+    return torch.get_num_threads()
 
 
 def open_arrays(stage: Stage, sets: list[ImageSet]) -> list[PartialArray]:
@@ -158,10 +165,10 @@ def fill(images: PartialArray, parts: list[range], image_set: ImageSet, stage: S
     conditions = open_conditions(stage.params, choose_labels(stage.params, seed))
     generator = open_generator(image_set.generator, stage.device).to(stage.dtype)
     tokenizer = open_tokenizer(stage.device, image_set.tokenizer)
-    compiled = stage.params.launch.compile
-    samplers: SimpleQueue[Sampler] = SimpleQueue()  # one for each thread: a sampler has one KV cache
-    for _ in range(1 if compiled else drawers(stage)):
-        samplers.put(Sampler(generator, image_set.config, compiled))
+    at_once = min(len(parts), batches_at_once(stage, generator))
+    samplers: SimpleQueue[Sampler] = SimpleQueue()  # each has one KV cache
+    for _ in range(at_once):
+        samplers.put(Sampler(generator, image_set.config, stage.params.launch.compile))
 
     def draw(part: range) -> np.ndarray:
         sampler = samplers.get()
@@ -171,7 +178,7 @@ def fill(images: PartialArray, parts: list[range], image_set: ImageSet, stage: S
         finally:
             samplers.put(sampler)
 
-    with nullcontext(map) if compiled else parallel_map(stage.device, len(parts)) as each:
+    with parallel_map(stage.device, at_once) if at_once > 1 else nullcontext(map) as each:
         for part, drawn in zip(parts, each(draw, parts), strict=True):
             images.write(part, drawn)
             advance(len(part) * distributed.world_size())  # the others are about as far
