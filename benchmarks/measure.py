@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from vapi_core.memory import give_back_from
+
 PAIRS = 5  # at least
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt
 GIVE_BACK, KEEP = 2**16, 2**25  # bytes from which glibc returns what is freed: nearly all, and little
 PROCESS, CPU, LOAD = Path("/proc/self"), Path("/proc/cpuinfo"), Path("/proc/loadavg")
 Results = dict[str, Any]
@@ -57,20 +58,14 @@ def peak(work: Work, device: torch.device) -> int | None:
     step was 70 or 120 MB. Here it gives back at once, in a thread that has an arena without old holes. That slows small
     models down, and what glibc did by itself does not come back: time first, then measure memory.
     """
-    _give_back_from(GIVE_BACK)
+    give_back_from(GIVE_BACK)
     try:
         with ThreadPoolExecutor(1) as fresh:
             return fresh.submit(run, work, device).result().peak_bytes
     except torch.OutOfMemoryError:
         return None
     finally:
-        _give_back_from(KEEP)
-
-
-def _give_back_from(size: int) -> None:
-    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(M_MMAP_THRESHOLD, size)
-        libc.mallopt(M_TRIM_THRESHOLD, 2 * size)
+        give_back_from(KEEP)
 
 
 def _reset_peak() -> int | None:

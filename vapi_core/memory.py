@@ -1,5 +1,6 @@
 """Free memory, and how much of a batch is held at once: pure functions decide, so that plans can be tested."""
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import torch
 
 CPU_PART_BYTES = 2**27  # on a CPU more at a time is not faster
 GPU_PARTS = 8  # a part of a step may hold this share of a GPU: a small one, beside weights, moments and activations
+
+KEPT_BYTES = 2**27  # of a freed block on a CPU: it stays for the next operation, which would fetch it anew page by page
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt
 
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
@@ -42,3 +46,10 @@ def even_parts(count: int, most: int) -> list[slice]:
     """`count` things cut into as few parts of at most `most` as there can be; their lengths differ by one at most."""
     parts = -(-count // most)
     return [slice(count * i // parts, count * (i + 1) // parts) for i in range(parts)]
+
+
+def give_back_from(size: int) -> None:
+    """Has glibc give freed blocks back to the system from so many bytes on; other C libraries go on as they are."""
+    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, size)
+        libc.mallopt(M_TRIM_THRESHOLD, 4 * size)

@@ -44,6 +44,7 @@ from vapi_core.files import (
     write_json,
 )
 from vapi_core.fingerprint import fingerprint, training_code
+from vapi_core.memory import KEPT_BYTES, give_back_from
 
 Metrics = dict[str, float]
 LONGEST_DIGEST = 36  # of MLflow's data sets
@@ -369,4 +370,6 @@ def _prepare_torch(params: Params) -> Any:
     if params.device == "cuda" and not torch.cuda.is_available():
         raise FileError("params.yaml", "device is cuda, but torch sees no GPU here.", "Set device to auto or cpu.")
     device = torch.device("cuda" if params.device != "cpu" and torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        give_back_from(KEPT_BYTES)
     return distributed.start(device) if distributed.launched() else device
