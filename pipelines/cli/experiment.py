@@ -143,7 +143,7 @@ def plots(
     targets: Annotated[list[str] | None, typer.Argument(help="files of plots (default: all)")] = None,
     out: Annotated[Path, typer.Option(help="folder of the page")] = Path("dvc_plots"),
 ) -> int:
-    """Writes DVC's plots as one HTML file that needs no network: the curves and figures of all stages."""
+    """Writes DVC's plots as a page that needs no network: the curves and figures of all stages."""
     from pipelines.commands import plots
 
     return plots.plots(targets or [], out)

@@ -66,13 +66,15 @@ def automation() -> AutomationCore:
 
 
 def watch() -> dict[str, str]:
-    """A step of prefect.yaml: registers the automation, or renews it. One that somebody has paused stays so."""
+    """A step of prefect.yaml: registers the automation, or renews it if it is another one. That would forget which runs
+    it waits for. One that somebody has paused stays so."""
     wanted = automation()
     with get_client(sync_client=True) as client:
         known = client.read_automations_by_name(NAME)
         for other in known:
-            whole = wanted.model_copy(update={"enabled": other.enabled}).model_dump()
-            client.update_automation(other.id, AutomationCore.model_validate(whole))
+            if (other.trigger, other.actions) != (wanted.trigger, wanted.actions):
+                told = wanted.model_dump(exclude={"owner_resource"}) | {"enabled": other.enabled}
+                client.update_automation(other.id, AutomationCore.model_validate(told))
         if not known:
             client.create_automation(wanted)
     return {}

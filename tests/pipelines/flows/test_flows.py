@@ -37,11 +37,13 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelling
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from pipelines.flows import lost
 from pipelines.variants.sweep_form import SweepForm, opening_form
 from tests.browser import needs_browser, open_browser, picture
 from tests.slurm import needs_slurm, slurm
@@ -387,6 +389,24 @@ def test_a_run_of_which_nobody_saw_the_end_crashes_by_its_heartbeats_and_a_long_
     for hold in holds:
         hold.unlink()
     assert ui.finish(long).is_completed(), ui.log(long)
+
+
+def test_deployments_that_are_registered_again_leave_the_automation_of_the_heartbeats_as_it_is(ui):
+    (before,) = ui.client.read_automations_by_name(lost.NAME)
+    kept = send("GET", f"{ui.api}/automations/{before.id}").json()  # with the time of its last change
+    command = ui.start("-m", "prefect", "--no-prompt", "deploy", "--all")
+    told, _ = command.communicate()
+    assert command.returncode == 0, told
+    assert send("GET", f"{ui.api}/automations/{before.id}").json() == kept
+    older = before.model_dump(include={"name", "actions", "trigger"}) | {"enabled": False}
+    older["trigger"]["within"] = 15
+    ui.client.update_automation(before.id, AutomationCore.model_validate(older))
+    command = ui.start("-m", "prefect", "--no-prompt", "deploy", "--all")
+    told, _ = command.communicate()
+    assert command.returncode == 0, told
+    (renewed,) = ui.client.read_automations_by_name(lost.NAME)
+    assert renewed.trigger == before.trigger and not renewed.enabled
+    ui.client.resume_automation(before.id)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What ends where a process is gone without a word. With real servers: test_flows.py."""
 
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from uuid import uuid4
@@ -43,6 +44,7 @@ class Server:
 
     def update_automation(self, automation_id, automation):
         sent = automation.model_dump(exclude_unset=True)  # as Prefect's client sends it
+        assert "owner_resource" not in sent  # which its server refuses
         self.automations[automation_id] = Automation(id=automation_id, **sent)
 
 
@@ -75,14 +77,17 @@ def test_the_tasks_of_crashed_runs_of_our_flows_end_too():
     assert not {Completed().type} & {*server.asked["task_run_filter"].state.type.any_}
 
 
-def test_the_automation_is_registered_once_and_one_that_was_paused_stays_paused(server):
-    lost.watch()
+def test_the_automation_is_registered_once_and_renewed_where_it_is_another(server):
     lost.watch()
     ((number, made),) = server.automations.items()
-    assert made.enabled and made.trigger == lost.automation().trigger
-    server.automations[number] = made.model_copy(update={"enabled": False})
     lost.watch()
-    assert [a.enabled for a in server.automations.values()] == [False]
+    assert server.automations[number] is made and made.enabled and made.trigger == lost.automation().trigger
+    for enabled in (True, False):  # one that was paused stays paused
+        older = made.trigger.model_copy(update={"within": timedelta(seconds=15)})
+        server.automations[number] = made.model_copy(update={"trigger": older, "enabled": enabled})
+        lost.watch()
+        (renewed,) = server.automations.values()
+        assert (renewed.trigger, renewed.enabled) == (lost.automation().trigger, enabled)
 
 
 def test_three_heartbeats_are_missed_before_a_run_of_ours_counts_as_crashed():
