@@ -80,7 +80,9 @@ def _cluster(folder: Path, nodes: int) -> Iterator[dict[str, str]]:
         servers = [start(slurmctld, "-D", "-f", config)]
         servers += [start(slurmd, "-D", "-f", config, "-N", name) for name in names]
         asked = {"env": os.environ | environment, "capture_output": True, "text": True, "check": False}
-        while subprocess.run(["sinfo", "--noheader", "--Node", "--format=%T"], **asked).stdout.split() != ["idle"] * nodes:
+        while (
+            subprocess.run(["sinfo", "--noheader", "--Node", "--format=%T"], **asked).stdout.split() != ["idle"] * nodes
+        ):
             assert all(server.poll() is None for server in servers), (folder / "slurmctld.log").read_text()
         yield environment
 

@@ -509,8 +509,10 @@ def test_a_cell_of_two_processes_comes_to_what_one_process_comes_to(swept):
 
     def run(processes, strategy):
         swept.set_params(
-            lambda params: params
-            | {"launch": params["launch"] | {"strategy": strategy}, "align": params["align"] | {"images_every": 0}}
+            lambda params: (
+                params
+                | {"launch": params["launch"] | {"strategy": strategy}, "align": params["align"] | {"images_every": 0}}
+            )
         )
         cell = plan_cell(swept, noise_ratios=[0.7], processes=processes)
         shutil.rmtree(swept.path / ".dvc/cache/runs")  # from which DVC takes what any number of processes has made
