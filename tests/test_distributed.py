@@ -22,6 +22,8 @@ from vapi_core.data.batches import AlignmentData
 from vapi_core.data.cache import TokenCache, write_token_cache
 from vapi_core.data.images import to_uint8
 from vapi_core.errors import TrainingError
+from vapi_core.models.checkpoints import load_model, save_model
+from vapi_core.models.llamagen.generator import Generator
 from vapi_core.training import budget
 from vapi_core.training.loop import OptimizationConfig, autocast, train
 
@@ -222,6 +224,21 @@ def test_an_alignment_goes_on_with_another_number_of_processes(tmp_path):
     align(checkpoint=tmp_path / "one", kill_after=3)
     for result in (*(align(checkpoint=tmp_path / name) for name in ("ddp", "fsdp")), *run_on(2, resumed, tmp_path)[0]):
         assert_same(result, on_one_process())
+
+
+def save_sharded(directory: Path) -> None:
+    generator = tiny_generator()
+    distributed.shard_weights(generator, CPU, torch.float32)
+    weights = distributed.whole_state_dict(generator)
+    if distributed.is_main():
+        save_model(directory, "generator", generator, weights)
+
+
+def test_weights_that_were_spread_are_saved_as_the_model_that_they_are(tmp_path):
+    run_on(2, save_sharded, tmp_path)
+    loaded, expected = load_model(tmp_path, "generator"), tiny_generator().state_dict()
+    assert type(loaded) is Generator
+    assert all(torch.equal(expected[name], weight) for name, weight in loaded.state_dict().items())
 
 
 def stopped_by_one(sharded: bool) -> tuple[str, int]:

@@ -118,12 +118,14 @@ def shard_weights(module: nn.Module, device: torch.device, dtype: torch.dtype) -
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+    name = type(module).__name__
     mesh = init_device_mesh(device.type, (world_size(),))
     # inputs are left alone: rotary tables stay float32
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     layers = [layer for part in module.modules() if isinstance(part, nn.ModuleList) for layer in part]
     for part in (*layers, module):
         fully_shard(part, mesh=mesh, mp_policy=policy)
+    type(module).__name__ = name  # it has a class of its own now, and files say by that name what they hold
 
 
 def is_sharded(module: nn.Module) -> bool:

@@ -230,6 +230,8 @@ def resolve(align: AlignParams, name: str, method: str, changes: dict[str, Any])
     images_every = part(CountOrNone, changes.get("images_every", align.images_every), "images_every")
     if problems:
         raise several(problems)
+    if optimization.seconds is None and images_every > optimization.steps:
+        images_every = 0  # none would come, and the base's, with which they begin, take as long as a small set
     return Alignment(method, optimization, own_config, keep_every, threads, images_every)
 
 

@@ -67,6 +67,9 @@ def _variant(variant: Variant, p: Params) -> Iterator[Problem]:
     ):
         own = key.startswith("align.")
         yield (key_of(variant.name, key.removeprefix("align."), changes) if own else key), problem
+    if p.launch.strategy == "fsdp" and p.launch.world_size > 1 and alignment.images_every:
+        problem = "images are drawn token by token, for which whole weights are needed: 0, or launch.strategy ddp."
+        yield key_of(variant.name, "images_every", changes), problem
     if "reward-classifier" in networks and p.classifiers.reward is None:
         yield "classifiers.reward", f"needed by the variant {variant.name}."
     for network in networks:

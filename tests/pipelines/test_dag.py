@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from pipelines.repository.git import experiments
 from pipelines.variants import cells, sweep
 from pipelines.variants.sweep_form import opening_form
 from tests.checkout import ROOT, Checkout
+from tests.slurm import free_ports, needs_slurm, slurm
 
 VA_PI = "va-pi · ξ 0.5 · β 0.1 · ce · seed 0"  # in MLflow
 EXTRACTORS = ("efficientnet-lite0", "uci-classifier", "scorer-classifier")
@@ -326,6 +328,34 @@ def test_two_nodes_come_to_the_same_bytes_as_one_with_as_many_processes(parallel
     assert [run.info.run_name for run in all_runs(apart)[1]].count(VA_PI) == 1
 
 
+@needs_slurm
+def test_a_job_of_slurm_aligns_on_two_nodes(checkout, tmp_path):
+    from safetensors.numpy import load_file
+
+    shared = copy.copy(checkout)
+    shared.path = shutil.copytree(checkout.path, tmp_path / "shared")
+    shared.set_params(lambda params: params | {"launch": params["launch"] | {"nodes": 2}})
+    weights = shared.path / "data/aligned/va-pi/0/generator.safetensors"
+    weights.unlink()
+    shutil.rmtree(shared.path / ".dvc/cache/runs")  # or DVC would take them from there
+    (shared.path / ".venv").symlink_to(sys.prefix)
+    (port,) = free_ports(1)
+    own = {"VAPI_RENDEZVOUS": f"127.0.0.1:{port}", "PYTHONPATH": str(shared.path)}
+    with slurm(nodes=2) as cluster:
+        job = subprocess.run(
+            ["sbatch", "--wait", str(ROOT / "scripts/slurm/nodes.sbatch"), "align@va-pi"],
+            cwd=shared.path,
+            env=shared.environment() | own | cluster,
+            check=False,
+        )
+    (log,) = (path.read_text() for path in shared.path.glob("slurm-nodes-*.log"))
+    assert job.returncode == 0, log
+    assert "waits for 1 more of 2 nodes" in log and "align@va-pi ended well." in log
+    alone, together = load_file(checkout.path / weights.relative_to(shared.path)), load_file(weights)
+    assert all(np.abs(together[name] - values).max() < 1e-5 for name, values in alone.items())
+    assert any((together[name] != values).any() for name, values in alone.items())  # a run of its own
+
+
 def test_an_error_of_all_processes_is_told_once(parallel):
     (parallel.path / "data/classifiers/reward/classifier.safetensors").unlink()
     result = parallel.run(*stage("align", "va-pi"))
@@ -377,14 +407,20 @@ def test_an_ablation_table_runs_its_own_rows_alone(checkout):
     assert running(checkout.run("dvc", "repro", "report", "table@reward")) == set()
 
 
-def test_a_cell_of_a_sweep_is_an_experiment_that_takes_its_upstream_from_the_cache_and_keeps_its_scores(checkout):
+@pytest.fixture(scope="module")
+def swept(checkout):
+    """The checkout with a commit, on which the experiments of sweeps build."""
     for command in (
         ("add", "-A"),
         ("-c", "user.name=tiny", "-c", "user.email=tiny@example.com", "commit", "-qm", "run"),
     ):
         assert checkout.run("git", *command).returncode == 0
-    form = opening_form(noise_ratios=[0.9], seeds=[0], steps=2)
-    baseline = sweep.read_baseline(None, checkout.path)
+    return checkout
+
+
+def plan_cell(checkout, **form):
+    """The one cell of a form, once what cells share is there, which costs no stage."""
+    form, baseline = opening_form(seeds=[0], steps=2, **form), sweep.read_baseline(None, checkout.path)
     upstream = sweep.plan_upstream(form, baseline)
     result = checkout.run(*sweep.command(upstream))
     assert result.returncode == 0 and running(result) == set(), result.stdout + result.stderr
@@ -393,11 +429,106 @@ def test_a_cell_of_a_sweep_is_an_experiment_that_takes_its_upstream_from_the_cac
     assert {"data/tokenizer", "data/tokens", "data/generator", "data/classifiers/reward"} <= set(bases)
     assert bases.items() <= locked.items()
     (cell,) = sweep.plan_cells(form, baseline, bases)
-    result = checkout.run(*sweep.command(cell))
+    return cell
+
+
+def test_a_cell_of_a_sweep_is_an_experiment_that_takes_its_upstream_from_the_cache_and_keeps_its_scores(swept):
+    cell = plan_cell(swept, noise_ratios=[0.9])
+    result = swept.run(*sweep.command(cell))
     assert result.returncode == 0, result.stdout + result.stderr
     assert running(result) == {f"{kind}@{cell.cell.name}" for kind in ("align", "sample", "score")}
-    scores = cells.read_scores(cell.name, checkout.path)
+    scores = cells.read_scores(cell.name, swept.path)
     assert scores["score/fid/scorer"][0] > 0
+
+
+# the program `python` of a cell: its stage `sample` tells which images it draws, and the first time, as if by a power
+# cut, the stage, DVC and all else of the cell are gone when one batch of them is on disk
+PYTHON = """#!/bin/sh
+[ "$2 $3" = "pipelines.stages sample" ] && exec {python} {draw} "$@"
+exec {python} "$@"
+"""
+DRAW = """
+import os, runpy, signal, sys
+sys.path[0], sys.argv = "", sys.argv[2:]
+from vapi_core.data.partial import PartialArray
+write = PartialArray.write
+def watched(self, rows, values):
+    write(self, rows, values)
+    print("drew", rows.start, rows.stop, flush=True)
+    if os.path.exists({mark!r}):
+        os.remove({mark!r})
+        os.killpg(0, signal.SIGKILL)
+PartialArray.write = watched
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
+def test_a_cell_that_was_killed_while_it_drew_goes_on_from_its_images_to_the_same_bytes(swept, tmp_path, monkeypatch):
+    def run(*command, folder=swept.path, **environment):
+        environment |= {"PATH": f"{tmp_path}:{swept.environment()['PATH']}"}
+        result = subprocess.run(
+            command,
+            cwd=folder,
+            env=swept.environment() | environment,
+            capture_output=True,
+            text=True,
+            start_new_session=True,
+        )
+        drawn = [line for line in result.stdout.splitlines() if line.startswith("drew")]
+        return result, drawn
+
+    def images(lock):
+        outs = yaml.safe_load(lock)["stages"][f"sample@{name}"]["outs"]
+        return [out["md5"] for out in outs if out["path"].startswith("data/samples")]
+
+    cell = plan_cell(swept, noise_ratios=[0.8])
+    name, mark = cell.cell.name, tmp_path / "first"
+    (tmp_path / "draw.py").write_text(DRAW.format(mark=str(mark)))
+    (tmp_path / "python").write_text(PYTHON.format(python=sys.executable, draw=tmp_path / "draw.py"))
+    (tmp_path / "python").chmod(0o755)
+    mark.touch()
+
+    result, drawn = run(*sweep.command(cell))
+    assert result.returncode == -signal.SIGKILL and drawn == ["drew 0 20"], result.stderr
+    assert cell.name not in experiments(swept.path)
+
+    result, drawn = run(*sweep.command(cell))
+    assert result.returncode == 0 and drawn == ["drew 20 40"], result.stdout + result.stderr
+    assert running(result) == {f"sample@{name}", f"score@{name}"}  # the alignment is in DVC's cache
+    resumed = images(swept.run("git", "show", f"{experiments(swept.path)[cell.name]}:dvc.lock").stdout)
+
+    clone, work = swept.path / ".work/clones/0", swept.path / ".work"
+    own = {"VAPI_REPOSITORY": str(swept.path), "VAPI_WORK": str(work), "DVC_EXP_NAME": cell.name}
+    result, drawn = run("dvc", "repro", "--force", "--single-item", f"sample@{name}", folder=clone, **own)
+    assert result.returncode == 0 and drawn == ["drew 0 20", "drew 20 40"], result.stdout + result.stderr
+    assert images((clone / "dvc.lock").read_text()) == resumed and len(resumed) == 1
+
+
+def test_a_cell_of_two_processes_comes_to_what_one_process_comes_to(swept):
+    from safetensors.numpy import load_file
+
+    def run(processes, strategy):
+        swept.set_params(
+            lambda params: (
+                params
+                | {"launch": params["launch"] | {"strategy": strategy}, "align": params["align"] | {"images_every": 0}}
+            )
+        )
+        cell = plan_cell(swept, noise_ratios=[0.7], processes=processes)
+        shutil.rmtree(swept.path / ".dvc/cache/runs")  # from which DVC takes what any number of processes has made
+        result = swept.run(*sweep.command(cell))
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert running(result) == {f"{kind}@{cell.cell.name}" for kind in ("align", "sample", "score")}
+        assert cells.read_scores(cell.name, swept.path)["score/fid/scorer"][0] > 0
+        return cell, load_file(swept.path / f".work/clones/0/data/aligned/{cell.cell.name}/0/generator.safetensors")
+
+    kept = (swept.path / "params.yaml").read_text()
+    (one, alone), *others = (run(*how) for how in ((1, "ddp"), (2, "ddp"), (2, "fsdp")))
+    (swept.path / "params.yaml").write_text(kept)
+    for cell, together in others:
+        assert cell.name != one.name and cell.cell.name == one.cell.name
+        assert all(np.abs(together[name] - values).max() < 1e-5 for name, values in alone.items())
+        assert any((together[name] != values).any() for name, values in alone.items())  # a run of its own
 
 
 def test_of_all_these_runs_none_has_written_into_what_is_cached(checkout):

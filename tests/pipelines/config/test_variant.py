@@ -179,6 +179,15 @@ def test_weights_are_kept_at_even_steps_before_the_last_and_under_a_budget_of_se
     assert kept(keep_every=0) == [] and kept(budget=30.0) == []
 
 
+def test_pictures_of_a_training_that_ends_before_the_first_are_none(content):
+    content["align"] |= {"steps": 2, "images_every": 2}
+    assert find_variant(check_params(content), "va-pi").alignment.images_every == 2
+    content["align"]["images_every"] = 3
+    assert find_variant(check_params(content), "va-pi").alignment.images_every == 0
+    content["align"]["budget"] = 60.0  # seconds: nobody knows how many steps
+    assert find_variant(check_params(content), "va-pi").alignment.images_every == 3
+
+
 def test_a_variant_may_keep_weights_at_other_steps(content):
     content["variants"]["va-pi"]["align"] = {"keep_every": 10, "steps": 30}
     content["align"]["keep_every"] = 20

@@ -121,6 +121,16 @@ def test_micro_batches_divide_what_one_process_has_of_a_step(content):
         check_params(content)
 
 
+def test_weights_that_are_spread_over_processes_draw_no_pictures(content):
+    content["launch"] |= {"strategy": "fsdp", "processes": 2}
+    with pytest.raises(ParameterError, match=r"align\.images_every: .*whole weights are needed: 0, or launch\.strat"):
+        check_params(content)
+    content["launch"]["processes"] = 1
+    check_params(content)  # nothing is spread
+    content["launch"]["processes"], content["align"]["images_every"] = 2, 0
+    check_params(content)
+
+
 def test_the_network_that_rewards_a_rival_must_not_score_either(content):
     content["align"]["reward_network"] = "lpips"
     content["score"]["extractors"] = ["reward-classifier"]
