@@ -61,7 +61,11 @@ def checkout(tmp_path_factory):
 
 def running(result) -> set[str]:
     """The stages that DVC says it runs."""
-    return {line.split("'")[1] for line in result.stdout.splitlines() if line.startswith("Running stage")}
+    return running_in(result.stdout)
+
+
+def running_in(log: str) -> set[str]:
+    return {line.split("'")[1] for line in log.splitlines() if line.startswith("Running stage")}
 
 
 def all_runs(checkout):
@@ -330,14 +334,11 @@ def test_two_nodes_come_to_the_same_bytes_as_one_with_as_many_processes(parallel
 
 @needs_slurm
 def test_a_job_of_slurm_aligns_on_two_nodes(checkout, tmp_path):
-    from safetensors.numpy import load_file
-
     shared = copy.copy(checkout)
     shared.path = shutil.copytree(checkout.path, tmp_path / "shared")
-    shared.set_params(lambda params: params | {"launch": params["launch"] | {"nodes": 2}})
-    weights = shared.path / "data/aligned/va-pi/0/generator.safetensors"
-    weights.unlink()
-    shutil.rmtree(shared.path / ".dvc/cache/runs")  # or DVC would take them from there
+    shared.set_params(
+        lambda params: params | {"launch": params["launch"] | {"nodes": 2}, "align": params["align"] | {"steps": 4}}
+    )
     (shared.path / ".venv").symlink_to(sys.prefix)
     (port,) = free_ports(1)
     own = {"VAPI_RENDEZVOUS": f"127.0.0.1:{port}", "PYTHONPATH": str(shared.path)}
@@ -349,11 +350,10 @@ def test_a_job_of_slurm_aligns_on_two_nodes(checkout, tmp_path):
             check=False,
         )
     (log,) = (path.read_text() for path in shared.path.glob("slurm-nodes-*.log"))
-    assert job.returncode == 0, log
+    assert job.returncode == 0 and running_in(log) == {"align@va-pi"}, log
+    assert log.count("waits for stages of the first node") == 1  # one `vapi node`, since there is one other node
     assert "waits for 1 more of 2 nodes" in log and "align@va-pi ended well." in log
-    alone, together = load_file(checkout.path / weights.relative_to(shared.path)), load_file(weights)
-    assert all(np.abs(together[name] - values).max() < 1e-5 for name, values in alone.items())
-    assert any((together[name] != values).any() for name, values in alone.items())  # a run of its own
+    assert len(pd.read_csv(shared.path / "reports/curves/va-pi/0.csv")) == 4
 
 
 def test_an_error_of_all_processes_is_told_once(parallel):
@@ -504,6 +504,7 @@ def test_a_cell_that_was_killed_while_it_drew_goes_on_from_its_images_to_the_sam
     assert images((clone / "dvc.lock").read_text()) == resumed and len(resumed) == 1
 
 
+@pytest.mark.slow
 def test_a_cell_of_two_processes_comes_to_what_one_process_comes_to(swept):
     from safetensors.numpy import load_file
 
