@@ -64,7 +64,8 @@ def use_template() -> None:
     if not path.is_file() or made_by not in path.read_text(encoding="utf-8")[:500]:
         import vl_convert
 
-        scripts = vl_convert.javascript_bundle(vl_version=VEGA_LITE).replace("</script", r"<\/script")
+        bundle = vl_convert.javascript_bundle(vl_version=VEGA_LITE)  # type: ignore[call-arg] # its stub wants a snippet
+        scripts = bundle.replace("</script", r"<\/script")
         with atomic_path(path) as temporary:
             temporary.write_text(PAGE.format(made_by=made_by, scripts=scripts), encoding="utf-8")
     if "html_template" not in Config(str(DVC)).get("plots", {}):
