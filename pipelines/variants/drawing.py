@@ -8,12 +8,9 @@ folder, which DVC does not empty, so that a stage that was killed goes on from t
 
 import json
 import shutil
-from contextlib import nullcontext
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
-import torch
 
 from pipelines.config.params import Params
 from pipelines.config.paths import OWN_WORK, RUN_FILE, SUBSET, TOKENS, remedy
@@ -39,11 +36,9 @@ from vapi_core.files import atomic_path, read_texts
 from vapi_core.fingerprint import fingerprint, training_code
 from vapi_core.memory import free_bytes
 from vapi_core.models.checkpoints import model_hash
-from vapi_core.models.policy import Conditions, Policy
+from vapi_core.models.policy import Conditions
 from vapi_core.sampling.drawing import choose_classes, draw_images
-from vapi_core.sampling.packing import packable_layers
 from vapi_core.sampling.sampler import Sampler, batch_in_memory
-from vapi_core.threads import parallel_map
 
 GRID_IMAGES, GRID_COLUMNS = 100, 10
 
@@ -90,19 +85,7 @@ def batch_size(stage: Stage, sets: list[ImageSet]) -> int:
     generator = open_generator(sets[0].generator, stage.device).to(stage.dtype)
     tokenizer = open_tokenizer(stage.device, sets[0].tokenizer)
     guided = any(s.config.guidance_scale != 1.0 for s in sets)
-    free = free_bytes(stage.device) // batches_at_once(stage, generator)
-    return int(distributed.from_main(batch_in_memory(free, generator, tokenizer, guided)))
-
-
-def batches_at_once(stage: Stage, generator: Policy) -> int:
-    """How many batches are drawn side by side: on a CPU one for each of torch's threads.
-
-    A wide generator draws one at a time: its products have enough for all threads, and packed weights are for one
-    batch.
-    """
-    if stage.device.type != "cpu" or stage.params.launch.compile or packable_layers(generator, rows=1):
-        return 1
-    return torch.get_num_threads()
+    return int(distributed.from_main(batch_in_memory(free_bytes(stage.device), generator, tokenizer, guided)))
 
 
 def open_arrays(stage: Stage, sets: list[ImageSet]) -> list[PartialArray]:
@@ -165,23 +148,12 @@ def fill(images: PartialArray, parts: list[range], image_set: ImageSet, stage: S
     conditions = open_conditions(stage.params, choose_labels(stage.params, seed))
     generator = open_generator(image_set.generator, stage.device).to(stage.dtype)
     tokenizer = open_tokenizer(stage.device, image_set.tokenizer)
-    at_once = min(len(parts), batches_at_once(stage, generator))
-    samplers: SimpleQueue[Sampler] = SimpleQueue()  # each has one KV cache
-    for _ in range(at_once):
-        samplers.put(Sampler(generator, image_set.config, stage.params.launch.compile))
-
-    def draw(part: range) -> np.ndarray:
-        sampler = samplers.get()
-        try:
-            condition = batch_conditions(conditions, np.asarray(part), stage.device)
-            return draw_images(sampler, tokenizer, condition, part, seed, images.shape[1])
-        finally:
-            samplers.put(sampler)
-
-    with parallel_map(stage.device, at_once) if at_once > 1 else nullcontext(map) as each:
-        for part, drawn in zip(parts, each(draw, parts), strict=True):
-            images.write(part, drawn)
-            advance(len(part) * distributed.world_size())  # the others are about as far
+    sampler = Sampler(generator, image_set.config, stage.params.launch.compile)
+    size = images.shape[1]
+    for part in parts:
+        condition = batch_conditions(conditions, np.asarray(part), stage.device)
+        images.write(part, draw_images(sampler, tokenizer, condition, part, seed, size))
+        advance(len(part) * distributed.world_size())  # the others are about as far
 
 
 def grid_items(params: Params, count: int) -> np.ndarray:

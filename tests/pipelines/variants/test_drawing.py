@@ -1,12 +1,10 @@
 """Image sets of a variant: a stage that was killed goes on from what it has, and from nothing else."""
 
 import shutil
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from pipelines.config.loading import check_params
 from pipelines.config.paths import ALIGNED, GENERATOR, OWN_WORK, SAMPLES
@@ -207,23 +205,3 @@ def test_a_kill_while_sets_are_written_costs_no_more_than_those_that_are(workspa
     directory = run(workspace).with_name("t1.0-g2.0-0")
     assert drawn == [(1.0, 4), (1.0, 4), (1.0, 3)]
     np.testing.assert_array_equal(np.load(directory / "images.npy"), whole)
-
-
-def test_on_two_threads_two_batches_are_drawn_at_a_time_and_every_image_is_in_its_place(workspace, monkeypatch):
-    meet, samplers = threading.Barrier(2), set()
-
-    def draw(sampler, tokenizer, class_ids, indices, seed, size):
-        samplers.add(id(sampler))
-        if len(indices) == 4 and indices[0] < 8:
-            meet.wait(timeout=60)  # the first two batches of a set are at work at the same time
-        return np.broadcast_to(np.asarray(indices, np.uint8)[:, None, None, None], (len(indices), size, size, 3))
-
-    monkeypatch.setattr(drawing, "draw_images", draw)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        images = np.load(run(workspace) / "images.npy")
-    finally:
-        torch.set_num_threads(before)
-    assert images[:, 0, 0, 0].tolist() == list(range(11))
-    assert len(samplers) >= 2
