@@ -34,7 +34,6 @@ FRAME = [
         "vapi_core/arrays.py",
         "vapi_core/limits.py",
         "vapi_core/memory.py",
-        "vapi_core/threads.py",
         "vapi_core/scoring/geneval/folder.py",
         "vapi_core/fingerprint.py",
     )

@@ -8,6 +8,9 @@ classification protocol resizes to 256 and cuts out the central 224; what a gene
 """
 
 import hashlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -23,7 +26,6 @@ from vapi_core.files import atomic_path, sha256_file
 from vapi_core.fingerprint import EXTRACTION, code_of, fingerprint
 from vapi_core.models.classifier import load_classifier
 from vapi_core.models.weights import check_loaded, read_state_dict, weights_sha256
-from vapi_core.threads import parallel_map
 
 EFFICIENTNET_SIZE = 224  # pixels, the resolution the weights were trained at
 EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -177,13 +179,27 @@ def extract(
 
     starts = range(0, len(images), batch_size)
     wholes: list[np.ndarray] = []
-    with parallel_map(device, len(starts)) as each:
-        for start, parts in zip(starts, each(run, starts), strict=True):
+    with _parallel_map(device) as parallel_map:
+        for start, parts in zip(starts, parallel_map(run, starts), strict=True):
             if not wholes:  # each at full size from the first batch on, which tells D and K
                 wholes = [np.empty((len(images), part.shape[1]), np.float32) for part in parts]
             for whole, part in zip(wholes, parts, strict=True):
                 whole[start : start + len(part)] = part
     return {"features": wholes[0], "logits": wholes[1]}
+
+
+@contextmanager
+def _parallel_map(device: str | torch.device) -> Iterator[Callable]:
+    """`map`, on a CPU in as many threads as torch has, each of them alone with what it works on."""
+    if torch.device(device).type != "cpu":
+        yield map
+        return
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool.map
+    finally:
+        torch.set_num_threads(threads)  # what a thread sets holds for every one that starts later
 
 
 def cached_features(
