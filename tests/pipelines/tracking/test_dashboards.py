@@ -111,9 +111,27 @@ def answers(address):
 
 
 def wait_until(condition, seconds):
+    """Asks again after an error of a stale element too: MLflow draws its page anew at any moment."""
+    from selenium.common.exceptions import StaleElementReferenceException
     from selenium.webdriver.support.ui import WebDriverWait
 
-    return WebDriverWait(None, seconds, poll_frequency=0.5).until(lambda _: condition())
+    errors = [StaleElementReferenceException]
+    return WebDriverWait(None, seconds, poll_frequency=0.5, ignored_exceptions=errors).until(lambda _: condition())
+
+
+def texts(browser, selector):
+    """The texts of all elements, in one step of the browser: between two, MLflow may draw its page anew."""
+    return browser.execute_script(
+        "return [...document.querySelectorAll(arguments[0])].map(found => found.innerText.trim())", selector
+    )
+
+
+def click(browser, by, value):
+    def clicked():
+        found = browser.find_elements(by, value)
+        return found and (found[0].click() or True)
+
+    wait_until(clicked, 120)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +184,7 @@ def test_every_chart_of_a_dashboard_is_drawn_and_no_other(server, browser, key, 
         browser.save_screenshot(picture(f"dashboard-{key}", tmp_path))
     shown = browser.execute_script("return document.querySelectorAll(arguments[0]).length", CARD)
     assert shown == sum(len(section.charts) for section in dashboard.sections)
-    text = browser.find_element("tag name", "body").text
+    (text,) = texts(browser, "body")
     assert all(section.name in text for section in dashboard.sections)
 
 
@@ -177,11 +195,8 @@ def test_after_a_reload_the_menu_of_views_has_the_dashboards(server, browser):
     browser.get(dashboards.url(address, experiment_id, PLANNED["runs"]))
     wait_until(lambda: "tags.variant" in browser.current_url, 120)  # the filter of the view: it is applied
     browser.refresh()
-    menu = '[data-testid="saved-views-trigger"]'
-    wait_until(lambda: browser.find_elements("css selector", menu), 120)
-    browser.find_element("css selector", menu).click()
-    names = wait_until(lambda: browser.find_elements("xpath", "//*[@role='menu']//*[text()='methods']"), 60)
-    names[0].click()
+    click(browser, "css selector", '[data-testid="saved-views-trigger"]')
+    click(browser, "xpath", "//*[@role='menu']//*[text()='methods']")
     wait_until(lambda: "tags.stage" in browser.current_url, 120)
 
 
@@ -191,16 +206,11 @@ def test_settings_and_scores_are_columns_of_the_runs_and_the_page_is_one_of_trai
     browser.set_window_size(3000, 1200)  # columns that are out of view are not drawn
     browser.get("about:blank")
     browser.get(dashboards.url(address, experiment_id, PLANNED["runs"]))
-
-    def headings():
-        cells = browser.find_elements("css selector", ".ag-header-cell")
-        return {cell.text.strip() for cell in cells}
-
     try:
-        wait_until(lambda: {"noise_ratio", "score/fid/scorer"} <= headings(), 120)
+        wait_until(lambda: {"noise_ratio", "score/fid/scorer"} <= set(texts(browser, ".ag-header-cell")), 120)
     finally:
         browser.save_screenshot(picture("runs", tmp_path))
-    sections = {link.text for link in browser.find_elements("css selector", "a")}
+    sections = set(texts(browser, "a"))
     assert "Model registry" in sections and "Prompts" not in sections  # of training, of GenAI
 
 
