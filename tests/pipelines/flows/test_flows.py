@@ -236,7 +236,7 @@ def postgres():
     if shutil.which("initdb") is None or shutil.which("postgres") is None:
         yield None
         return
-    import psycopg2
+    import psycopg
 
     data = tempfile.mkdtemp(prefix="vapi-postgres-")
     as_user = []
@@ -253,8 +253,8 @@ def postgres():
 
     def connect():
         try:
-            return psycopg2.connect(host="127.0.0.1", port=port, user="lab", dbname="postgres")
-        except psycopg2.OperationalError:
+            return psycopg.connect(host="127.0.0.1", port=port, user="lab", dbname="postgres")
+        except psycopg.OperationalError:
             return None
 
     wait_until(connect)
@@ -581,12 +581,12 @@ def test_schedules_make_runs_that_run_and_a_dry_run_prints_its_commands_and_runs
 def test_both_servers_keep_their_records_in_postgresql(ui, postgres):
     if postgres is None:
         pytest.skip("no PostgreSQL here (initdb and postgres on the PATH): the servers above ran on SQLite")
-    import psycopg2
+    import psycopg
 
     def count(database, table):
         user, _, address = postgres.partition("@")
         host, _, port = address.partition(":")
-        connection = psycopg2.connect(host=host, port=port, user=user, dbname=database)
+        connection = psycopg.connect(host=host, port=port, user=user, dbname=database)
         cursor = connection.cursor()
         cursor.execute(f"SELECT count(*) FROM {table}")
         (rows,) = cursor.fetchone()

@@ -1,6 +1,9 @@
 """Whose requests reach Prefect's server. The real server is asked in test_flows.py."""
 
+import asyncio
+
 import pytest
+from prefect.server.schemas.schedules import CronSchedule
 from prefect.settings.models.server.api import ServerAPISettings
 from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
@@ -76,3 +79,8 @@ def test_the_origins_of_the_settings_take_the_place_of_the_servers_own(monkeypat
     monkeypatch.setenv("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", "*")
     everybody = allowed_origins(ServerAPISettings())
     assert browser(everybody, "lab.example").post("/api", headers={"Origin": FOREIGN}).text == "hello"
+
+
+def test_prefect_and_the_package_that_reads_its_clock_fit_so_that_a_cron_line_has_runs():
+    nights = asyncio.run(CronSchedule(cron="0 1 * * *").get_dates(3))  # whenever 0.10 raises here, which is only logged
+    assert [(night.hour, night.minute) for night in nights] == [(1, 0)] * 3
