@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -557,7 +558,9 @@ def test_schedules_make_runs_that_run_and_a_dry_run_prints_its_commands_and_runs
         f"/deployments/{deployment.id}", json={"parameters": {"form": form(0.25), "dry_run": True}}
     ).raise_for_status()
     known = {r.id for r in ui.client.read_flow_runs()}
-    interval, cron = IntervalSchedule(interval=5), CronSchedule(cron="* * * * *")
+    soon = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=10)
+    interval = IntervalSchedule(interval=timedelta(hours=1), anchor_date=soon)
+    cron = CronSchedule(cron="* * * * *")
     ui.client.create_deployment_schedules(deployment.id, [(interval, True), (cron, True)])
 
     def scheduled():
@@ -566,16 +569,22 @@ def test_schedules_make_runs_that_run_and_a_dry_run_prints_its_commands_and_runs
         return [r for r in runs if r.id not in known and r.auto_scheduled]
 
     before = ui.events()
-    wait_until(lambda: any(r.state.is_completed() for r in scheduled()))
-    (ran, *_) = [r for r in scheduled() if r.state.is_completed()]
-    wait_until(lambda: f"+variants.{variant_of(0.25)}=" in ui.log(ran.id))  # logs arrive a little later
-    assert ui.events() == before
-    times = {run.expected_start_time for run in scheduled()}
-    assert len([t for t in times if t.second == t.microsecond == 0]) >= 2  # cron's, and not only the next one
-    for schedule in ui.client.read_deployment_schedules(deployment.id):
-        ui.client.delete_deployment_schedule(deployment.id, schedule.id)
-    own = {"parameters": deployment.parameters}  # those of before, for the tests behind this one
-    ui.client._client.patch(f"/deployments/{deployment.id}", json=own).raise_for_status()
+    try:
+        wait_until(lambda: any(r.state.is_completed() for r in scheduled()))
+        (ran, *_) = [r for r in scheduled() if r.state.is_completed()]
+        wait_until(lambda: f"+variants.{variant_of(0.25)}=" in ui.log(ran.id))  # logs arrive a little later
+        assert ui.events() == before
+        times = {run.expected_start_time for run in scheduled()}
+        assert len([t for t in times if t.second == t.microsecond == 0]) >= 2  # cron's, and not only the next one
+        assert len([t for t in times if (t - soon).total_seconds() % 3600 == 0]) >= 2  # the interval's
+    finally:  # the tests behind this one have the deployment as it was
+        for schedule in ui.client.read_deployment_schedules(deployment.id):
+            ui.client.delete_deployment_schedule(deployment.id, schedule.id)
+        for run in scheduled():  # the server may plan some after their schedule is gone
+            if not run.state.is_final():
+                ui.client.delete_flow_run(run.id)
+        own = {"parameters": deployment.parameters}
+        ui.client._client.patch(f"/deployments/{deployment.id}", json=own).raise_for_status()
 
 
 def test_both_servers_keep_their_records_in_postgresql(ui, postgres):
