@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import torch
 
 from vapi_core import memory
@@ -26,3 +28,16 @@ def test_free_memory_is_what_the_system_says_or_less_where_a_container_has_a_lim
     assert memory.free_bytes(torch.device("cpu")) == 5000 * 1024
     (tmp_path / "memory.max").write_text("4000\n")
     assert memory.free_bytes(torch.device("cpu")) == 3000
+
+
+def test_a_glibc_that_refuses_the_first_setting_is_left_as_it_is(monkeypatch):
+    for taken, given in ((1, [memory.M_MMAP_THRESHOLD, memory.M_TRIM_THRESHOLD]), (0, [memory.M_MMAP_THRESHOLD])):
+        asked = []
+
+        def mallopt(setting, size, asked=asked, taken=taken):
+            asked.append(setting)
+            return taken
+
+        monkeypatch.setattr(memory.ctypes, "CDLL", lambda name, mallopt=mallopt: SimpleNamespace(mallopt=mallopt))
+        memory.give_back_from(2**27)
+        assert asked == given

@@ -49,7 +49,10 @@ def even_parts(count: int, most: int) -> list[slice]:
 
 
 def give_back_from(size: int) -> None:
-    """Has glibc give freed blocks back to the system from so many bytes on; other C libraries go on as they are."""
-    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(M_MMAP_THRESHOLD, size)
+    """Has glibc give freed blocks back to the system from so many bytes on.
+
+    Other C libraries go on as they are, and so do versions of glibc that refuse so many bytes: the second setting
+    without the first would give back every large block at once.
+    """
+    if hasattr(libc := ctypes.CDLL(None), "mallopt") and libc.mallopt(M_MMAP_THRESHOLD, size):
         libc.mallopt(M_TRIM_THRESHOLD, 4 * size)

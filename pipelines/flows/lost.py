@@ -9,7 +9,7 @@ Prefect itself leaves all of them Running. Three things end them:
   that were killed with all that would have told MLflow.
 """
 
-import subprocess
+import os
 import sys
 import threading
 from collections.abc import Mapping
@@ -33,9 +33,11 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.exceptions import PrefectException
 from prefect.states import Crashed, State
 
 from pipelines.flows.cell import WORKER
+from pipelines.processes import Guarded
 from pipelines.tracking.runs import killed_journals
 from vapi_core.errors import FileError
 
@@ -45,6 +47,7 @@ MISSED = 3  # heartbeats
 NAME = "vapi: flow runs whose process is gone"
 HEARTBEAT, ENDS = "prefect.flow-run.heartbeat", ("Completed", "Failed", "Cancelled", "Crashed")
 LOOK_SECONDS = 10.0  # between two looks at whether anything is left
+MOST_LEFT_OUT = 60  # looks, while MLflow is away
 BEGUN = [StateType.PENDING, StateType.RUNNING]
 
 
@@ -99,21 +102,33 @@ def end_tasks(client: SyncPrefectClient) -> None:
         client.set_task_run_state(task.id, Crashed(message="its flow run has crashed"), force=True)
 
 
-def close_runs(env: Mapping[str, str]) -> None:
+def close_runs(env: Mapping[str, str]) -> list[str]:
     """Ends the runs of killed stages in MLflow, where this folder's journals have any: by a process of its own, since
-    MLflow is large. What cannot be sent stays in the journal, and is tried again."""
-    with suppress(FileError):  # of a damaged journal `vapi upload` tells
+    MLflow is large, which ends with this one. Returns what it said of those that it could not send."""
+    with suppress(FileError, OSError):  # of a damaged journal `vapi upload` tells; one may be removed this moment
         if killed_journals():
             command = [sys.executable, "-m", "pipelines.tracking", "upload"]
-            subprocess.run(command, env=dict(env), capture_output=True, check=False)
+            with Guarded(command, f"upload-{os.getpid()}", env) as process:
+                said = list(process.lines())
+                return said if process.wait() != 0 else []
+    return []
 
 
 def look(env: Mapping[str, str], over: threading.Event) -> None:
-    """Ends what is left, again and again. A server that is away is asked again the next time."""
+    """Ends what is left, again and again, until it is over. A server that is away is asked again: Prefect's at the next
+    look, MLflow's after more and more of them."""
+    looks, left_out, problem = 0, 0, list[str]()
     while not over.wait(LOOK_SECONDS):
-        with suppress(httpx.HTTPError), client_of(env) as client:
+        with suppress(httpx.HTTPError, PrefectException), client_of(env) as client:
             end_tasks(client)
-        close_runs(env)
+        looks += 1
+        if looks <= left_out:
+            continue
+        found = close_runs(env)
+        looks, left_out = 0, min(2 * left_out + 1, MOST_LEFT_OUT) if found else 0
+        if found and found != problem:
+            print("\n".join(["Runs of killed stages still stand as running in MLflow:", *found]), file=sys.stderr)
+        problem = found
 
 
 def client_of(env: Mapping[str, str]) -> SyncPrefectClient:

@@ -21,6 +21,7 @@ from contextlib import ExitStack, suppress
 
 import httpx
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.exceptions import PrefectException
 from prefect.settings import PREFECT_SERVER_API_AUTH_STRING
 from prefect.workers.process import ProcessWorker
 
@@ -182,7 +183,9 @@ def serve(stack: ExitStack, host: str) -> None:
     print(masked(f"MLflow:  {env['MLFLOW_TRACKING_URI']}"), flush=True)
     print(dashboards, end="")
     print(f"Logs:    {LOGS}. Ctrl-C stops everything.", flush=True)
-    threading.Thread(target=look, args=(env, threading.Event()), daemon=True).start()
+    over = threading.Event()
+    stack.callback(over.set)
+    threading.Thread(target=look, args=(env, over), daemon=True).start()
     worker = ["prefect", "worker", "start", "--pool", POOL, "--limit", "4"]
     for turn in itertools.count(1):
         name = f"{socket.gethostname()}-{os.getpid()}-{turn}"
@@ -193,7 +196,10 @@ def serve(stack: ExitStack, host: str) -> None:
                 for server, _ in started:
                     server.check()
         print("The worker has ended; another one starts.", file=sys.stderr, flush=True)
-        with suppress(httpx.HTTPError), client_of(env) as client:  # where the server is away, the heartbeats tell it
+        with (
+            suppress(httpx.HTTPError, PrefectException),
+            client_of(env) as client,
+        ):  # where the server is away, the heartbeats tell it
             end_runs_of(name, POOL, client)
 
 

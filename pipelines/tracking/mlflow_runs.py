@@ -363,9 +363,11 @@ class RemoteRun:
         with self._closed_if_refused():
             for start in range(0, len(metrics), BATCH_METRICS):
                 self._client.log_batch(self._run_id, metrics=metrics[start : start + BATCH_METRICS])
+            newest = {file: e for e in entries for file in e.images.values()}  # one drawn anew has the file of before
             for e in entries:
                 for name, file in e.images.items():
-                    self._send_image(name, self._folder / file, e)
+                    if newest[file] is e:
+                        self._send_image(name, self._folder / file, e)
 
     def _send_image(self, name: str, path: Path, entry: Entry) -> None:
         """A picture of a step. One that somebody has removed meanwhile is passed over, as an artifact is."""

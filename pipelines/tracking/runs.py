@@ -291,14 +291,14 @@ def send_all(client: Any, journals: list[Journal]) -> Report:
 
 
 def send_whole(client: Any, journal: Journal) -> bool:
-    """Sends a journal unless a stage reports there; says whether it did. That of a killed stage ends as KILLED."""
+    """Sends a journal unless a stage reports there; says whether it did. That of a killed stage ends as KILLED, once it
+    is sent: until then whoever looks for killed stages finds it."""
     with journal.unattended() as unattended:
-        state = journal.state()
+        before, state = (journal.header(), journal.state()), journal.state()
         if state["status"] == "RUNNING":
             if not unattended:
                 return False
             state |= {"status": "KILLED", "end_time": journal.last_sign()}
-            journal.update(**state)
     run, entries, scores = remote_run(client, journal), journal.entries()[0], journal.scores()
     own = {
         name for found in scores.values() for name in found.metrics
@@ -307,8 +307,8 @@ def send_whole(client: Any, journal: Journal) -> bool:
     run.send(journal.system())
     run.close(state, scores.values())
     with journal.unattended() as unattended:
-        if unattended and journal.state() == state:  # else there is more to send
-            journal.update(uploaded=True)
+        if unattended and (journal.header(), journal.state()) == before:  # else there is more to send
+            journal.update(**state | {"uploaded": True})
     return True
 
 

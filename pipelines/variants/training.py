@@ -56,9 +56,6 @@ def open_policy(stage: Stage, alignment: Alignment) -> Policy:
     if sharded and not alignment.method.shards:
         problem = f"{alignment.name} draws token by token, for which it needs whole weights: ddp."
         raise ParameterError("launch.strategy", problem)
-    if sharded and alignment.images_every:
-        problem = "images are drawn token by token, for which whole weights are needed: 0, or launch.strategy ddp."
-        raise ParameterError("align.images_every", problem)
     generator = open_generator(GENERATOR, torch.device("cpu") if sharded else stage.device)
     generator.activation_checkpointing = launch.activation_checkpointing
     if sharded:

@@ -92,6 +92,16 @@ def test_a_pytorch_without_the_operators_draws_with_plain_layers(monkeypatch):
 
 
 @needs_packing
+@pytest.mark.parametrize("held", [True, False])
+def test_weights_are_packed_where_a_quarter_of_the_free_memory_holds_them_once_more(monkeypatch, held):
+    model = nn.Sequential(nn.Linear(WIDE, WIDER), nn.Linear(WIDER, WIDE))
+    size = 2 * 4 * WIDE * WIDER  # bytes
+    monkeypatch.setattr(packing, "free_bytes", lambda device: 4 * size - (not held))
+    with packed_linears(model, 1):
+        assert [is_packed(layer) for layer in model] == [held, held]
+
+
+@needs_packing
 @pytest.mark.parametrize(("generator", "packs"), [(wide_generator(), True), (tiny_generator(), False)])
 def test_a_wide_generator_decodes_with_packed_layers(generator, packs):
     seen = []

@@ -4,6 +4,7 @@ A decode step of few sequences multiplies few rows by every weight, and takes as
 `F.linear` reads them at a third of the memory's rate then. oneDNN reads weights that lie in its own order up to four
 times as fast; results agree up to rounding (`docs/speed.md`). Packing a weight costs about five decode steps, so it is
 done once a batch of images, and the packed copies are dropped behind it: they take the memory of the weights once more.
+Where that is more than a quarter of what is free, all layers stay as they are.
 
 The operators are those that PyTorch's compiler puts in the place of linear layers. They are not in its documented
 interface: where they are missing, all layers stay as they are.
@@ -17,11 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vapi_core.memory import free_bytes
 from vapi_core.models.policy import compute_dtype
 
 LEAST_WIDTH = 512  # narrower weights stay in the CPU's caches: at 128 channels packed ones take longer
 MOST_ROWS = 64  # with more, a product's arithmetic takes longer than reading its weight
 FAST_ROWS = 4  # oneDNN takes longer for fewer rows than for four
+FREE_SHARE = 0.25  # of the free memory: the batch has half of it
 
 
 def can_pack(dtype: torch.dtype) -> bool:
@@ -61,8 +64,10 @@ class PackedLinear:
 
 
 def packable_layers(model: nn.Module, rows: int) -> list[nn.Linear]:
-    """The layers of a model that multiply so many rows faster by a packed weight."""
-    return [layer for layer in model.modules() if is_packable(layer)] if rows <= MOST_ROWS else []
+    """The layers of a model that multiply so many rows faster by a packed weight, if memory holds all of these."""
+    layers = [layer for layer in model.modules() if is_packable(layer)] if rows <= MOST_ROWS else []
+    size = sum(layer.weight.nbytes for layer in layers)
+    return layers if layers and size <= FREE_SHARE * free_bytes(layers[0].weight.device) else []
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from contextlib import nullcontext
 from datetime import timedelta
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from uuid import uuid4
@@ -9,12 +11,33 @@ from uuid import uuid4
 import pytest
 import yaml
 from prefect.events.schemas.automations import Automation
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Completed, Running
 
 from pipelines.flows import lost
 from pipelines.flows.ablation_sweep import ablation_sweep
 from pipelines.flows.cell import WORKER, cell
 from pipelines.flows.reproduce import reproduce
+
+
+class Upload:
+    """The process that sends."""
+
+    def __init__(self, started, code, command, name, env):
+        started.append(command)
+        self.code = code
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def lines(self):
+        return iter(["error: the server is away"])
+
+    def wait(self):
+        return self.code
 
 
 class Server:
@@ -105,6 +128,36 @@ def test_three_heartbeats_are_missed_before_a_run_of_ours_counts_as_crashed():
 def test_mlflow_is_asked_only_where_a_stage_was_killed(monkeypatch, killed):
     started = []
     monkeypatch.setattr(lost, "killed_journals", lambda: killed)
-    monkeypatch.setattr(lost.subprocess, "run", lambda command, **_: started.append(command))
-    lost.close_runs({})
+    monkeypatch.setattr(lost, "Guarded", partial(Upload, started, 0))
+    assert lost.close_runs({}) == []
     assert [command[1:] for command in started] == [["-m", "pipelines.tracking", "upload"]] * len(killed)
+
+
+def test_what_could_not_be_sent_is_said_once_and_asked_for_less_and_less_often(monkeypatch, capsys):
+    started, looks = [], iter(range(40))
+    monkeypatch.setattr(lost, "killed_journals", lambda: ["a journal"])
+    monkeypatch.setattr(lost, "Guarded", partial(Upload, started, 1))
+    monkeypatch.setattr(lost, "client_of", lambda env: nullcontext(Server()))
+    begun = []
+
+    class Over:
+        def wait(self, seconds):
+            begun.append(len(started))
+            return next(looks, None) is None
+
+    lost.look({}, Over())
+    first = [begun.index(count) for count in range(1, len(started) + 1)]  # the looks behind which there was one more
+    assert [after - before for before, after in pairwise(first)] == [2, 4, 8, 16]
+    assert capsys.readouterr().err.count("the server is away") == 1
+
+
+def test_a_run_that_was_deleted_this_moment_does_not_end_the_watch(monkeypatch):
+    class Forgetful(Server):
+        def read_task_runs(self, **filters):
+            raise ObjectNotFound(http_exc=None)
+
+    looks = iter([False, False, True])
+    monkeypatch.setattr(lost, "killed_journals", lambda: [])
+    monkeypatch.setattr(lost, "client_of", lambda env: nullcontext(Forgetful()))
+    lost.look({}, SimpleNamespace(wait=lambda seconds: next(looks)))
+    assert next(looks, None) is None

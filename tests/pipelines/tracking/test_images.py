@@ -70,6 +70,17 @@ def test_pictures_wait_in_the_journal_while_the_server_is_away_and_are_sent_once
         assert pictures() == [("base and now", 1, 10), ("base and now", 2, 20)]
 
 
+def test_of_a_picture_that_was_drawn_anew_the_last_one_is_sent(workplace, monkeypatch):
+    address = f"sqlite:///{workplace}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", DEAD_SERVER)
+    with stage() as run:
+        for shade in (10, 20):
+            run.image("answer", workplace / f"{shade}.png", 0)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    assert tracking.upload([tracking.Journal(tracking.JOURNALS, "k1")]).problems == []
+    assert pictures() == [("answer", 0, 20)]
+
+
 def test_a_run_made_anew_has_its_own_pictures_only(workplace):
     report(workplace)
     with stage() as run:

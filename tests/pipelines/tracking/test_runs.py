@@ -383,6 +383,21 @@ def test_the_run_of_a_killed_stage_is_closed_by_the_next_command(workplace, monk
     assert tracking.killed_journals() == []
 
 
+def test_the_run_of_a_killed_stage_is_asked_for_again_where_mlflow_goes_away_meanwhile(workplace, monkeypatch):
+    assert python(KILLED, workplace).wait() == -signal.SIGKILL
+
+    def away(run, entries):
+        raise ConnectionError("gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mlflow_runs.RemoteRun, "send", away)
+        assert "gone" in tracking.upload(tracking.killed_journals()).away
+    (waiting,) = tracking.killed_journals()
+    assert tracking.upload([waiting]) == tracking.Report()
+    assert [run.info.status for run in live("killed")] == ["KILLED"] and tracking.killed_journals() == []
+    assert waiting.state()["uploaded"] and waiting.state()["status"] == "KILLED"
+
+
 def test_the_journal_of_a_stage_at_work_is_left_alone(workplace, monkeypatch):
     program = """
         import sys
