@@ -28,7 +28,7 @@ def profile(
 @command("vapi assets check llamagen-xl-c2i", to=assets)
 def check(
     profile: Profile = None,
-    anyway: Annotated[bool, typer.Option("--anyway", help="a disk that is too full is only told of")] = False,
+    anyway: Annotated[bool, typer.Option("--anyway", help="only warn where the disk is too small")] = False,
 ) -> int:
     """Lists the files: which are there, which are missing, and where to get them; and whether the disk is large enough.
 
@@ -103,7 +103,9 @@ def run(
     change: Annotated[
         list[str] | None, typer.Option("--set-param", "-S", metavar="NAME=VALUE", help="a DVC experiment with it")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="of the DVC experiment")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="name of the DVC experiment; with it one is run, even without -S")
+    ] = None,
     prefect: Annotated[bool, typer.Option("--prefect", help="each stage as a task of a Prefect flow")] = False,
     parallelism: Annotated[int, typer.Option(min=1, help="with --prefect: stages at the same time")] = 2,
 ) -> int:

@@ -14,7 +14,7 @@ export = group("export", "Hands weights and images to other people's scripts.", 
 
 @command(
     "vapi sample drawn --generator c2i_XL_384.pt --tokenizer vq_ds16_c2i.pt --image-size 384 --classes 207,360 --count 4",
-    "vapi sample drawn --generator data/aligned/va-pi/4 --tokenizer data/tokenizer --classes 3,7",
+    "vapi sample drawn --generator data/aligned/va-pi/30 --tokenizer data/tokenizer --classes 3,7",
     "vapi sample drawn --generator deepseek-community/Janus-Pro-1B --prompt 'a red fox in snow' --guidance 5",
     "vapi sample drawn --prompts drawbench.csv --variant va-pi --seed 4 --guidance 7.5 --count 4",
     panel=IMAGES,
@@ -24,7 +24,9 @@ def sample(
     generator: Annotated[
         str | None, typer.Option(help="LlamaGen's .pt, a folder of ours, a Janus (default: the run's, by --variant)")
     ] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="the same of the tokenizer (default: beside it)")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="tokenizer checkpoint, in the same formats (default: beside the generator)")
+    ] = None,
     classes: Annotated[str | None, typer.Option(help="numbers of classes, with commas between")] = None,
     prompts: Annotated[
         Path | None, typer.Option(metavar="FILE", help="GenEval's .jsonl, or .csv, .tsv, .json, .txt")
@@ -32,7 +34,10 @@ def sample(
     prompt: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="one prompt; may be repeated")] = None,
     variant: Annotated[str, typer.Option(help="without --generator: one of params.yaml, or base")] = "base",
     seed: Annotated[
-        int | None, typer.Option(help="of the images; of the run's alignment too (default: 0, or the run's)")
+        int | None,
+        typer.Option(
+            help="seed of the images; without --generator of the alignment too (default: 0, or the run's first)"
+        ),
     ] = None,
     guidance: Annotated[float | None, typer.Option(help="default: 1, none; or the run's")] = None,
     temperature: Annotated[float | None, typer.Option(help="default: 1, or the run's")] = None,
@@ -42,7 +47,9 @@ def sample(
     image_size: Annotated[int | None, typer.Option(min=1, help="of LlamaGen's .pt, which do not have it")] = None,
     heads: Annotated[int | None, typer.Option(min=1, help="of a .pt of no official size")] = None,
     text_encoder: Annotated[str | None, typer.Option(help="FLAN-T5-XL, a folder or a cached hub id")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="has no influence on the images")] = 16,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="images drawn at once; another number rounds differently: a token here and there")
+    ] = 16,
     device: Device = "auto",
 ) -> None:
     """Draws images for classes or prompts, from any checkpoint or from the run's generators.
@@ -209,14 +216,16 @@ def register(
 
 
 @command(
-    "vapi push data/aligned/va-pi/4 released --license apache-2.0",
-    "vapi push data/aligned/va-pi/4 me/mnist-va-pi --hub --private --license apache-2.0",
+    "vapi push data/aligned/va-pi/30 released --license apache-2.0",
+    "vapi push data/aligned/va-pi/30 me/mnist-va-pi --hub --private --license apache-2.0",
     panel=IMAGES,
 )
 def push(
     directory: Annotated[Path, typer.Argument(help="aligned weights of one seed")],
     target: Annotated[str, typer.Argument(help="a folder to make, or with --hub the id of a repository")],
-    hub: Annotated[bool, typer.Option("--hub", help="to the Hugging Face Hub, as `hf auth login` has it")] = False,
+    hub: Annotated[
+        bool, typer.Option("--hub", help="upload to the Hugging Face Hub; log in first with `hf auth login`")
+    ] = False,
     private: Annotated[bool, typer.Option("--private", help="a repository that is made is private")] = False,
     license: Annotated[str | None, typer.Option(help="as the Hub calls it (default: the base's, if known)")] = None,
 ) -> None:

@@ -24,7 +24,7 @@ def worker(
         int | None, typer.Option(help="cells at a time; default: as many as there are GPUs, or one")
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="unlike that of any other worker; default: machine and process")
+        str | None, typer.Option(help="name of this worker, which no other has; default: machine and process")
     ] = None,
     idle_minutes: Annotated[float | None, typer.Option(help="end when there has been no cell for so long")] = None,
 ) -> int:
@@ -70,7 +70,7 @@ def upload() -> int:
     context_settings=PASSED_ON,
 )
 def bench(context: typer.Context) -> int:
-    """Measures our schedule beside the authors': align, sample, tokenize, score or pipeline; and all on a GPU: gpu.
+    """Measures our schedule beside the authors': align, sample, tokenize, score or pipeline; `gpu` runs all on a GPU.
 
     The last example lists its options.
     """

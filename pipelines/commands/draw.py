@@ -90,7 +90,7 @@ def draw(
         variant: one of params.yaml, or base.
         seed: of the alignment and of the images.
         count: images of a prompt.
-        batch_size: has no influence on the images.
+        batch_size: images drawn at once. Another number rounds differently, which changes a token here and there.
 
     Raises:
         ParameterError: the run is not text to image, or has no such variant.

@@ -36,7 +36,7 @@ def push(source: Path, target: str, *, hub: bool = False, private: bool = False,
     """Publishes the weights of one seed; returns where they are.
 
     Args:
-        source: e.g. data/aligned/va-pi/4.
+        source: e.g. data/aligned/va-pi/30.
         target: a folder that is not there yet, or with `hub` the id of a repository.
         license: as the Hub calls it; None: that of the base, where it is known.
 
@@ -79,7 +79,7 @@ def files_of(source: Path) -> Iterator[Path]:
     """
     kinds = [kind for kind in KINDS if (source / f"{kind}.json").is_file()]
     if not kinds:
-        raise FileError(source, "there are no aligned weights in it.", "Name a folder such as data/aligned/va-pi/4.")
+        raise FileError(source, "there are no aligned weights in it.", "Name a folder such as data/aligned/va-pi/30.")
     folders = dict.fromkeys(kinds, source) | ({} if "tokenizer" in kinds else {"tokenizer": TOKENIZER})
     for kind, folder in folders.items():
         weights = folder / f"{kind}.safetensors"
@@ -205,7 +205,7 @@ def _names(source: Path) -> tuple[str, int]:
         or len(parts := source.relative_to(ALIGNED).parts) != 2
         or not parts[1].isdigit()
     ):
-        raise FileError(source, "this is no folder of aligned weights.", "Name one such as data/aligned/va-pi/4.")
+        raise FileError(source, "this is no folder of aligned weights.", "Name one such as data/aligned/va-pi/30.")
     return parts[0], int(parts[1])
 
 
