@@ -1,5 +1,6 @@
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from vapi_core import memory
@@ -30,14 +31,10 @@ def test_free_memory_is_what_the_system_says_or_less_where_a_container_has_a_lim
     assert memory.free_bytes(torch.device("cpu")) == 3000
 
 
-def test_a_glibc_that_refuses_the_first_setting_is_left_as_it_is(monkeypatch):
-    for taken, given in ((1, [memory.M_MMAP_THRESHOLD, memory.M_TRIM_THRESHOLD]), (0, [memory.M_MMAP_THRESHOLD])):
-        asked = []
-
-        def mallopt(setting, size, asked=asked, taken=taken):
-            asked.append(setting)
-            return taken
-
-        monkeypatch.setattr(memory.ctypes, "CDLL", lambda name, mallopt=mallopt: SimpleNamespace(mallopt=mallopt))
-        memory.give_back_from(2**27)
-        assert asked == given
+@pytest.mark.parametrize("takes", [True, False])
+def test_a_glibc_that_refuses_the_first_setting_is_left_as_it_is(monkeypatch, takes):
+    asked = []
+    libc = SimpleNamespace(mallopt=lambda setting, size: asked.append(setting) or takes)
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: libc)
+    memory.give_back_from(2**27)
+    assert asked == [memory.M_MMAP_THRESHOLD] + [memory.M_TRIM_THRESHOLD] * takes

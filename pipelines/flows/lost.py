@@ -110,7 +110,8 @@ def close_runs(env: Mapping[str, str]) -> list[str]:
             command = [sys.executable, "-m", "pipelines.tracking", "upload"]
             with Guarded(command, f"upload-{os.getpid()}", env) as process:
                 said = list(process.lines())
-                return said if process.wait() != 0 else []
+                if (code := process.wait()) != 0:
+                    return said or [f"the process that sends ended with code {code}"]
     return []
 
 

@@ -294,11 +294,11 @@ def send_whole(client: Any, journal: Journal) -> bool:
     """Sends a journal unless a stage reports there; says whether it did. That of a killed stage ends as KILLED, once it
     is sent: until then whoever looks for killed stages finds it."""
     with journal.unattended() as unattended:
-        before, state = (journal.header(), journal.state()), journal.state()
+        _, state = before = journal.header(), journal.state()
         if state["status"] == "RUNNING":
             if not unattended:
                 return False
-            state |= {"status": "KILLED", "end_time": journal.last_sign()}
+            state = state | {"status": "KILLED", "end_time": journal.last_sign()}
     run, entries, scores = remote_run(client, journal), journal.entries()[0], journal.scores()
     own = {
         name for found in scores.values() for name in found.metrics

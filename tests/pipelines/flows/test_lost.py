@@ -23,9 +23,9 @@ from pipelines.flows.reproduce import reproduce
 class Upload:
     """The process that sends."""
 
-    def __init__(self, started, code, command, name, env):
+    def __init__(self, started, code, command, name, env, said=("error: the server is away",)):
         started.append(command)
-        self.code = code
+        self.code, self.said = code, said
 
     def __enter__(self):
         return self
@@ -34,7 +34,7 @@ class Upload:
         pass
 
     def lines(self):
-        return iter(["error: the server is away"])
+        return iter(self.said)
 
     def wait(self):
         return self.code
@@ -131,6 +131,12 @@ def test_mlflow_is_asked_only_where_a_stage_was_killed(monkeypatch, killed):
     monkeypatch.setattr(lost, "Guarded", partial(Upload, started, 0))
     assert lost.close_runs({}) == []
     assert [command[1:] for command in started] == [["-m", "pipelines.tracking", "upload"]] * len(killed)
+
+
+def test_a_sender_that_was_killed_without_a_word_has_failed_too(monkeypatch):
+    monkeypatch.setattr(lost, "killed_journals", lambda: ["a journal"])
+    monkeypatch.setattr(lost, "Guarded", partial(Upload, [], 143, said=()))
+    assert lost.close_runs({}) == ["the process that sends ended with code 143"]
 
 
 def test_what_could_not_be_sent_is_said_once_and_asked_for_less_and_less_often(monkeypatch, capsys):
