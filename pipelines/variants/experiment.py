@@ -63,8 +63,9 @@ def run_experiment(name: str, baseline: str, base: str, overrides: list[str], st
     untracked = [option for path in new_files(Path()) for option in ("--include-untracked", path)]
     run_dvc("exp", "save", "--force", "--name", name, *untracked, stage, quiet=True)
     if shared_by:
-        run_dvc("push", "--run-cache", *needed, quiet=True)
-        push_small_outputs(needed)
+        with short_lock(needed):  # DVC (3.67) reads it four times for each stage
+            run_dvc("push", "--run-cache", *needed, quiet=True)
+            push_small_outputs(needed)
         run_dvc("exp", "push", "--no-cache", shared_by, name, quiet=True)  # unless another machine was first
     else:
         run_dvc("exp", "push", "--force", "--no-cache", "origin", name, quiet=True)
