@@ -3,7 +3,7 @@
 `run` starts a command under a guard, a small process of its own. The guard ends the command and all its descendants
 when the command ends, when it is told to, and when its caller is gone, even by kill -9: it sees its standard input
 close. Only one command of a name runs at a time, here or in another process; one that outlived a killed guard is ended
-first, found by its name in the environment of the process.
+first, found by its mark in the environment of the process. Names are those of one folder `WORK`.
 """
 
 import fcntl
@@ -21,9 +21,9 @@ import psutil
 
 from pipelines.config.paths import WORK
 
-MARK = "VAPI_PROCESS"  # environment variable: the name of the command a process belongs to
+MARK = "VAPI_PROCESS"  # environment variable: which command a process belongs to
 GRACE_SECONDS = 10.0  # between asking a process to end and ending it
-STARTING_SECONDS = 1.0  # in which a new process has its environment at the latest
+STARTING_SECONDS = 5.0  # in which a new process has its environment at the latest; its age is known up to a second
 WATCH_SECONDS = 1.0  # between two looks at whether DVC is still there
 SHELLS = ("sh", "ash", "bash", "busybox", "dash", "fish", "ksh", "zsh")
 ENDED = 128 + int(
@@ -98,12 +98,17 @@ def end_all() -> None:
         process.end()
 
 
+def mark(name: str) -> str:
+    """Of the processes of a command: another clone on this machine may run one of the same name."""
+    return str(WORK.resolve() / name)
+
+
 def marked(name: str) -> list[psutil.Process]:
     """Live processes that belong to the command of a name."""
     found = []
     for process in psutil.process_iter():
         try:
-            if process.status() != psutil.STATUS_ZOMBIE and _environment(process).get(MARK) == name:
+            if process.status() != psutil.STATUS_ZOMBIE and _environment(process).get(MARK) == mark(name):
                 found.append(process)
         except psutil.Error:  # gone, or somebody else's
             continue
@@ -237,7 +242,9 @@ class _Guard:
         with only_one(self._name):
             with self._starting:
                 end_marked(self._name)
-                process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env={**os.environ, MARK: self._name})
+                process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, env={**os.environ, MARK: mark(self._name)}
+                )
                 self._ours = True
             code = process.wait()
             end_marked(self._name)

@@ -19,8 +19,9 @@ TREE = "sleep 100; true"  # a command with a child of its own
 
 
 @pytest.fixture
-def environment(tmp_path):
+def environment(tmp_path, monkeypatch):
     """Of a process that works in a place of its own, wherever it is."""
+    monkeypatch.setattr(processes, "WORK", tmp_path)
     return {**os.environ, "PYTHONPATH": str(ROOT), "VAPI_WORK": str(tmp_path)}
 
 
@@ -64,7 +65,7 @@ def test_a_process_that_has_just_been_started_and_shows_no_environment_yet_is_no
         return whole(process) if looks[process.pid] > 1 else {}
 
     monkeypatch.setattr(psutil.Process, "environ", at_first_empty)
-    with subprocess.Popen(["sleep", "100"], env={**environment, processes.MARK: "new"}) as started:
+    with subprocess.Popen(["sleep", "100"], env={**environment, processes.MARK: processes.mark("new")}) as started:
         assert [process.pid for process in marked("new")] == [started.pid]
         processes.end_marked("new")
 
@@ -102,6 +103,14 @@ def test_a_second_command_of_a_name_waits_for_the_first_and_leaves_it_alone_when
         assert list(second.lines()) == ["second"]
 
 
+def test_a_command_of_the_same_name_in_another_clone_is_left_alone(environment, tmp_path):
+    with Guarded(["sh", "-c", TREE], "stage", environment):
+        first = tree("stage")
+        with Guarded(["echo", "second"], "stage", {**environment, "VAPI_WORK": str(tmp_path / "other")}) as second:
+            assert list(second.lines()) == ["second"]
+        assert [process.pid for process in marked("stage")] == [process.pid for process in first]
+
+
 def test_a_process_that_is_to_end_ends_its_commands_and_starts_no_other(environment):
     program = f"""
 import os, threading
@@ -128,10 +137,10 @@ signal.signal(signal.SIGTERM, signal.SIG_DFL)
 processes.GRACE_SECONDS = 0.1 if "deaf" in sys.argv else 60  # a busy machine takes its time to tidy up
 @one_message
 def stage():
-    print("ready", flush=True)
-    if "deaf" in sys.argv:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
+        if "deaf" in sys.argv:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        print("ready", flush=True)
         time.sleep(60)
         print("outlived it", flush=True)
     finally:

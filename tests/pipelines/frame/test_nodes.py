@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from contextlib import contextmanager
+from threading import Event
 
 import pytest
 import torch
@@ -110,6 +111,7 @@ def test_a_node_of_another_clone_is_refused_here_and_there(port, tmp_path, monke
         (folder / "params.yaml").write_text(params)
     monkeypatch.chdir(first)
     monkeypatch.setattr(nodes, "WORK", first / ".work")
+    monkeypatch.setattr(nodes, "PARTING_SECONDS", 60.0)
     with vapi_node(other) as node:
         refused = rf"^node {socket.gethostname()} was refused: its params\.yaml is another \("
         with pytest.raises(VapiError, match=refused), nodes.gathered(2, 1, ["align", "va-pi"]):
@@ -147,7 +149,8 @@ def other(stores):
     return nodes.Group(stores[1], JOB, 1, ["second"])
 
 
-def test_what_ends_one_node_is_told_on_the_other(group, other):
+def test_what_ends_one_node_is_told_on_the_other(group, other, monkeypatch):
+    monkeypatch.setattr(nodes, "LOOK_SECONDS", 60.0)  # or it stops the tests, as it would stop the processes of a node
     with pytest.raises(VapiError), other:
         raise VapiError("the disk is full.")
     assert group.cause() == "on node second: the disk is full."
@@ -158,6 +161,7 @@ def test_what_ends_one_node_is_told_on_the_other(group, other):
 
 def test_a_node_that_has_done_its_part_is_no_problem(group, other, monkeypatch):
     monkeypatch.setattr(nodes, "PARTING_SECONDS", 0.0)
+    monkeypatch.setattr(nodes, "LOOK_SECONDS", 60.0)
     with group:
         with other:
             pass
@@ -184,11 +188,12 @@ def test_a_node_stops_its_processes_when_another_has_failed(group, other, monkey
         """torchrun's, whose processes would work on."""
         assert arguments[:3] == ["--nnodes=2", "--nproc-per-node=8", "--node-rank=0"]
         assert arguments[-3:] == ["--module", "pipelines.stages", "align"]
-        signal.pause()
+        with pytest.raises(VapiError), other:
+            raise VapiError("the disk is full.")
+        while True:
+            Event().wait(0.1)
 
     monkeypatch.setattr("pipelines.frame.launch._run_agent", agent)
-    with pytest.raises(VapiError), other:
-        raise VapiError("the disk is full.")
 
     @one_message
     def stage():

@@ -147,7 +147,7 @@ def test_another_name_is_told_with_those_that_there_are():
 
 @needs_browser
 def test_a_reader_clicks_a_cell_and_sees_its_samples_and_picks_another_score(tmp_path):
-    from selenium.webdriver.support.ui import Select
+    from selenium.webdriver.support.ui import Select, WebDriverWait
 
     path = write_page_again(SWEEP, tmp_path / "sweep.html")
     with open_browser(tmp_path / "chromium") as browser:
@@ -172,5 +172,7 @@ def test_a_reader_clicks_a_cell_and_sees_its_samples_and_picks_another_score(tmp
         Select(browser.find_element("id", "score")).select_by_value("accuracy/scorer")
         (best,) = found("button.best")
         assert best.text == "0.2941"
-        assert all(image.get_property("naturalWidth") > 0 for image in found("#pictures img"))
+        WebDriverWait(browser, 60).until(
+            lambda _: all(image.get_property("naturalWidth") > 0 for image in found("#pictures img"))
+        )
         browser.save_screenshot(picture("sweep-page", tmp_path))

@@ -111,11 +111,15 @@ def answers(address):
 
 
 def wait_until(condition, seconds):
-    """Asks again after an error of a stale element too: MLflow draws its page anew at any moment."""
-    from selenium.common.exceptions import StaleElementReferenceException
+    """Asks again after an error of an element too: MLflow draws its page anew, and something over it, at any moment."""
+    from selenium.common import exceptions
     from selenium.webdriver.support.ui import WebDriverWait
 
-    errors = [StaleElementReferenceException]
+    errors = [
+        exceptions.StaleElementReferenceException,
+        exceptions.ElementNotInteractableException,
+        exceptions.ElementClickInterceptedException,
+    ]
     return WebDriverWait(None, seconds, poll_frequency=0.5, ignored_exceptions=errors).until(lambda _: condition())
 
 
@@ -126,12 +130,19 @@ def texts(browser, selector):
     )
 
 
-def click(browser, by, value):
-    def clicked():
-        found = browser.find_elements(by, value)
-        return found and (found[0].click() or True)
+def choose(browser, trigger, entry):
+    """Opens a menu and takes an entry; opens it again if MLflow draws its page anew meanwhile, which closes it."""
 
-    wait_until(clicked, 120)
+    def chosen():
+        if entries := browser.find_elements("xpath", f"//*[@role='menu']//*[text()='{entry}']"):
+            entries[0].click()
+            return True
+        for found in browser.find_elements("css selector", trigger):
+            if found.get_attribute("aria-expanded") != "true":
+                found.click()
+        return False
+
+    wait_until(chosen, 120)
 
 
 @pytest.fixture(scope="module")
@@ -182,10 +193,9 @@ def test_every_chart_of_a_dashboard_is_drawn_and_no_other(server, browser, key, 
         wait_until_drawn(browser, dashboard)
     finally:
         browser.save_screenshot(picture(f"dashboard-{key}", tmp_path))
-    shown = browser.execute_script("return document.querySelectorAll(arguments[0]).length", CARD)
-    assert shown == sum(len(section.charts) for section in dashboard.sections)
-    (text,) = texts(browser, "body")
-    assert all(section.name in text for section in dashboard.sections)
+    charts = sum(len(section.charts) for section in dashboard.sections)
+    wait_until(lambda: len(browser.find_elements("css selector", CARD)) == charts, 60)
+    wait_until(lambda: all(section.name in texts(browser, "body")[0] for section in dashboard.sections), 60)
 
 
 @needs_browser
@@ -195,8 +205,7 @@ def test_after_a_reload_the_menu_of_views_has_the_dashboards(server, browser):
     browser.get(dashboards.url(address, experiment_id, PLANNED["runs"]))
     wait_until(lambda: "tags.variant" in browser.current_url, 120)  # the filter of the view: it is applied
     browser.refresh()
-    click(browser, "css selector", '[data-testid="saved-views-trigger"]')
-    click(browser, "xpath", "//*[@role='menu']//*[text()='methods']")
+    choose(browser, '[data-testid="saved-views-trigger"]', "methods")
     wait_until(lambda: "tags.stage" in browser.current_url, 120)
 
 
