@@ -105,10 +105,10 @@ def mark(name: str) -> str:
 
 def marked(name: str) -> list[psutil.Process]:
     """Live processes that belong to the command of a name."""
-    found = []
+    found, wanted = [], mark(name)
     for process in psutil.process_iter():
         try:
-            if process.status() != psutil.STATUS_ZOMBIE and _environment(process).get(MARK) == mark(name):
+            if process.status() != psutil.STATUS_ZOMBIE and _environment(process).get(MARK) == wanted:
                 found.append(process)
         except psutil.Error:  # gone, or somebody else's
             continue
