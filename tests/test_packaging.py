@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 PROJECT = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -52,5 +53,5 @@ def test_the_lock_file_has_what_the_lab_asks_for_and_what_installs_the_project()
     lines = Path("requirements.lock").read_text(encoding="utf-8").splitlines()
     locked = {line.partition("==")[0] for line in lines if "==" in line and not line.startswith((" ", "#"))}
     asked = [*PROJECT["dependencies"], *(text for extra in LOCKED for text in EXTRAS[extra])]
-    names = {Requirement(text).name.lower() for text in asked} - {PROJECT["name"]}
+    names = {canonicalize_name(Requirement(text).name) for text in asked} - {PROJECT["name"]}
     assert names <= locked and "setuptools" in locked
